@@ -1,0 +1,25 @@
+"""Transfer learning for vision in functional JAX, proven equal to torchvision."""
+
+import importlib
+
+_HOME = {
+    "AlexNet": "jaxlab.models.alexnet",
+    "Preprocess": "jaxlab.preprocess",
+    "TrainState": "jaxlab.train",
+    "label_tree": "jaxlab.optim",
+    "make_eval_step": "jaxlab.train",
+    "make_optimizer": "jaxlab.optim",
+    "make_train_step": "jaxlab.train",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    # Lazy, so that `--help` and `import jaxlab` do not wait for JAX.
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

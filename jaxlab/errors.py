@@ -1,0 +1,22 @@
+"""What a command can report in one line; each class names its exit code.
+
+A message reads `WHAT: why; what to do`.
+"""
+
+
+class JaxlabError(Exception):
+    """The family; a command prints it as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(JaxlabError):
+    """A flag or setting that cannot be used."""
+
+    exit_code = 2
+
+
+class InputError(JaxlabError):
+    """Data, or a package that carries data, that is absent or unusable."""
+
+    exit_code = 3

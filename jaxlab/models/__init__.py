@@ -1,0 +1,1 @@
+"""Architectures only: no weights, no input or output, no normalisation inside."""

@@ -1,0 +1,84 @@
+"""AlexNet as torchvision has it (Krizhevsky, "One weird trick", arXiv:1404.5997)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlab.models.layers import adaptive_avg_pool, conv, linear
+
+MIN_SIZE = 63  # below, the last max pool has no 3x3 window
+
+
+class AlexNet(nn.Module):
+    """torchvision's AlexNet: float[b, h, w, 3], *, train -> logits[b, num_classes].
+
+    h and w are at least 63; images are normalised by the caller (`jaxlab.Preprocess`).
+    Parameters: `conv1..conv5, fc6, fc7, fc8`, each `{kernel, bias}`, kernels HWIO or
+    [in, out]. With `train=True` dropout needs `rngs={"dropout": key}`. `dtype` is the
+    precision of the computation; by default that of parameters and input.
+
+    Raises ValueError for inputs of another shape, too small, or not floating-point.
+    Unlike torch's, images are channels last, and fc6's input is flattened so.
+    """
+
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    dtype: jnp.dtype | None = None
+
+    def setup(self):
+        """Create the named layers."""
+        dtype = self.dtype
+        self.conv1 = conv(3, 64, kernel=11, stride=4, padding=2, dtype=dtype)
+        self.conv2 = conv(64, 192, kernel=5, padding=2, dtype=dtype)
+        self.conv3 = conv(192, 384, kernel=3, padding=1, dtype=dtype)
+        self.conv4 = conv(384, 256, kernel=3, padding=1, dtype=dtype)
+        self.conv5 = conv(256, 256, kernel=3, padding=1, dtype=dtype)
+        self.drop6 = nn.Dropout(self.dropout_rate)
+        self.fc6 = linear(256 * 6 * 6, 4096, dtype=dtype)
+        self.drop7 = nn.Dropout(self.dropout_rate)
+        self.fc7 = linear(4096, 4096, dtype=dtype)
+        self.fc8 = linear(4096, self.num_classes, dtype=dtype)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return raw logits; see the class."""
+        return self.classify(self.features(x), train=train)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Run the convolutions and pools: float[b, h, w, 3] -> float[b, 6, 6, 256]."""
+        _check_images(x)
+        # Shapes for 224 pixels                      [b, 224, 224, 3]
+        x = max_pool(nn.relu(self.conv1(x)))  #      [b, 27, 27, 64]
+        x = max_pool(nn.relu(self.conv2(x)))  #      [b, 13, 13, 192]
+        x = nn.relu(self.conv3(x))  #                [b, 13, 13, 384]
+        x = nn.relu(self.conv4(x))  #                [b, 13, 13, 256]
+        x = max_pool(nn.relu(self.conv5(x)))  #      [b, 6, 6, 256]
+        return adaptive_avg_pool(x, (6, 6))  #       [b, 6, 6, 256], at any size
+
+    def classify(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Run the classifier: float[b, 6, 6, 256] -> logits[b, num_classes]."""
+        x = x.reshape(x.shape[0], -1)  # [b, 9216], rows in H·W·C order
+        x = self.drop6(x, deterministic=not train)
+        x = nn.relu(self.fc6(x))
+        x = self.drop7(x, deterministic=not train)
+        x = nn.relu(self.fc7(x))
+        return self.fc8(x)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 windows, 2 apart, unpadded: float[b, h, w, c] -> float[b, h', w', c]."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2))
+
+
+def _check_images(x: jax.Array) -> None:
+    if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        shape = ", ".join(map(str, x.shape))
+        raise ValueError(
+            f"AlexNet takes normalised images float[b, h, w, 3], got "
+            f"{x.dtype}[{shape}]; see jaxlab.Preprocess"
+        )
+    height, width = x.shape[1:3]
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(
+            f"AlexNet takes images of at least {MIN_SIZE}x{MIN_SIZE} pixels, got "
+            f"{height}x{width}; resize them"
+        )

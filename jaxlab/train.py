@@ -1,0 +1,223 @@
+"""Functional training: a state, pure steps over it, and the loop of an epoch.
+
+The steps know no model and no optimiser by name: they take an `apply_fn` with the
+signature of a Linen module's `apply`, and an Optax transformation.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step reads and writes; plain nested dicts and arrays.
+
+    `params` and `batch_stats` as Linen keeps them, `opt_state` as Optax does, `step`
+    int32: the number of steps taken.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    step: jax.Array
+
+
+class Batch(NamedTuple):
+    """inputs [b, ...], labels int32[b], weights float[b]: 1, or 0 for padding."""
+
+    inputs: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
+
+class Metrics(NamedTuple):
+    """Sums over examples: of the loss, of correct answers, and their number."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+
+class Score(NamedTuple):
+    """Means over examples."""
+
+    loss: float
+    accuracy: float
+
+
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, batch_stats: Any = None
+) -> TrainState:
+    """Return the state before the first step. The first step donates its buffers."""
+    return TrainState(
+        params=jax.tree.map(jnp.array, params),
+        batch_stats=jax.tree.map(jnp.array, batch_stats or {}),
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    apply_fn: Callable, optimizer: optax.GradientTransformation, trainable: Any
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Return the jitted step `(state, batch, key) -> (state, metrics)`; donates state.
+
+    The loss is the mean cross entropy over the examples of weight 1. Gradients are
+    computed for the leaves where the tree `trainable` is True and for no others; frozen
+    leaves leave the step as they entered it, bit for bit. Dropout's key is `key` folded
+    with the step's number, so the caller passes the same key all along. The metrics are
+    those of the forward pass in training mode, before the update.
+    """
+    trainable = flax.traverse_util.flatten_dict(trainable)
+
+    def train_step(state, batch, key):
+        flat = flax.traverse_util.flatten_dict(state.params)
+        trained = {path: flat[path] for path in flat if trainable[path]}
+
+        def loss_fn(trained):
+            params = flax.traverse_util.unflatten_dict({**flat, **trained})
+            logits, updated = apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                batch.inputs,
+                train=True,
+                rngs={"dropout": jax.random.fold_in(key, state.step)},
+                mutable=["batch_stats"],
+            )
+            metrics = _metrics(logits, batch)
+            return metrics.loss / metrics.count, (metrics, updated)
+
+        gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
+        # The optimiser wants a whole tree. Nothing reads these zeros: XLA drops them.
+        zeros = {path: jnp.zeros_like(flat[path]) for path in flat.keys() - trained}
+        updates, opt_state = optimizer.update(
+            flax.traverse_util.unflatten_dict({**zeros, **gradients}),
+            state.opt_state,
+            state.params,
+        )
+        updates = flax.traverse_util.flatten_dict(updates)
+        # Frozen leaves are not even added zero to: that would turn -0.0 into 0.0.
+        moved = {path: trained[path] + updates[path] for path in trained}
+        state = TrainState(
+            params=flax.traverse_util.unflatten_dict({**flat, **moved}),
+            batch_stats=updated.get("batch_stats", state.batch_stats),
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(
+    apply_fn: Callable,
+) -> Callable[[TrainState, Batch], tuple[Metrics, jax.Array]]:
+    """Return the jitted `(state, batch) -> (metrics, predictions int32[b])`."""
+
+    def eval_step(state, batch):
+        logits = apply_fn(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            batch.inputs,
+            train=False,
+        )
+        return _metrics(logits, batch), logits.argmax(-1).astype(jnp.int32)
+
+    return jax.jit(eval_step)
+
+
+def _metrics(logits: jax.Array, batch: Batch) -> Metrics:
+    # At least float32, so that bfloat16 logits do not round the loss.
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    correct = logits.argmax(-1) == batch.labels
+    return Metrics(
+        loss=jnp.sum(losses * batch.weights),
+        correct=jnp.sum(correct * batch.weights),
+        count=jnp.sum(batch.weights),
+    )
+
+
+def batches(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut an order into (indices int32[size], weights float32[size]).
+
+    The last batch is filled up with its first index at weight 0, so that every batch
+    has one shape and nothing recompiles.
+    """
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        indices = np.full(size, chunk[0], np.int32)
+        indices[: len(chunk)] = chunk
+        yield indices, (np.arange(size) < len(chunk)).astype(np.float32)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the shuffled order of an epoch: a function of seed and epoch alone."""
+    # RandomState's stream is frozen for good; default_rng's may change with NumPy.
+    return np.random.RandomState([seed, epoch]).permutation(count)
+
+
+@jax.jit
+def _gather(inputs, labels, indices, weights) -> Batch:
+    return Batch(inputs[indices], labels[indices], weights)
+
+
+def train_epoch(
+    train_step: Callable,
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    order: np.ndarray,
+    batch_size: int,
+    key: jax.Array,
+    on_batch: Callable[[Score], None] = lambda score: None,
+) -> tuple[TrainState, Score]:
+    """Take one step for every batch of `order`; return the state and the mean score.
+
+    inputs [n, ...] and labels int32[n] stay on the device. `on_batch` gets each batch's
+    score, one batch late, so that the device never waits for the host.
+    """
+    scores: list[Metrics] = []
+    pending: deque[Metrics] = deque()
+
+    def collect():
+        scores.append(jax.device_get(pending.popleft()))
+        on_batch(_score(scores[-1:]))
+
+    for indices, weights in batches(order, batch_size):
+        batch = _gather(inputs, labels, indices, weights)
+        state, metrics = train_step(state, batch, key)
+        pending.append(metrics)
+        if len(pending) > 1:
+            collect()
+    collect()
+    return state, _score(scores)
+
+
+def evaluate(
+    eval_step: Callable,
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    batch_size: int,
+) -> tuple[Score, np.ndarray]:
+    """Return the mean score and the predictions int32[n]; each example counts once."""
+    scores, predictions = [], []
+    for indices, weights in batches(np.arange(len(labels)), batch_size):
+        batch = _gather(inputs, labels, indices, weights)
+        metrics, predicted = jax.device_get(eval_step(state, batch))
+        scores.append(metrics)
+        predictions.append(predicted[weights > 0])
+    return _score(scores), np.concatenate(predictions)
+
+
+def _score(metrics: list[Metrics]) -> Score:
+    loss, correct, count = np.sum(metrics, axis=0, dtype=np.float64)
+    return Score(float(loss / count), float(correct / count))

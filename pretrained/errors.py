@@ -1,0 +1,13 @@
+"""What can be wrong with weights; each class names the exit code of a command."""
+
+
+class WeightsError(ValueError):
+    """Weights that are absent, unreadable, or not what was asked for."""
+
+    exit_code = 3
+
+
+class IntegrityError(WeightsError):
+    """A file whose bytes are not the published ones."""
+
+    exit_code = 4

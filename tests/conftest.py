@@ -1,0 +1,52 @@
+"""Tolerances, the torch oracle, and what several rooms' tests share."""
+
+import numpy as np
+import pytest
+import torch
+
+# A CPU-only torch lacks two operators that torchvision registers fakes for on import;
+# their schemas are enough, since no test runs detection.
+_schemas = torch.library.Library("torchvision", "DEF")
+for _name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, _name):
+        _schemas.define(
+            f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+
+import torchvision  # noqa: E402 (needs the schemas above)
+
+# Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
+# products in another order; measured 2e-6 and 4e-15, so these leave less than 10 and
+# less than 1000 times that, and a wrong layer misses them by orders of magnitude.
+FORWARD_FLOAT32 = 1e-5
+FORWARD_FLOAT64 = 1e-12
+# The same after 30 optimiser steps in float64, where each step's roundoff is amplified
+# by the next.
+TRAJECTORY_FLOAT64 = 1e-9
+# One rounding of a float32 multiply or divide, on values of order 1.
+ROUNDOFF_FLOAT32 = 1e-6
+
+
+def relative_error(ours, reference) -> float:
+    """‖ours - reference‖ / ‖reference‖ in float64, of arrays of equal shape."""
+    ours = np.asarray(ours, np.float64)
+    reference = np.asarray(reference, np.float64)
+    assert ours.shape == reference.shape
+    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+
+
+def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5):
+    """torchvision's own AlexNet with its own random initial weights, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
+    return model.eval()
+
+
+@pytest.fixture
+def x64():
+    """64-bit JAX for one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

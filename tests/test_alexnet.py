@@ -1,0 +1,246 @@
+"""AlexNet against the real torchvision: every named layer, sizes, precisions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    FORWARD_FLOAT32,
+    FORWARD_FLOAT64,
+    relative_error,
+    torch_alexnet,
+)
+
+from jaxlab import AlexNet
+from jaxlab.models import alexnet, layers
+from pretrained import to_flax
+from pretrained.embedded import imagenet_conv
+
+# What a wrong layer must exceed: a thousand times the bar of a right one.
+CLEARLY_WRONG = 1000 * FORWARD_FLOAT32
+SIZES = [(63, 63), (192, 256), (224, 224), (320, 320)]
+# Our layer -> the index path in torchvision's module tree.
+LAYERS = {
+    "conv1": "features.0",
+    "conv2": "features.3",
+    "conv3": "features.6",
+    "conv4": "features.8",
+    "conv5": "features.10",
+    "fc6": "classifier.1",
+    "fc7": "classifier.4",
+    "fc8": "classifier.6",
+}
+
+
+def with_imagenet_convolutions(model):
+    """Put the real convolution weights into a torchvision AlexNet."""
+    with torch.no_grad():
+        for name, layer in imagenet_conv().items():
+            target = model.get_submodule(LAYERS[name])
+            target.weight.copy_(
+                torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
+            )
+            target.bias.copy_(torch.from_numpy(layer["bias"]))
+    return model
+
+
+def torch_layers(model, images):
+    """Every named layer's output, channels last, as torchvision computes it."""
+    outputs = {}
+
+    def keep(name):
+        def hook(_module, _inputs, output):
+            # A copy: the ReLU that follows works in place.
+            outputs[name] = output.detach().clone().numpy()
+
+        return hook
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(keep(name))
+        for name, path in LAYERS.items()
+    ]
+    with torch.no_grad():
+        model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    for handle in handles:
+        handle.remove()
+    return {
+        name: out.transpose(0, 2, 3, 1) if out.ndim == 4 else out
+        for name, out in outputs.items()
+    }
+
+
+def our_layers(model, params, images):
+    """Every named layer's output, as our model computes it."""
+
+    @jax.jit
+    def run(params, images):
+        logits, captured = model.apply(
+            {"params": params}, images, train=False, capture_intermediates=True
+        )
+        return logits, captured["intermediates"]
+
+    with jax.default_matmul_precision("highest"):
+        logits, captured = run(params, images)
+    outputs = {name: captured[name]["__call__"][0] for name in LAYERS}
+    np.testing.assert_array_equal(outputs["fc8"], logits)
+    return outputs
+
+
+def errors(model, params, images, oracle):
+    """Relative error by layer, and whether every top-1 agrees."""
+    ours, theirs = our_layers(model, params, images), torch_layers(oracle, images)
+    same = (ours["fc8"].argmax(-1) == theirs["fc8"].argmax(-1)).all()
+    return {name: relative_error(ours[name], theirs[name]) for name in LAYERS}, same
+
+
+def random_images(size, dtype=np.float32, count=4):
+    return np.random.default_rng(0).standard_normal((count, *size, 3)).astype(dtype)
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet-conv"])
+@pytest.mark.parametrize("num_classes", [10, 1000])
+def test_every_layer_equals_torchvision_in_float32(weights, num_classes):
+    oracle = torch_alexnet(num_classes)
+    if weights == "imagenet-conv":
+        with_imagenet_convolutions(oracle)
+    params = to_flax(oracle.state_dict())
+    for size in SIZES:
+        found, same_top1 = errors(
+            AlexNet(num_classes), params, random_images(size), oracle
+        )
+        assert max(found.values()) <= FORWARD_FLOAT32, (size, found)
+        assert same_top1, size
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet-conv"])
+@pytest.mark.parametrize("num_classes", [10, 1000])
+def test_every_layer_equals_torchvision_in_float64(weights, num_classes, x64):
+    oracle = torch_alexnet(num_classes)
+    if weights == "imagenet-conv":
+        with_imagenet_convolutions(oracle)
+    oracle.double()
+    params = to_flax(oracle.state_dict())
+    for size in SIZES:
+        found, same_top1 = errors(
+            AlexNet(num_classes), params, random_images(size, np.float64, 2), oracle
+        )
+        assert max(found.values()) <= FORWARD_FLOAT64, (size, found)
+        assert same_top1, size
+
+
+def same_padded(*args, **kwargs):
+    """Negative control: Flax's default padding instead of torch's."""
+    return layers.conv(*args, **kwargs).clone(padding="SAME")
+
+
+def plain_pool(x, output_size):
+    """Negative control: windows of one fixed size instead of torch's adaptive bins."""
+    (height, width), (rows, columns) = x.shape[1:3], output_size
+    window = (height // rows, width // columns)
+    return nn.avg_pool(x, window, strides=window)[:, :rows, :columns]
+
+
+def test_wrong_variants_fail_the_parity_bar(monkeypatch):
+    oracle = torch_alexnet(10)
+    params = to_flax(oracle.state_dict())
+    images = random_images((320, 320))
+
+    found, _ = errors(AlexNet(10), params, images, oracle)
+    assert max(found.values()) <= FORWARD_FLOAT32
+
+    unpermuted = {
+        **params,
+        "fc6": {
+            "kernel": oracle.state_dict()["classifier.1.weight"].numpy().T,
+            "bias": params["fc6"]["bias"],
+        },
+    }
+    found, _ = errors(AlexNet(10), unpermuted, images, oracle)
+    assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alexnet, "adaptive_avg_pool", plain_pool)
+        found, _ = errors(AlexNet(10), params, images, oracle)
+        assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
+
+    # Only the logits have the same shape: SAME gives conv1 one row and column more.
+    monkeypatch.setattr(alexnet, "conv", same_padded)
+    ours = our_layers(AlexNet(10), params, images)["fc8"]
+    assert relative_error(ours, torch_layers(oracle, images)["fc8"]) > CLEARLY_WRONG
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (6, 6), (7, 7), (9, 9), (12, 13)])
+def test_adaptive_average_pool_has_torchs_bins(size, x64):
+    x = np.random.default_rng(0).standard_normal((2, *size, 3))
+    theirs = torch.nn.AdaptiveAvgPool2d((6, 6))(torch.from_numpy(x).permute(0, 3, 1, 2))
+    ours = layers.adaptive_avg_pool(jnp.asarray(x), (6, 6))
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), rtol=1e-14)
+
+
+def test_adaptive_average_pool_is_the_identity_at_224():
+    x = jnp.ones((1, 6, 6, 256))
+    assert layers.adaptive_avg_pool(x, (6, 6)) is x
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 62, 224, 3), "float32", "at least 63x63 pixels, got 62x224"),
+        ((1, 224, 224, 1), "float32", "float[b, h, w, 3], got float32[1, 224, 224, 1]"),
+        ((224, 224, 3), "float32", "float[b, h, w, 3], got float32[224, 224, 3]"),
+        ((1, 224, 224, 3), "uint8", "got uint8[1, 224, 224, 3]"),
+    ],
+)
+def test_unusable_inputs_are_refused_with_what_is_expected(shape, dtype, message):
+    model = AlexNet(10)
+    with pytest.raises(ValueError) as raised:
+        jax.eval_shape(
+            lambda: model.init(jax.random.key(0), jnp.zeros(shape, dtype), train=False)
+        )
+    assert message in str(raised.value)
+
+
+def test_fresh_layers_are_drawn_as_torch_draws_them():
+    model = AlexNet(10)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)), train=False)
+    oracle = to_flax(torch_alexnet(10).state_dict())
+    for name, layer in params["params"].items():
+        fan_in = np.prod(layer["kernel"].shape[:-1])
+        for leaf, values in layer.items():
+            bound = 1 / np.sqrt(fan_in)
+            assert np.abs(values).max() <= bound, (name, leaf)
+            # A uniform law's spread; its standard error here is 0.3/sqrt(n).
+            allowed = 5 * 0.3 / np.sqrt(values.size)
+            for drawn in (values, oracle[name][leaf]):
+                assert abs(np.std(drawn) / bound - 3**-0.5) < allowed, (name, leaf)
+                assert abs(np.mean(drawn) / bound) < 2 * allowed, (name, leaf)
+
+
+def test_dropout_acts_in_training_only_and_follows_its_key():
+    model = AlexNet(10)
+    images = random_images((63, 63), count=2)
+    params = to_flax(torch_alexnet(10).state_dict())
+
+    def logits(train, seed=0):
+        rngs = {"dropout": jax.random.key(seed)} if train else {}
+        return np.asarray(
+            model.apply({"params": params}, images, train=train, rngs=rngs)
+        )
+
+    np.testing.assert_array_equal(logits(False), logits(False))
+    np.testing.assert_array_equal(logits(True, 1), logits(True, 1))
+    assert (logits(True, 1) != logits(True, 2)).all()
+    assert (logits(True, 1) != logits(False)).all()
+
+
+def test_features_then_classify_is_the_whole_network():
+    model, images = AlexNet(10), random_images((63, 63))
+    variables = {"params": to_flax(torch_alexnet(10).state_dict())}
+    features = model.apply(variables, images, method="features")
+    assert features.shape == (4, 6, 6, 256)
+    np.testing.assert_array_equal(
+        model.apply(variables, features, train=False, method="classify"),
+        model.apply(variables, images, train=False),
+    )
