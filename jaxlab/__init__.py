@@ -6,10 +6,10 @@ _HOME = {
     "AlexNet": "jaxlab.models.alexnet",
     "Preprocess": "jaxlab.preprocess",
     "TrainState": "jaxlab.train",
-    "label_tree": "jaxlab.optim",
     "make_eval_step": "jaxlab.train",
     "make_optimizer": "jaxlab.optim",
     "make_train_step": "jaxlab.train",
+    "trainable_tree": "jaxlab.optim",
 }
 __all__ = list(_HOME)
 

@@ -1,9 +1,279 @@
-"""python -m jaxlab.finetune: fine-tune AlexNet."""
+"""python -m jaxlab.finetune: fine-tune ImageNet's AlexNet on images.
 
-from jaxlab.optim import FROZEN, TRAINABLE
+The frozen part runs once over the data; the rest trains on its outputs. What the run
+was and what it reached goes to a folder, with weights that torchvision loads.
+"""
 
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxlab import cli, run_folder
+from jaxlab.cli import flag
+from jaxlab.errors import JaxlabError, UsageError
+
+# Ordered patterns over parameter paths; the first that matches decides.
 FREEZE = {
-    "features": ((r"conv\d/.*", FROZEN), (r"fc\d/.*", TRAINABLE)),
-    "backbone": ((r"fc8/.*", TRAINABLE), (r".*", FROZEN)),
-    "none": ((r".*", TRAINABLE),),
+    "features": ((r"conv\d/.*", "frozen"), (r"fc\d/.*", "trainable")),
+    "backbone": ((r"fc8/.*", "trainable"), (r".*", "frozen")),
+    "none": ((r".*", "trainable"),),
 }
+LEARNING_RATE = {"sgd": 0.01, "adam": 1e-4}
+MIN_IMAGE_SIZE = 63
+# Images a batch where nothing is learnt: a compromise of speed and memory, no result.
+FORWARD_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every flag of the command, and its default."""
+
+    dataset: str = flag("mnist5k", "images to train on", choices=("mnist5k",))
+    weights: str = flag(
+        "imagenet-conv",
+        "imagenet-conv: ImageNet's convolutions, fresh fc layers; none: all fresh",
+        choices=("imagenet-conv", "none"),
+    )
+    freeze: str | None = flag(
+        None,
+        "layers kept as they are: features (all convolutions), backbone (all but the "
+        "head), none",
+        choices=tuple(FREEZE),
+        default_help="features; none with --weights none",
+    )
+    epochs: int = flag(8, "passes over the training images", at_least=1)
+    batch_size: int = flag(64, "images a step", at_least=1)
+    optimizer: str = flag("sgd", "update rule", choices=tuple(LEARNING_RATE))
+    lr: float | None = flag(
+        None, "learning rate", above=0, default_help="0.01 for sgd, 0.0001 for adam"
+    )
+    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
+    l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
+    lr_step: int = flag(5, "epochs between decays of the rate", at_least=1)
+    lr_gamma: float = flag(0.1, "factor of each decay", above=0)
+    seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
+    image_size: int = flag(224, "side in pixels", at_least=MIN_IMAGE_SIZE)
+    train_size: int | None = flag(
+        None, "train on the first N images", at_least=1, default_help="all"
+    )
+    test_size: int | None = flag(
+        None, "test on the first N images", at_least=1, default_help="all"
+    )
+    precision: str = flag(
+        "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
+    )
+    feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
+    out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
+    overwrite: bool = flag(False, "replace an earlier run in --out")
+    debug: bool = flag(False, "show tracebacks")
+
+
+class Result(NamedTuple):
+    """What a run reached: test accuracy in [0, 1], and its folder."""
+
+    test_accuracy: float
+    folder: str
+
+
+def main(argv: Sequence[str] | None = None) -> Result:
+    """Parse the flags and run; raises JaxlabError or WeightsError for what is wrong."""
+    config = cli.parse(Config, argv, prog="python -m jaxlab.finetune", about=__doc__)
+    return finetune(_resolved(config))
+
+
+def _resolved(config: Config) -> Config:
+    """Fill in the defaults that depend on other flags; refuse what cannot be meant."""
+    freeze = config.freeze or ("none" if config.weights == "none" else "features")
+    if freeze == "backbone":
+        raise UsageError(
+            f"--freeze backbone: with --weights {config.weights} fc6 and fc7 are fresh "
+            "and would stay random; use --freeze features or none"
+        )
+    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+    return dataclasses.replace(config, freeze=freeze, lr=lr)
+
+
+def finetune(config: Config) -> Result:
+    """Run one job, of a config whose every setting is resolved; returns its result."""
+    folder = run_folder.choose(config.out, config.overwrite)
+
+    # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import optim, report, train
+    from jaxlab.data.digits import mnist5k
+    from jaxlab.models.alexnet import AlexNet
+    from jaxlab.preprocess import Preprocess
+    from jaxlab.weights import initial_params
+    from pretrained import to_torch
+
+    data = mnist5k().first(config.train_size, config.test_size)
+    preprocess = Preprocess(config.image_size)
+    model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
+    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    params, weights = initial_params(model, init_key, config.weights)
+    trainable = optim.trainable_tree(params, FREEZE[config.freeze])
+    steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+    schedule = optim.step_decay(
+        config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
+    )
+    optimizer = optim.make_optimizer(
+        config.optimizer,
+        schedule,
+        trainable=trainable,
+        momentum=config.momentum,
+        l2=config.l2,
+    )
+
+    run_folder.create(folder)
+    run_folder.write_config(folder, _record(config, data, weights, preprocess))
+    print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {len(data.class_names)} classes, on {jax.devices()[0].device_kind}"
+    )
+    print(report.layer_table(params, trainable, weights["layers"]), flush=True)
+
+    inputs, apply_fn = _network_inputs(model, params, data, preprocess, config)
+    labels = {name: jnp.asarray(split.labels) for name, split in data.splits.items()}
+    train_step = train.make_train_step(apply_fn, optimizer, trainable)
+    eval_step = train.make_eval_step(apply_fn)
+    state = train.init_state(params, optimizer)
+    del params  # the state holds its own copy, and the steps reuse that memory
+
+    history = []
+    for epoch in range(config.epochs):
+        rate = schedule(epoch * steps_per_epoch)
+        started = time.perf_counter()
+        with cli.progress(len(data.train), f"epoch {epoch + 1}") as bar:
+            state, trained = train.train_epoch(
+                train_step,
+                state,
+                inputs["train"],
+                labels["train"],
+                order=train.epoch_order(len(data.train), config.seed, epoch),
+                batch_size=config.batch_size,
+                key=dropout_key,
+                on_batch=functools.partial(_show, bar, rate),
+            )
+        training_seconds = time.perf_counter() - started
+        if not math.isfinite(trained.loss):
+            raise JaxlabError(
+                f"training: the loss is {trained.loss} in epoch {epoch + 1} at "
+                f"learning rate {rate:g}; lower --lr"
+            )
+        tested, predictions = train.evaluate(
+            eval_step, state, inputs["test"], labels["test"], batch_size=FORWARD_BATCH
+        )
+        entry = {
+            "epoch": epoch + 1,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+            "learning_rate": rate,
+            "examples_per_second": len(data.train) / training_seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        history.append(entry)
+        run_folder.append_metrics(folder, entry)
+        print(
+            f"epoch {epoch + 1}/{config.epochs}  "
+            f"train loss {trained.loss:.4f} accuracy {trained.accuracy:.4f}  "
+            f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.4f}  "
+            f"lr {rate:.2g}  {entry['examples_per_second']:,.0f} images/s",
+            flush=True,
+        )
+
+    run_folder.write_model(folder, to_torch(jax.device_get(state.params)))
+    report.write_curves(
+        folder / run_folder.CURVES,
+        history,
+        f"AlexNet on {data.name}, {config.weights} weights, seed {config.seed}",
+    )
+    report.write_confusion(
+        folder / run_folder.CONFUSION,
+        data.test.labels,
+        predictions,
+        data.class_names,
+        f"{data.name}: test accuracy {tested.accuracy:.1%}",
+    )
+    print(f"test_accuracy={tested.accuracy:.4f} run={folder}")
+    return Result(tested.accuracy, str(folder))
+
+
+def _show(bar: Any, rate: float, score: Any, count: int) -> None:
+    status = f"loss {score.loss:.3f}, accuracy {score.accuracy:.1%}, lr {rate:.2g}"
+    bar.set_postfix_str(status, refresh=False)
+    bar.update(count)
+
+
+def _network_inputs(
+    model: Any, params: Any, data: Any, preprocess: Any, config: Config
+) -> tuple[dict[str, Any], Any]:
+    """Return what the steps read, by split, and the function they apply to it.
+
+    These are the stored outputs of the frozen convolutions and the classifier, or, when
+    nothing is frozen or nothing shall be stored, the images and the whole network.
+    """
+    import jax.numpy as jnp
+
+    from jaxlab.features import compute_features
+
+    images = {name: split.images for name, split in data.splits.items()}
+    if config.freeze == "none" or not config.feature_cache:
+
+        def apply_fn(variables, images, **kwargs):
+            return model.apply(variables, preprocess(images), **kwargs)
+
+        return {name: jnp.asarray(pixels) for name, pixels in images.items()}, apply_fn
+
+    started = time.perf_counter()
+    with cli.progress(sum(map(len, images.values())), "features") as bar:
+        features = {
+            name: compute_features(
+                functools.partial(model.apply, method="features"),
+                {"params": params},
+                pixels,
+                preprocess,
+                batch_size=FORWARD_BATCH,
+                on_batch=bar.update,
+            )
+            for name, pixels in images.items()
+        }
+    seconds = time.perf_counter() - started
+    print(
+        f"features: every image once through the frozen layers, {seconds:.1f} s",
+        flush=True,
+    )
+    return features, functools.partial(model.apply, method="classify")
+
+
+def _record(
+    config: Config, data: Any, weights: dict[str, Any], preprocess: Any
+) -> dict[str, Any]:
+    """Return all that decides the run, for config.json."""
+    import jax
+
+    return {
+        "settings": dataclasses.asdict(config),
+        "dataset": {
+            "name": data.name,
+            "sha256": data.fingerprint(),
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        },
+        "class_names": data.class_names,
+        "weights": weights,
+        "preprocessing": dataclasses.asdict(preprocess),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -5,42 +5,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
-import jax
-import jax.numpy as jnp
 import optax
 
-TRAINABLE, FROZEN = True, False
 
+def trainable_tree(params: Any, patterns: Sequence[tuple[str, str]]) -> Any:
+    """Return a tree of bool like `params`: True for the leaves that are trained.
 
-def label_tree(params: Any, patterns: Sequence[tuple[str, bool]]) -> Any:
-    """Label every leaf of `params` TRAINABLE or FROZEN by its path.
+    `patterns` are ordered pairs of a regular expression and "trainable" or "frozen".
+    Of a path such as `conv1/kernel` the first that matches all of it decides.
 
-    `patterns` are ordered pairs of a regular expression and a label; a path such as
-    `conv1/kernel` takes the label of the first expression that matches all of it.
-
-    Raises ValueError naming every leaf that no pattern covers, and every pattern that
-    covers no leaf: either is a mistake that would freeze the wrong layers.
+    Raises ValueError naming every leaf that no pattern covers, every pattern that
+    decides no leaf, and every other word: each would freeze the wrong layers.
     """
-    labels, used = {}, set()
-    paths = flax.traverse_util.flatten_dict(params, sep="/")
-    for path in paths:
-        for pattern, label in patterns:
+    words = {"trainable": True, "frozen": False}
+    problems = [f"{word!r} is no label" for _, word in patterns if word not in words]
+    decided, used = {}, set()
+    for path in flax.traverse_util.flatten_dict(params, sep="/"):
+        for pattern, word in patterns:
             if re.fullmatch(pattern, path):
-                labels[path] = label
+                decided[path] = words.get(word)
                 used.add(pattern)
                 break
-    problems = [f"no pattern covers {path}" for path in paths if path not in labels]
-    problems += [f"{p!r} covers no leaf" for p, _ in patterns if p not in used]
+        else:
+            problems.append(f"no pattern covers {path}")
+    problems += [f"{p!r} decides no leaf" for p, _ in patterns if p not in used]
     if problems:
-        raise ValueError(f"label patterns: {'; '.join(problems)}")
-    return flax.traverse_util.unflatten_dict(labels, sep="/")
+        raise ValueError(f"freezing patterns: {'; '.join(problems)}")
+    return flax.traverse_util.unflatten_dict(decided, sep="/")
 
 
 def step_decay(
     learning_rate: float, step_epochs: int, gamma: float, steps_per_epoch: int
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[Any], Any]:
     """Return a schedule: learning_rate · gamma^(epoch // step_epochs), epoch from 0.
 
+    It takes a step, int or int32 array, and returns a float or float array.
     torch.optim.lr_scheduler.StepLR counts epochs; an Optax schedule counts steps.
     """
     period = step_epochs * steps_per_epoch
@@ -48,26 +47,26 @@ def step_decay(
     # optax.exponential_decay(staircase=True) divides in floating point, which can round
     # to the wrong side of a boundary; whole numbers cannot.
     def schedule(step):
-        return learning_rate * jnp.power(gamma, step // period)
+        return learning_rate * gamma ** (step // period)
 
     return schedule
 
 
 def make_optimizer(
     name: str,
-    learning_rate: float | Callable[[jax.Array], jax.Array],
+    learning_rate: float | Callable[[Any], Any],
     *,
-    labels: Any,
+    trainable: Any,
     momentum: float = 0.9,
     l2: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Return torch.optim.SGD or Adam over the trainable leaves of a labelled tree.
+    """Return torch.optim.SGD or Adam over the trainable leaves of a tree.
 
     `name` is "sgd" (with `momentum`) or "adam" (0.9, 0.999, ε 1e-8). `l2` is torch's
     weight_decay: l2·w joins the gradient, biases included, before momentum or moments;
     it equals a penalty l2/2·‖w‖² in the loss. `learning_rate` is a number or a schedule
-    of steps. `labels` is a `label_tree`: frozen leaves get an update of zero and hold
-    no state, whatever their gradient is.
+    of steps. `trainable` is a `trainable_tree`: the other leaves get an update of zero
+    and hold no state, whatever their gradient is.
 
     Raises ValueError for another name.
     """
@@ -85,5 +84,5 @@ def make_optimizer(
     )
     # Not optax.masked, which passes the other leaves' gradients through as updates.
     return optax.partition(
-        {TRAINABLE: transformation, FROZEN: optax.set_to_zero()}, labels
+        {True: transformation, False: optax.set_to_zero()}, trainable
     )

@@ -176,19 +176,19 @@ def train_epoch(
     order: np.ndarray,
     batch_size: int,
     key: jax.Array,
-    on_batch: Callable[[Score], None] = lambda score: None,
+    on_batch: Callable[[Score, int], None] = lambda score, count: None,
 ) -> tuple[TrainState, Score]:
     """Take one step for every batch of `order`; return the state and the mean score.
 
     inputs [n, ...] and labels int32[n] stay on the device. `on_batch` gets each batch's
-    score, one batch late, so that the device never waits for the host.
+    score and size, one batch late, so that the device never waits for the host.
     """
     scores: list[Metrics] = []
     pending: deque[Metrics] = deque()
 
     def collect():
         scores.append(jax.device_get(pending.popleft()))
-        on_batch(_score(scores[-1:]))
+        on_batch(_score(scores[-1:]), int(scores[-1].count))
 
     for indices, weights in batches(order, batch_size):
         batch = _gather(inputs, labels, indices, weights)

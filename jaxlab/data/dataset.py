@@ -43,6 +43,11 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Return both splits by name: "train" and "test"."""
+        return {"train": self.train, "test": self.test}
+
     def first(self, train_size: int | None, test_size: int | None) -> "Dataset":
         """Return the first images of each split; raises UsageError for too many."""
         return replace(
@@ -54,7 +59,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """Return the SHA-256 of all pixels and labels in order, as hex."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             for array in (split.images, split.labels):
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)

@@ -1,0 +1,176 @@
+"""What the commands share: flags from a dataclass, one-line errors, progress."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jaxlab.errors import JaxlabError, UsageError
+from pretrained.errors import WeightsError
+
+Config = TypeVar("Config")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    default_help: str | None = None,
+) -> Any:
+    """Declare one flag as a dataclass field: its default, help text and valid values.
+
+    The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
+    default is False, `--no-name` where it is True. `default_help` replaces the default
+    in the help text.
+    """
+    meta = dict(help=help, choices=choices, at_least=at_least, above=above, below=below)
+    return dataclasses.field(
+        default=default, metadata={**meta, "default_help": default_help}
+    )
+
+
+def parse(
+    config_type: type[Config], argv: Sequence[str] | None, *, prog: str, about: str
+) -> Config:
+    """Read `argv` (default: the process's) into a `config_type`; all fields are flags.
+
+    Raises UsageError naming the flag, what was expected and the nearest known name.
+    """
+    parser = _Parser(prog=prog, description=about, allow_abbrev=False)
+    hints = typing.get_type_hints(config_type)
+    fields = dataclasses.fields(config_type)
+    for field in fields:
+        _add(parser, field, hints[field.name])
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [_flag_of(field) for field in fields]
+        raise UsageError(f"{unknown[0]}: unknown flag{_nearest(unknown[0], known)}")
+    converted = {
+        field.name: _convert(field, hints[field.name], getattr(values, field.name))
+        for field in fields
+        if getattr(values, field.name) is not None
+    }
+    return config_type(**converted)
+
+
+def run(main: Callable[[], Any]) -> int:
+    """Run a command's main; return its exit code, with one line on stderr for an error.
+
+    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 5 checkpoint,
+    130 interrupted. `--debug` shows the traceback instead of the line.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+        return 0
+    except (JaxlabError, WeightsError) as error:
+        return _report(error, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout is gone (`| head`): end quietly, as other tools do, and
+        # keep the interpreter from flushing into the closed pipe once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = error.filename or "a file"
+        advice = "check the path, its permissions and the free space"
+        return _report(error, f"{where}: {error.strerror}; {advice}", 3)
+
+
+def progress(total: int, label: str, unit: str = "image"):
+    """Return a tqdm bar on stderr, which shows on a terminal only."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, unit=unit, leave=False, disable=None)
+
+
+def _report(error: BaseException, message: str, code: int) -> int:
+    if "--debug" in sys.argv:
+        raise error
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is an exception instead of a usage text and an exit."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _flag_of(field: dataclasses.Field) -> str:
+    negated = "no-" if field.default is True else ""
+    return f"--{negated}{field.name.replace('_', '-')}"
+
+
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    meta = field.metadata
+    if hint is bool:
+        parser.add_argument(
+            _flag_of(field),
+            dest=field.name,
+            action="store_const",
+            const=not field.default,
+            help=meta["help"],
+        )
+        return
+    kind = _plain_type(hint).__name__.upper()
+    parser.add_argument(
+        _flag_of(field),
+        dest=field.name,
+        metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind,
+        help=f"{meta['help']} (default: {meta['default_help'] or field.default})",
+    )
+
+
+def _plain_type(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+    return hint
+
+
+def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
+    if hint is bool:
+        return text
+    name, meta, kind = _flag_of(field), field.metadata, _plain_type(hint)
+    if meta["choices"] and text not in meta["choices"]:
+        options = ", ".join(meta["choices"])
+        raise UsageError(
+            f"{name}: {text!r} is not one of {options}{_nearest(text, meta['choices'])}"
+        )
+    try:
+        value = kind(text)
+    except ValueError:
+        noun = "whole number" if kind is int else "number"
+        raise UsageError(f"{name}: {text!r} is no {noun}; pass a {noun}") from None
+    bounds = [
+        ("at least", meta["at_least"], lambda bound: value >= bound),
+        ("above", meta["above"], lambda bound: value > bound),
+        ("below", meta["below"], lambda bound: value < bound),
+    ]
+    bounds = [
+        (word, bound, holds) for word, bound, holds in bounds if bound is not None
+    ]
+    wanted = " and ".join(f"{word} {bound}" for word, bound, _ in bounds)
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"{name}: {text} is not finite; pass a number {wanted}")
+    if not all(holds(bound) for _, bound, holds in bounds):
+        raise UsageError(f"{name}: {text} is out of range; pass a number {wanted}")
+    return value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.split("=")[0], known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; see --help"

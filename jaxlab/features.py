@@ -1,0 +1,43 @@
+"""The outputs of frozen layers, computed once instead of once an epoch.
+
+Without augmentation a frozen layer gives the same output for an image in every epoch,
+so training on stored outputs is exact. The store stops before the first dropout, whose
+output changes from step to step even where its neighbours are frozen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.preprocess import Preprocess
+from jaxlab.train import batches
+
+
+def compute_features(
+    feature_fn: Callable[[Any, jax.Array], jax.Array],
+    variables: Any,
+    images: np.ndarray,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> jax.Array:
+    """Run `feature_fn(variables, preprocess(images))` once over all images.
+
+    uint8[n, h, w, c] -> float[n, ...], on the device. `on_batch` gets the number of
+    images done in each batch.
+    """
+
+    @jax.jit
+    def run(variables, images):
+        return feature_fn(variables, preprocess(images))
+
+    outputs = []
+    for indices, weights in batches(np.arange(len(images)), batch_size):
+        count = int(weights.sum())
+        outputs.append(run(variables, images[indices])[:count].block_until_ready())
+        on_batch(count)
+    return jnp.concatenate(outputs)
