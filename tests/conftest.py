@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from pretrained.convert import ALEXNET, flattened_chw
+
 # A CPU-only torch lacks two operators that torchvision registers fakes for on import;
 # their schemas are enough, since no test runs detection.
 _schemas = torch.library.Library("torchvision", "DEF")
@@ -41,6 +43,23 @@ def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5):
         torch.manual_seed(seed)
         model = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
     return model.eval()
+
+
+def narrow_table(channels: tuple[int, int, int, int, int], hidden: int):
+    """AlexNet's conversion table for a copy with other widths."""
+    before = (3, *channels[:-1])
+    convolutions = zip(channels, before, (11, 5, 3, 3, 3), strict=True)
+    weights = [(out, inside, k, k) for out, inside, k in convolutions]
+    weights += [(hidden, channels[-1] * 36), (hidden, hidden), ("num_classes", hidden)]
+    shapes = [shape for weight in weights for shape in (weight, weight[:1])]
+    flatten = flattened_chw(channels[-1], 6, 6)
+    return tuple(
+        row._replace(
+            shape=shape,
+            transform=flatten if row.flax == "fc6/kernel" else row.transform,
+        )
+        for row, shape in zip(ALEXNET, shapes, strict=True)
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import TRAJECTORY_FLOAT64, relative_error, torch_alexnet
+from conftest import TRAJECTORY_FLOAT64, narrow_table, relative_error, torch_alexnet
 
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.finetune import FREEZE
@@ -22,7 +22,7 @@ from jaxlab.models.layers import conv, linear
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
-from pretrained.convert import ALEXNET, flattened_chw
+from pretrained.convert import ALEXNET
 
 STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
 L2, GAMMA, STEP_EPOCHS = 5e-4, 0.1, 2
@@ -78,14 +78,7 @@ def narrow(dropout=0.0):
             model.features[index] = torch.nn.Conv2d(before, after, *window)
         for index, sizes in {1: (432, 32), 4: (32, 32), 6: (32, 10)}.items():
             model.classifier[index] = torch.nn.Linear(*sizes)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    table = tuple(row._replace(shape=shapes[row.torch]) for row in ALEXNET)
-    table = tuple(
-        row._replace(transform=flattened_chw(12, 6, 6))
-        if row.flax == "fc6/kernel"
-        else row
-        for row in table
-    )
+    table = narrow_table((8, 12, 16, 12, 12), hidden=32)
     return Case(model.double(), NarrowAlexNet(10, dropout), table, 12, 32)
 
 

