@@ -23,7 +23,7 @@ FREEZE = {
     "backbone": ((r"fc8/.*", "trainable"), (r".*", "frozen")),
     "none": ((r".*", "trainable"),),
 }
-LEARNING_RATE = {"sgd": 0.01, "adam": 1e-4}
+LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = 63
 # Images a batch where nothing is learnt: a compromise of speed and memory, no result.
 FORWARD_BATCH = 100
@@ -46,15 +46,15 @@ class Config:
         choices=tuple(FREEZE),
         default_help="features; none with --weights none",
     )
-    epochs: int = flag(8, "passes over the training images", at_least=1)
+    epochs: int = flag(5, "passes over the training images", at_least=1)
     batch_size: int = flag(64, "images a step", at_least=1)
-    optimizer: str = flag("sgd", "update rule", choices=tuple(LEARNING_RATE))
+    optimizer: str = flag("adam", "update rule", choices=tuple(LEARNING_RATE))
     lr: float | None = flag(
-        None, "learning rate", above=0, default_help="0.01 for sgd, 0.0001 for adam"
+        None, "learning rate", above=0, default_help="0.0001 for adam, 0.01 for sgd"
     )
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
     l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
-    lr_step: int = flag(5, "epochs between decays of the rate", at_least=1)
+    lr_step: int = flag(3, "epochs between decays of the rate", at_least=1)
     lr_gamma: float = flag(0.1, "factor of each decay", above=0)
     seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
     image_size: int = flag(224, "side in pixels", at_least=MIN_IMAGE_SIZE)

