@@ -1,0 +1,29 @@
+"""The README's Python example runs as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from jaxlab import AlexNet
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_python_example_runs_and_exports(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    losses = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    assert names["state_dict"]["classifier.6.weight"].shape == (10, 4096)
+
+
+def test_the_nnx_bridge_wraps_alexnet():
+    assert "nnx.bridge.ToNNX(AlexNet(10), rngs=nnx.Rngs(0))" in README.read_text()
+    images = np.ones((1, 63, 63, 3), np.float32)
+    model = nnx.bridge.ToNNX(AlexNet(10), rngs=nnx.Rngs(0)).lazy_init(
+        images, train=False
+    )
+    assert model(images, train=False).shape == (1, 10)
