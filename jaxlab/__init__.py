@@ -4,6 +4,7 @@ import importlib
 
 _HOME = {
     "AlexNet": "jaxlab.models.alexnet",
+    "MLP": "jaxlab.models.mlp",
     "Preprocess": "jaxlab.preprocess",
     "TrainState": "jaxlab.train",
     "make_eval_step": "jaxlab.train",

@@ -4,15 +4,20 @@ import argparse
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxlab.errors import JaxlabError, UsageError
 from pretrained.errors import WeightsError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Config = TypeVar("Config")
 
@@ -23,6 +28,7 @@ def flag(
     *,
     choices: Sequence[str] | None = None,
     at_least: float | None = None,
+    at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     default_help: str | None = None,
@@ -33,9 +39,23 @@ def flag(
     default is False, `--no-name` where it is True. `default_help` replaces the default
     in the help text.
     """
-    meta = dict(help=help, choices=choices, at_least=at_least, above=above, below=below)
     return dataclasses.field(
-        default=default, metadata={**meta, "default_help": default_help}
+        default=default,
+        metadata=dict(
+            help=help,
+            choices=choices,
+            bounds={
+                word: bound
+                for word, bound in (
+                    ("at least", at_least),
+                    ("above", above),
+                    ("below", below),
+                    ("at most", at_most),
+                )
+                if bound is not None
+            },
+            default_help=default_help,
+        ),
     )
 
 
@@ -54,7 +74,9 @@ def parse(
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [_flag_of(field) for field in fields]
-        raise UsageError(f"{unknown[0]}: unknown flag{_nearest(unknown[0], known)}")
+        if not unknown[0].startswith("-"):
+            raise UsageError(f"{unknown[0]}: unexpected argument; see --help")
+        raise UsageError(f"{unknown[0]}: unknown flag{nearest(unknown[0], known)}")
     converted = {
         field.name: _convert(field, hints[field.name], getattr(values, field.name))
         for field in fields
@@ -66,12 +88,18 @@ def parse(
 def run(main: Callable[[], Any]) -> int:
     """Run a command's main; return its exit code, with one line on stderr for an error.
 
-    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 5 checkpoint,
-    130 interrupted. `--debug` shows the traceback instead of the line.
+    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 130 interrupted,
+    141 stdout closed by its reader. `--debug` shows the traceback before the line.
     """
+    if (
+        sys.stdout is not None
+    ):  # None where the shell closed it: print then does nothing
+        # A terminal without Unicode gets ? for ×, instead of a run that breaks off.
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except (JaxlabError, WeightsError) as error:
         return _report(error, str(error), error.exit_code)
@@ -86,19 +114,43 @@ def run(main: Callable[[], Any]) -> int:
     except OSError as error:
         where = error.filename or "a file"
         advice = "check the path, its permissions and the free space"
-        return _report(error, f"{where}: {error.strerror}; {advice}", 3)
+        return _report(error, f"{where}: {error.strerror or error}; {advice}", 3)
 
 
-def progress(total: int, label: str, unit: str = "image"):
+def device_kind() -> str:
+    """Return the name of the device JAX computes on.
+
+    Raises JaxlabError when the one that JAX_PLATFORMS asks for is not there.
+    """
+    import jax
+
+    try:
+        return jax.devices()[0].device_kind
+    except RuntimeError as error:
+        raise JaxlabError(
+            f"JAX: found no device: {error}; unset JAX_PLATFORMS, or for an NVIDIA GPU "
+            "pip install 'jaxlab[cuda]'"
+        ) from error
+
+
+def progress(total: int, label: str, unit: str = "image") -> "tqdm":
     """Return a tqdm bar on stderr, which shows on a terminal only."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, unit=unit, leave=False, disable=None)
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        leave=False,
+        disable=None,
+        # Short enough for 80 columns with a loss, an accuracy and a rate behind it.
+        bar_format="{desc} {percentage:3.0f}%|{bar:12}| {rate_noinv_fmt}{postfix}",
+    )
 
 
 def _report(error: BaseException, message: str, code: int) -> int:
     if "--debug" in sys.argv:
-        raise error
+        traceback.print_exception(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
@@ -148,29 +200,30 @@ def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
     if meta["choices"] and text not in meta["choices"]:
         options = ", ".join(meta["choices"])
         raise UsageError(
-            f"{name}: {text!r} is not one of {options}{_nearest(text, meta['choices'])}"
+            f"{name}: {text!r} is not one of {options}{nearest(text, meta['choices'])}"
         )
     try:
         value = kind(text)
     except ValueError:
         noun = "whole number" if kind is int else "number"
         raise UsageError(f"{name}: {text!r} is no {noun}; pass a {noun}") from None
-    bounds = [
-        ("at least", meta["at_least"], lambda bound: value >= bound),
-        ("above", meta["above"], lambda bound: value > bound),
-        ("below", meta["below"], lambda bound: value < bound),
-    ]
-    bounds = [
-        (word, bound, holds) for word, bound, holds in bounds if bound is not None
-    ]
-    wanted = " and ".join(f"{word} {bound}" for word, bound, _ in bounds)
+    wanted = " and ".join(f"{word} {bound}" for word, bound in meta["bounds"].items())
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{name}: {text} is not finite; pass a number {wanted}")
-    if not all(holds(bound) for _, bound, holds in bounds):
+    if not all(_HOLDS[word](value, bound) for word, bound in meta["bounds"].items()):
         raise UsageError(f"{name}: {text} is out of range; pass a number {wanted}")
     return value
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+_HOLDS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "below": operator.lt,
+    "at most": operator.le,
+}
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error's line: the known name that was meant, or --help."""
     close = difflib.get_close_matches(name.split("=")[0], known, n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"

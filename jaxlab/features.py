@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.preprocess import Preprocess
-from jaxlab.train import batches
 
 
 def compute_features(
@@ -36,8 +35,10 @@ def compute_features(
         return feature_fn(variables, preprocess(images))
 
     outputs = []
-    for indices, weights in batches(np.arange(len(images)), batch_size):
-        count = int(weights.sum())
+    for start in range(0, len(images), batch_size):
+        count = min(batch_size, len(images) - start)
+        # The last batch repeats the last image, so that nothing recompiles.
+        indices = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
         outputs.append(run(variables, images[indices])[:count].block_until_ready())
         on_batch(count)
     return jnp.concatenate(outputs)

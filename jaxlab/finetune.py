@@ -24,7 +24,8 @@ FREEZE = {
     "none": ((r".*", "trainable"),),
 }
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
-MIN_IMAGE_SIZE = 63
+MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
+MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
 # Images a batch where nothing is learnt: a compromise of speed and memory, no result.
 FORWARD_BATCH = 100
 
@@ -42,7 +43,7 @@ class Config:
     freeze: str | None = flag(
         None,
         "layers kept as they are: features (all convolutions), backbone (all but the "
-        "head), none",
+        "head; refused while fc6 and fc7 are fresh), none",
         choices=tuple(FREEZE),
         default_help="features; none with --weights none",
     )
@@ -55,9 +56,11 @@ class Config:
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
     l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
     lr_step: int = flag(3, "epochs between decays of the rate", at_least=1)
-    lr_gamma: float = flag(0.1, "factor of each decay", above=0)
+    lr_gamma: float = flag(0.1, "factor of each decay", above=0, at_most=1)
     seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
-    image_size: int = flag(224, "side in pixels", at_least=MIN_IMAGE_SIZE)
+    image_size: int = flag(
+        224, "side in pixels", at_least=MIN_IMAGE_SIZE, at_most=MAX_IMAGE_SIZE
+    )
     train_size: int | None = flag(
         None, "train on the first N images", at_least=1, default_help="all"
     )
@@ -94,6 +97,12 @@ def _resolved(config: Config) -> Config:
             f"--freeze backbone: with --weights {config.weights} fc6 and fc7 are fresh "
             "and would stay random; use --freeze features or none"
         )
+    if freeze == "features" and config.weights == "none":
+        print(
+            "warning: --freeze features with --weights none: the convolutions are "
+            "fresh and stay random",
+            file=sys.stderr,
+        )
     lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
     return dataclasses.replace(config, freeze=freeze, lr=lr)
 
@@ -113,7 +122,15 @@ def finetune(config: Config) -> Result:
     from jaxlab.weights import initial_params
     from pretrained import to_torch
 
+    device = cli.device_kind()
     data = mnist5k().first(config.train_size, config.test_size)
+    config = dataclasses.replace(
+        config,
+        out=str(folder),
+        train_size=len(data.train),
+        test_size=len(data.test),
+        batch_size=min(config.batch_size, len(data.train)),
+    )
     preprocess = Preprocess(config.image_size)
     model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -132,10 +149,12 @@ def finetune(config: Config) -> Result:
     )
 
     run_folder.create(folder)
-    run_folder.write_config(folder, _record(config, data, weights, preprocess))
+    run_folder.write_json(
+        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, device)
+    )
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.class_names)} classes, on {jax.devices()[0].device_kind}"
+        f"images, {len(data.class_names)} classes, on {device}"
     )
     print(report.layer_table(params, trainable, weights["layers"]), flush=True)
 
@@ -162,14 +181,16 @@ def finetune(config: Config) -> Result:
                 on_batch=functools.partial(_show, bar, rate),
             )
         training_seconds = time.perf_counter() - started
-        if not math.isfinite(trained.loss):
-            raise JaxlabError(
-                f"training: the loss is {trained.loss} in epoch {epoch + 1} at "
-                f"learning rate {rate:g}; lower --lr"
-            )
         tested, predictions = train.evaluate(
             eval_step, state, inputs["test"], labels["test"], batch_size=FORWARD_BATCH
         )
+        # Both: the training loss does not yet see what the last update did.
+        if not math.isfinite(trained.loss + tested.loss):
+            raise JaxlabError(
+                f"training: the loss is {trained.loss}, on the test images "
+                f"{tested.loss}, in epoch {epoch + 1} at learning rate {rate:g}; "
+                "lower --lr"
+            )
         entry = {
             "epoch": epoch + 1,
             "train_loss": trained.loss,
@@ -208,7 +229,7 @@ def finetune(config: Config) -> Result:
 
 
 def _show(bar: Any, rate: float, score: Any, count: int) -> None:
-    status = f"loss {score.loss:.3f}, accuracy {score.accuracy:.1%}, lr {rate:.2g}"
+    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
     bar.set_postfix_str(status, refresh=False)
     bar.update(count)
 
@@ -255,11 +276,9 @@ def _network_inputs(
 
 
 def _record(
-    config: Config, data: Any, weights: dict[str, Any], preprocess: Any
+    config: Config, data: Any, weights: dict[str, Any], preprocess: Any, device: str
 ) -> dict[str, Any]:
     """Return all that decides the run, for config.json."""
-    import jax
-
     return {
         "settings": dataclasses.asdict(config),
         "dataset": {
@@ -270,8 +289,13 @@ def _record(
         },
         "class_names": data.class_names,
         "weights": weights,
-        "preprocessing": dataclasses.asdict(preprocess),
-        "device": jax.devices()[0].device_kind,
+        "preprocessing": {
+            "channels": "RGB, grey repeated",
+            "resize": "Pillow's bilinear, to a square",
+            **dataclasses.asdict(preprocess),
+        },
+        "device": device,
+        "versions": run_folder.versions(),
     }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -42,7 +44,7 @@ def step_decay(
     It takes a step, int or int32 array, and returns a float or float array.
     torch.optim.lr_scheduler.StepLR counts epochs; an Optax schedule counts steps.
     """
-    period = step_epochs * steps_per_epoch
+    period = min(step_epochs * steps_per_epoch, 2**31 - 1)  # a step is an int32
 
     # optax.exponential_decay(staircase=True) divides in floating point, which can round
     # to the wrong side of a boundary; whole numbers cannot.
@@ -86,3 +88,23 @@ def make_optimizer(
     return optax.partition(
         {True: transformation, False: optax.set_to_zero()}, trainable
     )
+
+
+def penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array | float:
+    """Return l1·Σ|w| + l2·Σw² over all leaves, biases included: a term of the loss.
+
+    Its gradient is l1·sign(w) + 2·l2·w, with sign(0) = 0. So `l2` here is the same as
+    `make_optimizer(..., l2=2 * l2)`, for sgd and adam alike.
+    """
+    leaves = jax.tree.leaves(params)
+    total = 0.0
+    # A term that is off is left out of the program, not multiplied by zero.
+    if l1:
+        # Not jnp.abs: its gradient at 0 is 1, where torch's is 0.
+        signs = [jax.lax.stop_gradient(jnp.sign(leaf)) for leaf in leaves]
+        total += l1 * sum(
+            (leaf * s).sum() for leaf, s in zip(leaves, signs, strict=True)
+        )
+    if l2:
+        total += l2 * sum(jnp.square(leaf).sum() for leaf in leaves)
+    return total

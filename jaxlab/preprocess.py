@@ -43,7 +43,7 @@ class Preprocess:
         images = resize_bilinear(images, self.image_size, self.image_size)
         x = images.astype(jnp.float32) / 255
         # Grey broadcasts to three channels here, after the cheaper one-channel resize.
-        return (x - jnp.array(self.mean)) / jnp.array(self.std)
+        return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
 
 
 def resize_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:

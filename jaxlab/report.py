@@ -34,7 +34,9 @@ def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def write_curves(path: Path, history: Sequence[Mapping[str, float]], title: str):
+def write_curves(
+    path: Path, history: Sequence[Mapping[str, float]], title: str
+) -> None:
     """Draw loss and accuracy by epoch, training and test, as a PNG."""
     epochs = [entry["epoch"] for entry in history]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -53,13 +55,16 @@ def write_curves(path: Path, history: Sequence[Mapping[str, float]], title: str)
         final = scale * history[-1][f"test_{quantity}"]
         axes.annotate(
             f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
-            (epochs[-1], final),
+            (1, final),
+            xycoords=axes.get_yaxis_transform(),  # right of the frame, at that height
             textcoords="offset points",
-            xytext=(0, 9 if quantity == "loss" else -15),
-            ha="right",
+            xytext=(4, 0),
+            va="center",
+            color="tab:orange",
         )
         axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(epochs[0] - 0.2, epochs[-1] + 0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=150)
@@ -71,15 +76,14 @@ def write_confusion(
     predictions: np.ndarray,
     class_names: Sequence[str],
     title: str,
-):
+) -> None:
     """Draw the matrix of true by predicted classes with counts, as a PNG.
 
     labels and predictions are int[n]. The mistakes set the colour scale: the diagonal,
     far larger, would leave them all white.
     """
     count = len(class_names)
-    matrix = np.zeros((count, count), int)
-    np.add.at(matrix, (labels, predictions), 1)
+    matrix = confusion_matrix(labels, predictions, count)
     right = np.eye(count, dtype=bool)
 
     side = 2.5 + 0.45 * count
@@ -113,3 +117,75 @@ def write_confusion(
         range(count), [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
     )
     figure.savefig(path, dpi=150)
+
+
+def confusion_matrix(
+    labels: np.ndarray, predictions: np.ndarray, classes: int
+) -> np.ndarray:
+    """Count images by true class (row) and predicted class (column): int[k, k]."""
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
+
+
+VARIANT_HEADER = (
+    f"{'variant':<22}{'train acc %':>13}{'test acc %':>13}{'gap':>6}"
+    f"{'train loss':>16}{'test loss':>16}{'100 % at':>10}{'s':>7}  verdict"
+)
+
+
+def variant_line(name: str, result: Mapping[str, Any]) -> str:
+    """Return a variant's row of the table: mean ± standard deviation over seeds."""
+    curves = {key: np.array(values) for key, values in result["curves"].items()}
+
+    def final(key, scale, digits):
+        values = scale * curves[key][:, -1]
+        return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+    train = curves["train_accuracy"]
+    perfect = train == 1
+    # The first epoch with every training image right, if each seed has one.
+    reached = perfect.argmax(axis=1)[perfect.any(axis=1)] + 1
+    at = f"{reached.mean():.0f}" if len(reached) == len(train) else "-"
+    return (
+        f"{name:<22}{final('train_accuracy', 100, 1):>13}"
+        f"{final('test_accuracy', 100, 1):>13}{accuracy_gap(result):>6.1f}"
+        f"{final('train_loss', 1, 3):>16}{final('test_loss', 1, 3):>16}"
+        f"{at:>10}{result['seconds']:>7.1f}  {result['verdict']}"
+    )
+
+
+def write_overfit(path: Path, results: Mapping[str, Any], title: str) -> None:
+    """Draw each variant's accuracy by epoch, mean and range over seeds, as a PNG."""
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.8 + 2.6 * rows), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(results) :]:
+        axes.set_visible(False)
+    for axes, (name, result) in zip(panels.flat, results.items(), strict=False):
+        for split, label in (("train", "training"), ("test", "test")):
+            accuracy = 100 * np.array(result["curves"][f"{split}_accuracy"])
+            epochs = np.arange(1, accuracy.shape[1] + 1)
+            axes.plot(epochs, accuracy.mean(0), label=label)
+            axes.fill_between(epochs, accuracy.min(0), accuracy.max(0), alpha=0.25)
+        gap = accuracy_gap(result)
+        axes.set_title(f"{name}\n{result['verdict']}, gap {gap:.1f} points", size=9)
+        axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels.flat[0].legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def accuracy_gap(result: Mapping[str, Any]) -> float:
+    """Return mean training less mean test accuracy after the last epoch, in points."""
+    train, test = (
+        np.array(result["curves"][f"{split}_accuracy"])[:, -1].mean()
+        for split in ("train", "test")
+    )
+    return 100 * float(train - test)

@@ -1,22 +1,27 @@
 """The folder of one run: refused where it would overwrite, then filled file by file."""
 
+import contextlib
+import errno
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from jaxlab.errors import UsageError
+from jaxlab.errors import JaxlabError, UsageError
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
-_PACKAGES = ("jaxlab", "jax", "flax", "optax", "numpy")
+_PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors")
 CURVES, CONFUSION = "curves.png", "confusion.png"
+RESULTS, OVERFIT = "results.json", "overfit.png"
+_FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, RESULTS, OVERFIT)
 
 
 def choose(out: str | None, overwrite: bool) -> Path:
@@ -25,25 +30,31 @@ def choose(out: str | None, overwrite: bool) -> Path:
     Raises UsageError when `out` is a file, cannot be written, or holds something and
     `overwrite` is not asked for.
     """
+    if out == "":
+        raise UsageError("--out: is empty; pass the name of a folder")
     if out is None:
-        stem = Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        folder, count = stem, 1
-        while folder.exists():
-            count += 1
-            folder = stem.with_name(f"{stem.name}-{count}")
+        # The process's number keeps runs apart that start in the same second.
+        now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        folder = Path("runs") / f"{now}-{os.getpid()}"
     else:
         folder = Path(out)
-    above = folder
-    while not (above.exists() or above.is_symlink()):
-        above = above.parent
-    if not above.is_dir():
-        raise UsageError(f"--out: {above} is a file; pass the name of a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"--out: {above} cannot be written to; pass another folder")
-    if above == folder and any(folder.iterdir()) and not overwrite:
-        raise UsageError(
-            f"--out: {folder} is not empty; pass another folder, or --overwrite"
-        )
+    with _refusals_named(folder):
+        above = folder
+        while not os.path.lexists(above):
+            above = above.parent
+        if not above.is_dir():
+            raise UsageError(f"--out: {above} is no folder; pass the name of a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if above == folder and any(folder.iterdir()):
+            if not overwrite:
+                raise UsageError(
+                    f"--out: {folder} is not empty; pass another folder, or --overwrite"
+                )
+            if not any(_is_ours(folder / name) for name in (CONFIG, RESULTS)):
+                raise UsageError(
+                    f"--out: {folder} holds no run to overwrite; pass another folder"
+                )
     return folder
 
 
@@ -52,10 +63,16 @@ def create(folder: Path) -> None:
 
     Raises UsageError when the file system refuses.
     """
-    try:
+    with _refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, METRICS, MODEL, CURVES, CONFUSION):
+        for name in _FILES:
             (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refusals_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(
             f"--out: {folder} cannot be written to: {error.strerror}; "
@@ -63,26 +80,45 @@ def create(folder: Path) -> None:
         ) from error
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, whole or not at all, with the versions it ran with."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    versions["python"] = platform.python_version()
-    partial = folder / (CONFIG + ".partial")
-    partial.write_text(json.dumps({**config, "versions": versions}, indent=2) + "\n")
-    partial.replace(folder / CONFIG)
+def _is_ours(path: Path) -> bool:
+    try:
+        return "jaxlab" in json.loads(path.read_text())["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **installed}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
 
 
 def append_metrics(folder: Path, epoch: Mapping[str, float]) -> None:
     """Add one line to metrics.jsonl."""
     with open(folder / METRICS, "a") as file:
-        file.write(json.dumps(epoch) + "\n")
+        file.write(json.dumps(epoch, allow_nan=False) + "\n")
 
 
 def write_model(folder: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write model.safetensors, whole or not at all; the same arrays, the same bytes."""
+    """Write model.safetensors, whole or not at all; the same arrays, the same bytes.
+
+    Raises JaxlabError when it cannot be written.
+    """
     path = folder / MODEL
-    # One metadata key: several would be written in no fixed order.
-    save_file(dict(state_dict), path, metadata={"format": "pt"})
+    try:
+        # One metadata key: several would be written in no fixed order.
+        save_file(dict(state_dict), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which a full disk raises, and is no OSError
+        raise JaxlabError(
+            f"{path}: cannot be written: {error}; check the free space"
+        ) from error
     # The library creates the file for its owner only; give it the user's usual mode.
     umask = os.umask(0)
     os.umask(umask)

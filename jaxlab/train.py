@@ -65,15 +65,19 @@ def init_state(
 
 
 def make_train_step(
-    apply_fn: Callable, optimizer: optax.GradientTransformation, trainable: Any
+    apply_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    trainable: Any,
+    penalty: Callable[[Any], jax.Array | float] = lambda params: 0.0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Return the jitted step `(state, batch, key) -> (state, metrics)`; donates state.
 
-    The loss is the mean cross entropy over the examples of weight 1. Gradients are
-    computed for the leaves where the tree `trainable` is True and for no others; frozen
-    leaves leave the step as they entered it, bit for bit. Dropout's key is `key` folded
-    with the step's number, so the caller passes the same key all along. The metrics are
-    those of the forward pass in training mode, before the update.
+    The loss is the mean cross entropy over the examples of weight 1, plus `penalty` of
+    the params, which the metrics leave out. Gradients are computed for the leaves where
+    the tree `trainable` is True and for no others; frozen leaves leave the step as they
+    entered it, bit for bit. Dropout's key is `key` folded with the step's number, so
+    the caller passes the same key all along. The metrics are those of the forward pass
+    in training mode, before the update.
     """
     trainable = flax.traverse_util.flatten_dict(trainable)
 
@@ -91,7 +95,8 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             metrics = _metrics(logits, batch)
-            return metrics.loss / metrics.count, (metrics, updated)
+            loss = metrics.loss / metrics.count + penalty(params)
+            return loss, (metrics, updated)
 
         gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
         # The optimiser wants a whole tree. Nothing reads these zeros: XLA drops them.

