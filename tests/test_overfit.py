@@ -1,0 +1,145 @@
+"""The lab end to end: seeds, curves, table, files, verdicts, messages."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxlab.overfit import RULE, VARIANTS, Config, main, variant_program, verdict
+
+SMALL = ["--seeds", "2", "--epochs", "3", "--train-size", "50", "--test-size", "40"]
+
+
+def command(*flags, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxlab.overfit", *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_baseline_memorises_200_digits_and_leaves_a_gap(tmp_path, capsys):
+    results = main(
+        ["--variants", "baseline", "--seeds", "2", "--out", str(tmp_path / "run")]
+    )
+    curves = results["variants"]["baseline"]["curves"]
+    train = np.array(curves["train_accuracy"])
+    test = np.array(curves["test_accuracy"])
+    assert (train[:, -1] == 1).all()
+    assert (train[:, -1] - test[:, -1] > 0.1).all()
+    assert train[0, 0] < 0.7  # it had to learn them
+    (row,) = [x for x in capsys.readouterr().out.splitlines() if x[:8] == "baseline"]
+    assert row.split()[1:4] == ["100.0", "±", "0.0"]
+    assert row.endswith("over-fits")
+
+
+def small_splits():
+    random = np.random.default_rng(0)
+    return {
+        name: (
+            jnp.asarray(random.random((count, 28, 28, 1)), jnp.float32),
+            jnp.asarray(random.integers(0, 10, count), jnp.int32),
+        )
+        for name, count in {"train": 23, "test": 12}.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["baseline", "dropout", "batchnorm+step-decay"])
+def test_each_seed_equals_its_run_alone(name):
+    config = Config(epochs=4, batch_size=5, lr=1e-3, lr_step=2)
+    program = jax.jit(variant_program(VARIANTS[name], config, 10))
+    splits = small_splits()
+    together = program(jnp.arange(3), splits)
+    for seed in range(3):
+        alone = program(jnp.array([seed]), splits)
+        for key, values in alone.items():
+            # float32 roundoff, amplified by 20 steps of Adam.
+            np.testing.assert_allclose(together[key][seed], values[0], rtol=1e-4)
+    losses = np.asarray(together["train_loss"])
+    assert len(np.unique(losses[:, -1])) == 3
+    assert losses.shape == (3, 4)
+
+
+def test_a_cure_changes_training_and_nothing_else_does():
+    config = Config(epochs=2, batch_size=5, lr=1e-3, lr_step=1)
+    splits = small_splits()
+    losses = {
+        name: tuple(
+            np.asarray(
+                jax.jit(variant_program(variant, config, 10))(jnp.arange(1), splits)[
+                    "train_loss"
+                ]
+            ).ravel()
+        )
+        for name, variant in VARIANTS.items()
+    }
+    assert len(set(losses.values())) == len(VARIANTS)
+    # Before the first decay, decaying changes nothing.
+    assert losses["baseline"][0] == losses["step-decay"][0]
+
+
+def test_files_hold_every_seeds_curves_and_a_picture(tmp_path):
+    folder = tmp_path / "run"
+    process = command(*SMALL, "--variants", "l1,batchnorm", "--out", folder)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert process.stdout.splitlines()[-1] == f"run={folder}"
+    assert RULE in process.stdout
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["variants"]) == ["l1", "batchnorm"]
+    for result in results["variants"].values():
+        assert result["verdict"] in ("over-fits", "under-fits", "balanced")
+        for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+            assert np.array(result["curves"][key]).shape == (2, 3)
+    assert results["settings"]["epochs"] == 3
+    with Image.open(folder / "overfit.png") as picture:
+        assert min(picture.size) > 400
+    assert {path.name for path in folder.iterdir()} == {"results.json", "overfit.png"}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (1.0, 0.8, "over-fits"),
+        (0.94, 0.5, "under-fits"),
+        (0.95, 0.92, "balanced"),
+        (0.99, 0.93, "over-fits"),
+    ],
+)
+def test_the_verdict_follows_the_stated_rule(train, test, expected):
+    assert verdict(train, test) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--variants", "drpout"], "'drpout' is no variant; did you mean dropout?"),
+        (["--variants", ""], "'' is no variant"),
+        (["--seeds", "0"], "--seeds: 0 is out of range; pass a number at least 1"),
+        (["--train-size", "5000"], "--train-size: asks for 5,000 images"),
+        (["--dropout-rate", "1"], "--dropout-rate: 1 is out of range"),
+        (["--dropout-rate", "-0.1"], "--dropout-rate: -0.1 is out of range"),
+        (["--batch-size", "1"], "--batch-size: 1 leaves a batch of one image"),
+        (["--batch-size", "199"], "--batch-size: 199 leaves a batch of one image"),
+        (["--train-size", "1"], "leaves a batch of one image"),
+        (["--l1", "nan"], "--l1: nan is not finite"),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, message, tmp_path):
+    process = command(*flags, cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert message in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_one_is_fine_without_batch_norm(tmp_path):
+    job = [*SMALL, "--batch-size", "7", "--variants", "dropout"]
+    main([*job, "--out", str(tmp_path / "run")])
