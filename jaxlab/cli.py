@@ -126,10 +126,12 @@ def device_kind() -> str:
 
     try:
         return jax.devices()[0].device_kind
-    except RuntimeError as error:
+    # JAX asserts, without a word, where the platform asked for has no plugin installed.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
         raise JaxlabError(
-            f"JAX: found no device: {error}; unset JAX_PLATFORMS, or for an NVIDIA GPU "
-            "pip install 'jaxlab[cuda]'"
+            f"JAX: found no device for JAX_PLATFORMS={asked} ({str(error) or 'no plugin'}); "
+            "unset it, or for an NVIDIA GPU pip install 'jaxlab[cuda]'"
         ) from error
 
 

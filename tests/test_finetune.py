@@ -273,7 +273,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(epochs, tmp_path):
 def test_a_device_that_is_not_there_is_one_line(tmp_path):
     process = command("--out", tmp_path / "run", JAX_PLATFORMS="cuda")
     assert process.returncode == 1
-    assert process.stderr.splitlines()[-1].startswith("error: JAX: found no device")
+    assert process.stderr.splitlines()[-1].startswith(
+        "error: JAX: found no device for JAX_PLATFORMS=cuda"
+    )
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
 

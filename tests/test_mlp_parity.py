@@ -229,7 +229,7 @@ def test_fresh_layers_are_drawn_as_torch_draws_them():
         for leaf, values in leaves.items():
             allowed = 5 * 0.3 / np.sqrt(values.size)
             for drawn in (values, theirs[layer][leaf]):
-                assert np.abs(drawn).max() <= bound
+                assert np.abs(drawn).max() <= np.float32(bound)
                 assert abs(np.std(drawn) / bound - 3**-0.5) < allowed, (layer, leaf)
 
 
