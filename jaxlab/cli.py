@@ -130,8 +130,9 @@ def device_kind() -> str:
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise JaxlabError(
-            f"JAX: found no device for JAX_PLATFORMS={asked} ({str(error) or 'no plugin'}); "
-            "unset it, or for an NVIDIA GPU pip install 'jaxlab[cuda]'"
+            f"JAX: found no device for JAX_PLATFORMS={asked}: "
+            f"{str(error) or 'its plugin is not installed'}; unset it, or for an "
+            "NVIDIA GPU pip install 'jaxlab[cuda]'"
         ) from error
 
 
