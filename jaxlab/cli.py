@@ -91,9 +91,8 @@ def run(main: Callable[[], Any]) -> int:
     Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 130 interrupted,
     141 stdout closed by its reader. `--debug` shows the traceback before the line.
     """
-    if (
-        sys.stdout is not None
-    ):  # None where the shell closed it: print then does nothing
+    # stdout is None where the shell closed it; print then does nothing.
+    if sys.stdout is not None:
         # A terminal without Unicode gets ? for ×, instead of a run that breaks off.
         sys.stdout.reconfigure(errors="replace")
     try:

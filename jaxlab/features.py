@@ -5,7 +5,7 @@ so training on stored outputs is exact. The store stops before the first dropout
 output changes from step to step even where its neighbours are frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,27 +18,30 @@ from jaxlab.preprocess import Preprocess
 def compute_features(
     feature_fn: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
-    images: np.ndarray,
+    splits: Mapping[str, np.ndarray],
     preprocess: Preprocess,
     *,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda count: None,
-) -> jax.Array:
-    """Run `feature_fn(variables, preprocess(images))` once over all images.
+) -> dict[str, jax.Array]:
+    """Run `feature_fn(variables, preprocess(images))` once over each split's images.
 
-    uint8[n, h, w, c] -> float[n, ...], on the device. `on_batch` gets the number of
-    images done in each batch.
+    uint8[n, h, w, c] -> float[n, ...], on the device. All splits share one compiled
+    program. `on_batch` gets the number of images done in each batch.
     """
 
     @jax.jit
     def run(variables, images):
         return feature_fn(variables, preprocess(images))
 
-    outputs = []
-    for start in range(0, len(images), batch_size):
-        count = min(batch_size, len(images) - start)
-        # The last batch repeats the last image, so that nothing recompiles.
-        indices = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        outputs.append(run(variables, images[indices])[:count].block_until_ready())
-        on_batch(count)
-    return jnp.concatenate(outputs)
+    def over(images):
+        outputs = []
+        for start in range(0, len(images), batch_size):
+            count = min(batch_size, len(images) - start)
+            # The last batch repeats the last image, so that nothing recompiles.
+            indices = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+            outputs.append(run(variables, images[indices])[:count].block_until_ready())
+            on_batch(count)
+        return jnp.concatenate(outputs)
+
+    return {name: over(images) for name, images in splits.items()}

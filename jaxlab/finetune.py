@@ -256,17 +256,14 @@ def _network_inputs(
 
     started = time.perf_counter()
     with cli.progress(sum(map(len, images.values())), "features") as bar:
-        features = {
-            name: compute_features(
-                functools.partial(model.apply, method="features"),
-                {"params": params},
-                pixels,
-                preprocess,
-                batch_size=FORWARD_BATCH,
-                on_batch=bar.update,
-            )
-            for name, pixels in images.items()
-        }
+        features = compute_features(
+            functools.partial(model.apply, method="features"),
+            {"params": params},
+            images,
+            preprocess,
+            batch_size=FORWARD_BATCH,
+            on_batch=bar.update,
+        )
     seconds = time.perf_counter() - started
     print(
         f"features: every image once through the frozen layers, {seconds:.1f} s",

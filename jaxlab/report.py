@@ -142,11 +142,10 @@ def variant_line(name: str, result: Mapping[str, Any]) -> str:
         values = scale * curves[key][:, -1]
         return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
-    train = curves["train_accuracy"]
-    perfect = train == 1
+    perfect = curves["train_accuracy"] == 1
     # The first epoch with every training image right, if each seed has one.
     reached = perfect.argmax(axis=1)[perfect.any(axis=1)] + 1
-    at = f"{reached.mean():.0f}" if len(reached) == len(train) else "-"
+    at = f"{reached.mean():.0f}" if len(reached) == len(perfect) else "-"
     return (
         f"{name:<22}{final('train_accuracy', 100, 1):>13}"
         f"{final('test_accuracy', 100, 1):>13}{accuracy_gap(result):>6.1f}"

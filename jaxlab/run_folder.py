@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from jaxlab.errors import JaxlabError, UsageError
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
-_PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors")
 CURVES, CONFUSION = "curves.png", "confusion.png"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 _FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, RESULTS, OVERFIT)
+_PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors")
 
 
 def choose(out: str | None, overwrite: bool) -> Path:
