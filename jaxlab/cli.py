@@ -32,12 +32,13 @@ def flag(
     above: float | None = None,
     below: float | None = None,
     default_help: str | None = None,
+    operand: bool = False,
 ) -> Any:
     """Declare one flag as a dataclass field: its default, help text and valid values.
 
     The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
     default is False, `--no-name` where it is True. `default_help` replaces the default
-    in the help text.
+    in the help text. An `operand` is given by its place, without a name.
     """
     return dataclasses.field(
         default=default,
@@ -55,6 +56,7 @@ def flag(
                 if bound is not None
             },
             default_help=default_help,
+            operand=operand,
         ),
     )
 
@@ -73,7 +75,7 @@ def parse(
         _add(parser, field, hints[field.name])
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [_flag_of(field) for field in fields]
+        known = [_flag_of(field) for field in fields if not field.metadata["operand"]]
         if not unknown[0].startswith("-"):
             raise UsageError(f"{unknown[0]}: unexpected argument; see --help")
         raise UsageError(f"{unknown[0]}: unknown flag{nearest(unknown[0], known)}")
@@ -178,6 +180,14 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -
             action="store_const",
             const=not field.default,
             help=meta["help"],
+        )
+        return
+    if meta["operand"]:
+        parser.add_argument(
+            field.name,
+            nargs="?",
+            metavar=field.name.upper(),
+            help=f"{meta['help']} (default: {meta['default_help'] or field.default})",
         )
         return
     kind = _plain_type(hint).__name__.upper()

@@ -7,6 +7,7 @@ was and what it reached goes to a folder, with weights that torchvision loads.
 import dataclasses
 import functools
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ FREEZE = {
     "backbone": ((r"fc8/.*", "trainable"), (r".*", "frozen")),
     "none": ((r".*", "trainable"),),
 }
+WEIGHTS = ("imagenet-conv", "imagenet", "none")
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
@@ -37,13 +39,14 @@ class Config:
     dataset: str = flag("mnist5k", "images to train on", choices=("mnist5k",))
     weights: str = flag(
         "imagenet-conv",
-        "imagenet-conv: ImageNet's convolutions, fresh fc layers; none: all fresh",
-        choices=("imagenet-conv", "none"),
+        "imagenet-conv: embedded convolutions, fresh fc layers; imagenet: the whole of "
+        "torchvision's AlexNet, downloaded once; none: all fresh; or a .pth or "
+        ".safetensors file",
     )
     freeze: str | None = flag(
         None,
         "layers kept as they are: features (all convolutions), backbone (all but the "
-        "head; refused while fc6 and fc7 are fresh), none",
+        "head; refused where fc6 and fc7 are fresh), none",
         choices=tuple(FREEZE),
         default_help="features; none with --weights none",
     )
@@ -70,6 +73,7 @@ class Config:
     precision: str = flag(
         "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
     )
+    offline: bool = flag(False, "open no connection")
     feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
@@ -91,11 +95,16 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 def _resolved(config: Config) -> Config:
     """Fill in the defaults that depend on other flags; refuse what cannot be meant."""
+    if config.weights not in WEIGHTS and not os.path.lexists(config.weights):
+        raise UsageError(
+            f"--weights: {config.weights!r} is neither a file nor one of "
+            f"{', '.join(WEIGHTS)}{cli.nearest(config.weights, WEIGHTS)}"
+        )
     freeze = config.freeze or ("none" if config.weights == "none" else "features")
-    if freeze == "backbone":
+    if freeze == "backbone" and config.weights in ("imagenet-conv", "none"):
         raise UsageError(
             f"--freeze backbone: with --weights {config.weights} fc6 and fc7 are fresh "
-            "and would stay random; use --freeze features or none"
+            "and would stay random; use --freeze features, or --weights imagenet"
         )
     if freeze == "features" and config.weights == "none":
         print(
@@ -119,7 +128,7 @@ def finetune(config: Config) -> Result:
     from jaxlab.data.digits import mnist5k
     from jaxlab.models.alexnet import AlexNet
     from jaxlab.preprocess import Preprocess
-    from jaxlab.weights import initial_params
+    from jaxlab.weights import in_words, initial_params
     from pretrained import to_torch
 
     device = cli.device_kind()
@@ -134,7 +143,9 @@ def finetune(config: Config) -> Result:
     preprocess = Preprocess(config.image_size)
     model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    params, weights = initial_params(model, init_key, config.weights)
+    params, weights = initial_params(
+        model, init_key, config.weights, offline=config.offline
+    )
     trainable = optim.trainable_tree(params, FREEZE[config.freeze])
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     schedule = optim.step_decay(
@@ -156,6 +167,8 @@ def finetune(config: Config) -> Result:
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
         f"images, {len(data.class_names)} classes, on {device}"
     )
+    if words := in_words(weights):
+        print(words)
     print(report.layer_table(params, trainable, weights["layers"]), flush=True)
 
     inputs, apply_fn = _network_inputs(model, params, data, preprocess, config)
@@ -215,7 +228,8 @@ def finetune(config: Config) -> Result:
     report.write_curves(
         folder / run_folder.CURVES,
         history,
-        f"AlexNet on {data.name}, {config.weights} weights, seed {config.seed}",
+        f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
+        f"seed {config.seed}",
     )
     report.write_confusion(
         folder / run_folder.CONFUSION,

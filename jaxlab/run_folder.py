@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from jaxlab.errors import JaxlabError, UsageError
+from jaxlab.errors import UsageError
+from pretrained.files import write_safetensors
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION = "curves.png", "confusion.png"
@@ -109,17 +108,6 @@ def append_metrics(folder: Path, epoch: Mapping[str, float]) -> None:
 def write_model(folder: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write model.safetensors, whole or not at all; the same arrays, the same bytes.
 
-    Raises JaxlabError when it cannot be written.
+    Raises WeightsError when it cannot be written.
     """
-    path = folder / MODEL
-    try:
-        # One metadata key: several would be written in no fixed order.
-        save_file(dict(state_dict), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # which a full disk raises, and is no OSError
-        raise JaxlabError(
-            f"{path}: cannot be written: {error}; check the free space"
-        ) from error
-    # The library creates the file for its owner only; give it the user's usual mode.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    write_safetensors(folder / MODEL, state_dict, {"format": "pt"})

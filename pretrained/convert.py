@@ -1,238 +1,122 @@
-"""torchvision's state_dict to Flax params and back, one visible row a tensor.
+"""python -m pretrained.convert: weights files between torchvision's layout and Flax's.
 
-torch keeps convolutions as OIHW and flattens C·H·W; Flax keeps HWIO and, with channels
-last, flattens H·W·C. Every difference is a named transform in the table below; nothing
-is matched by order or reshaped to fit.
+SOURCE is a .pth or a .safetensors file, or the name of published weights, which are
+downloaded when they are not in the cache. OUT gets Flax's names and layouts
+("conv1/kernel", HWIO), as .safetensors; with --reverse torchvision's, as .safetensors
+or .pth. The file says in its metadata which bytes it was made from.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
 from pretrained.errors import WeightsError
-
-Params = dict[str, dict[str, np.ndarray]]
-
-
-class Transform(NamedTuple):
-    """A re-ordering of one tensor's axes and its exact inverse."""
-
-    to_flax: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
+from pretrained.sources import SOURCES
 
 
-class Row(NamedTuple):
-    """One tensor: its name on both sides, its shape in torch, how the axes move.
+class _UsageError(Exception):
+    """What is wrong with the command line."""
 
-    A string in `shape` is a free dimension, equal wherever the same string stands.
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise _UsageError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; return the exit code: 0 done, 2 usage, 3 bad input, 4 network or hash.
+
+    An error is one line on stderr, and leaves OUT as it was.
     """
-
-    torch: str
-    flax: str
-    shape: tuple[int | str, ...]
-    transform: Transform
-
-
-def flattened_chw(channels: int, height: int, width: int) -> Transform:
-    """[out, C·H·W] <-> [H·W·C, out]: a linear layer behind a flattened feature map."""
-    rows = channels * height * width
-
-    def to_flax(weight):
-        weight = weight.reshape(-1, channels, height, width)  # [out, C, H, W]
-        return weight.transpose(2, 3, 1, 0).reshape(rows, -1)  # [H·W·C, out]
-
-    def to_torch(kernel):
-        kernel = kernel.reshape(height, width, channels, -1)  # [H, W, C, out]
-        return kernel.transpose(3, 2, 0, 1).reshape(-1, rows)  # [out, C·H·W]
-
-    return Transform(to_flax, to_torch)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _convert(_parsed(argv))
+        return 0
+    except _UsageError as error:
+        return _report(error, argv, 2)
+    except WeightsError as error:
+        return _report(error, argv, error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
-same = Transform(lambda bias: bias, lambda bias: bias)
-oihw_hwio = Transform(
-    lambda weight: weight.transpose(2, 3, 1, 0),
-    lambda kernel: kernel.transpose(3, 2, 0, 1),
-)
-transposed = Transform(lambda weight: weight.T, lambda kernel: kernel.T)
-
-ALEXNET = (
-    Row("features.0.weight", "conv1/kernel", (64, 3, 11, 11), oihw_hwio),
-    Row("features.0.bias", "conv1/bias", (64,), same),
-    Row("features.3.weight", "conv2/kernel", (192, 64, 5, 5), oihw_hwio),
-    Row("features.3.bias", "conv2/bias", (192,), same),
-    Row("features.6.weight", "conv3/kernel", (384, 192, 3, 3), oihw_hwio),
-    Row("features.6.bias", "conv3/bias", (384,), same),
-    Row("features.8.weight", "conv4/kernel", (256, 384, 3, 3), oihw_hwio),
-    Row("features.8.bias", "conv4/bias", (256,), same),
-    Row("features.10.weight", "conv5/kernel", (256, 256, 3, 3), oihw_hwio),
-    Row("features.10.bias", "conv5/bias", (256,), same),
-    Row("classifier.1.weight", "fc6/kernel", (4096, 9216), flattened_chw(256, 6, 6)),
-    Row("classifier.1.bias", "fc6/bias", (4096,), same),
-    Row("classifier.4.weight", "fc7/kernel", (4096, 4096), transposed),
-    Row("classifier.4.bias", "fc7/bias", (4096,), same),
-    Row("classifier.6.weight", "fc8/kernel", ("num_classes", 4096), transposed),
-    Row("classifier.6.bias", "fc8/bias", ("num_classes",), same),
-)
-
-# Starts of keys that, all present, give away what a foreign state_dict belongs to.
-_FAMILIES = {
-    "a ResNet": ("layer1.0.",),
-    "a DenseNet": ("features.denseblock1.",),
-    "a SqueezeNet": ("features.3.squeeze.",),
-    "a VGG with batch normalisation": ("features.1.running_mean", "classifier.3."),
-    "a VGG": ("features.0.weight", "classifier.3.weight"),
-    "a MobileNet v2": ("features.1.conv.0.",),
-    "a MobileNet v3, EfficientNet, ConvNeXt or Swin": ("features.0.0.", "features.1."),
-    "a vision transformer": ("encoder.layers.",),
-    "a GoogLeNet": ("inception3a.",),
-    "an Inception v3": ("Mixed_5b.",),
-    "a ShuffleNet": ("stage2.0.branch",),
-}
-# Wrappers that put their name before every key.
-_WRAPPERS = {
-    "module.": ", as DataParallel saves them",
-    "_orig_mod.": ", as torch.compile saves them",
-}
-
-
-def to_flax(state_dict: Mapping[str, Any], table: tuple[Row, ...] = ALEXNET) -> Params:
-    """Convert a torchvision state_dict to Flax params.
-
-    `state_dict` maps torchvision's names to float32 or float64 arrays (anything NumPy
-    can read, torch's CPU tensors included), of any number of classes. The result has
-    the layout of `table`'s Flax side, in new C-contiguous arrays of the same dtype; for
-    AlexNet `{"conv1".."conv5", "fc6".."fc8": {"kernel", "bias"}}`, kernels HWIO or
-    [in, out], fc6's rows in NHWC flatten order.
-
-    Every key is used once and every leaf set once. Raises WeightsError listing all that
-    is missing, unexpected or of another shape or dtype.
-    """
-    if not isinstance(state_dict, Mapping):
-        raise WeightsError(
-            f"state_dict: expected a mapping of names to arrays, got a "
-            f"{type(state_dict).__name__}; pass model.state_dict()"
-        )
-    arrays, problems = _arrays(state_dict)
-    problems += _mismatches(arrays, {row.torch: row.shape for row in table})
-    if problems:
-        advice = _advice_on(list(map(str, state_dict)), table)
-        # Advice first: of a foreign network the list runs to hundreds of keys.
-        raise WeightsError(f"state_dict: {advice} ({'; '.join(problems)})")
-    params: Params = {}
-    for row in table:
-        layer, leaf = row.flax.split("/")
-        converted = row.transform.to_flax(arrays[row.torch])
-        params.setdefault(layer, {})[leaf] = np.array(converted, order="C")
-    return params
-
-
-def to_torch(
-    params: Mapping[str, Mapping[str, Any]], table: tuple[Row, ...] = ALEXNET
-) -> dict[str, np.ndarray]:
-    """Convert Flax params to a torchvision state_dict: the exact inverse of `to_flax`.
-
-    The result holds new C-contiguous arrays (a transposed view would be written wrongly
-    by safetensors), in torchvision's order. Raises WeightsError like `to_flax`.
-    """
-    if not isinstance(params, Mapping):
-        raise WeightsError(
-            f"params: expected nested dicts of arrays, got a {type(params).__name__}; "
-            "pass variables['params']"
-        )
-    if set(params) == {"params"}:
-        raise WeightsError(
-            "params: got the variables around the params; pass variables['params']"
-        )
-    flat: dict[str, Any] = {}
-    for layer, leaves in params.items():
-        if isinstance(leaves, Mapping):
-            flat.update({f"{layer}/{leaf}": value for leaf, value in leaves.items()})
-        else:
-            flat[layer] = leaves
-    arrays, problems = _arrays(flat)
-    problems += _mismatches(arrays, {row.flax: _flax_shape(row) for row in table})
-    if problems:
-        expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in table))
-        raise WeightsError(
-            f"params: pass a dict of the layers {expected} ({'; '.join(problems)})"
-        )
-    return {
-        row.torch: np.array(row.transform.to_torch(arrays[row.flax]), order="C")
-        for row in table
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m pretrained.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    known = ", ".join(SOURCES)
+    parser.add_argument("source", metavar="SOURCE", help=f"file, or {known}")
+    parser.add_argument("out", metavar="OUT", help="file to write", type=Path)
+    flags = {
+        "--reverse": "write torchvision's names and layouts",
+        "--overwrite": "replace OUT when it exists",
+        "--offline": "open no connection",
+        "--debug": "show tracebacks",
     }
-
-
-def _flax_shape(row: Row) -> tuple[int | str, ...]:
-    # A free dimension stands in as 0 columns while the transform moves the axes.
-    free = next((size for size in row.shape if isinstance(size, str)), None)
-    numbers = [0 if isinstance(size, str) else size for size in row.shape]
-    shape = row.transform.to_flax(np.empty(numbers, np.bool_)).shape
-    return tuple(free if free and size == 0 else size for size in shape)
-
-
-def _arrays(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the tensors as arrays, and one line for each that is not a float array."""
-    arrays: dict[str, np.ndarray | None] = {}
-    problems = []
-    for name, tensor in tensors.items():
-        # Asked by name: torch's bfloat16 has no NumPy dtype, and converting it raises.
-        dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
-        dtype = dtype.removeprefix("torch.")
-        if dtype not in ("float32", "float64"):
-            problems.append(f"{name} is {dtype}, expected float32 or float64")
-            arrays[name] = None
-        else:
-            # A torch tensor may require gradients or live on another device.
-            tensor = tensor.detach().cpu() if hasattr(tensor, "detach") else tensor
-            arrays[name] = np.asarray(tensor)
-    if len({array.dtype for array in arrays.values() if array is not None}) > 1:
-        problems.append("float32 and float64 are mixed, expected one dtype")
-    return arrays, problems
-
-
-def _mismatches(
-    arrays: Mapping[str, np.ndarray | None],
-    expected: Mapping[str, tuple[int | str, ...]],
-) -> list[str]:
-    """List every missing name, unexpected name and wrong shape."""
-    problems = [f"{name} is missing" for name in expected if name not in arrays]
-    problems += [f"{name} is unexpected" for name in arrays if name not in expected]
-    free: dict[str, int] = {}
-    for name, shape in expected.items():
-        if (array := arrays.get(name)) is None:
-            continue
-        fits = len(shape) == array.ndim and all(
-            size >= 1 and size == free.setdefault(want, size)
-            if isinstance(want, str)
-            else size == want
-            for want, size in zip(shape, array.shape, strict=True)
+    for flag, help in flags.items():
+        parser.add_argument(flag, action="store_true", help=help)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], flags, n=1)
+        advice = f"did you mean {close[0]}?" if close else "see --help"
+        raise _UsageError(f"{unknown[0]}: unexpected argument; {advice}")
+    endings = (".safetensors", ".pth") if options.reverse else (".safetensors",)
+    if options.out.suffix not in endings:
+        hint = "" if options.reverse else ", or add --reverse for a .pth"
+        raise _UsageError(
+            f"{options.out}: cannot tell the format; end it in "
+            f"{' or '.join(endings)}{hint}"
         )
-        if not fits:
-            wanted = ", ".join(str(free.get(size, size)) for size in shape)
-            found = ", ".join(map(str, array.shape))
-            problems.append(f"{name} has shape [{found}], expected [{wanted}]")
-    return problems
-
-
-def _advice_on(names: list[str], table: tuple[Row, ...]) -> str:
-    """Say what keys that do not fit look like, and what to do."""
-    wanted = {row.torch for row in table}
-    prefix = names[0].split(".")[0] + "." if names else ""
-    if {name.removeprefix(prefix) for name in names} & wanted and not (
-        wanted & set(names)
-    ):
-        return (
-            f"every key starts with {prefix!r}{_WRAPPERS.get(prefix, '')}; pass "
-            f"{{k.removeprefix({prefix!r}): v for k, v in state_dict.items()}}"
+    if os.path.lexists(options.out) and not options.overwrite:
+        raise _UsageError(
+            f"{options.out}: exists already; pass another name, or --overwrite"
         )
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if wrapper in names:
-            return f"this is a training checkpoint; pass its [{wrapper!r}]"
-    if set(names) != wanted:
-        for family, starts in _FAMILIES.items():
-            if all(any(name.startswith(start) for name in names) for start in starts):
-                return f"this looks like {family}; pass torchvision's alexnet"
-        if "conv5" in names or any("/" in name for name in names):
-            return "these look like Flax params; to_torch converts those"
-    return "pass the float32 state_dict of torchvision.models.alexnet"
+    if not options.out.parent.is_dir():
+        raise _UsageError(f"{options.out.parent}: is no folder; create it first")
+    return options
+
+
+def _convert(options: argparse.Namespace) -> None:
+    # Imported here, so that --help and a mistyped flag do not wait for NumPy.
+    from pretrained.download import open_published
+    from pretrained.files import provenance, read_weights, write_safetensors
+    from pretrained.tables import flat_params, to_torch
+    from pretrained.torchfile import write_torch_file
+
+    if options.source in SOURCES and not os.path.lexists(options.source):
+        with open_published(SOURCES[options.source], offline=options.offline) as file:
+            weights = read_weights(file)
+    else:
+        weights = read_weights(options.source)
+    tensors = (to_torch if options.reverse else flat_params)(weights.params)
+    if options.out.suffix == ".pth":
+        write_torch_file(options.out, tensors)
+    else:
+        metadata = provenance(weights, os.path.basename(options.source))
+        write_safetensors(options.out, tensors, metadata)
+    origin = weights.source.title if weights.source else "no published file"
+    print(
+        f"{options.out}: {len(tensors)} tensors, "
+        f"{sum(tensor.size for tensor in tensors.values()):,} parameters under "
+        f"{'torchvision' if options.reverse else 'Flax'}'s names, from "
+        f"{options.source} (SHA-256 {weights.sha256[:16]}…, {origin})"
+    )
+
+
+def _report(error: Exception, argv: Sequence[str], code: int) -> int:
+    if "--debug" in argv:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,3 +11,9 @@ class IntegrityError(WeightsError):
     """A file whose bytes are not the published ones."""
 
     exit_code = 4
+
+
+class DownloadError(WeightsError):
+    """A file that could not be fetched."""
+
+    exit_code = 4

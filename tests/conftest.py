@@ -2,20 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 
-from pretrained.convert import ALEXNET, flattened_chw
+from jaxlab.verify import import_torch
+from pretrained.tables import ALEXNET, flattened_chw
 
-# A CPU-only torch lacks two operators that torchvision registers fakes for on import;
-# their schemas are enough, since no test runs detection.
-_schemas = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _schemas.define(
-            f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-
-import torchvision  # noqa: E402 (needs the schemas above)
+# Before any test imports torchvision: beside some builds of torch it needs help.
+torch, torchvision = import_torch()
 
 # Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
 # products in another order; measured 2e-6 and 4e-15, so these leave less than 10 and

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxlab import AlexNet
 from pretrained import WeightsError, to_flax, to_torch
-from pretrained.convert import ALEXNET, flattened_chw
+from pretrained.tables import ALEXNET, flattened_chw
 
 
 def state_dict(num_classes=10, table=ALEXNET, seed=0):

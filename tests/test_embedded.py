@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pretrained import IntegrityError, WeightsError
-from pretrained.convert import ALEXNET
 from pretrained.embedded import _ArraysOnly, _installed_file, imagenet_conv
+from pretrained.tables import ALEXNET
 
 
 def test_the_five_convolutions_have_alexnets_shapes_and_nothing_else_is_kept():

@@ -186,7 +186,13 @@ USAGE = [
     (["--train-size", "5000"], "--train-size: asks for 5,000 images, the dataset has"),
     (["--dataset", "mnst5k"], "'mnst5k' is not one of mnist5k; did you mean mnist5k?"),
     (["--freeze", "backbone"], "with --weights imagenet-conv fc6 and fc7 are fresh"),
-    (["--freeze", "backbone", "--weights", "none"], "use --freeze features or none"),
+    (["--freeze", "backbone", "--weights", "none"], "use --freeze features, or"),
+    (
+        ["--weights", "imagenet-cnov"],
+        "'imagenet-cnov' is neither a file nor one of imagenet-conv, imagenet, none; "
+        "did you mean imagenet-conv?",
+    ),
+    (["--weights", "absent.pth"], "'absent.pth' is neither a file nor one of"),
 ]
 
 

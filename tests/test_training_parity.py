@@ -22,7 +22,7 @@ from jaxlab.models.layers import conv, linear
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
-from pretrained.convert import ALEXNET
+from pretrained.tables import ALEXNET
 
 STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
 L2, GAMMA, STEP_EPOCHS = 5e-4, 0.1, 2

@@ -1,0 +1,331 @@
+"""python -m jaxlab.verify: a certificate that weights give torchvision's results.
+
+The same weights are loaded into torchvision's AlexNet, by torch, and into ours, by our
+own reading and conversion. The outputs of every named layer and the logits are compared
+on random images of several sizes, in float32 and float64.
+"""
+
+import importlib
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlab import cli, run_folder
+from jaxlab.cli import flag
+from jaxlab.errors import InputError, JaxlabError, UsageError
+
+# Bars on ‖ours - torch‖ / ‖torch‖: both sides sum the same products in another order.
+BARS = {"float32": 1e-5, "float64": 1e-12}
+SIZES = ((63, 63), (192, 256), (224, 224))
+IMAGES = 2  # of each size
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every argument of the command, and its default."""
+
+    weights: str = flag(
+        "imagenet-conv",
+        "a .pth or .safetensors file, the folder of a run, imagenet, or imagenet-conv",
+        operand=True,
+    )
+    against: str | None = flag(
+        None,
+        "what torch loads: the original of a converted WEIGHTS",
+        default_help="WEIGHTS itself",
+    )
+    offline: bool = flag(False, "open no connection")
+    json: bool = flag(False, "print one JSON object instead of the table")
+    debug: bool = flag(False, "show tracebacks")
+
+
+class Comparison(NamedTuple):
+    """How far one output of ours is from torch's."""
+
+    precision: str
+    size: str
+    layer: str
+    shape: tuple[int, ...]
+    max_difference: float
+    relative_error: float
+    passed: bool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare and print; raises JaxlabError, exit code 1, when a bar is missed."""
+    config = cli.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
+    torch, torchvision = import_torch()
+    params, state_dict, facts = _both_sides(config, torch, torchvision)
+    comparisons = compare(params, state_dict)
+    missed = [row for row in comparisons if not row.passed]
+    certificate = {
+        "verdict": "equal" if not missed else "not equal",
+        **facts,
+        "compared": f"{IMAGES} random images of each size",
+        "bars": BARS,
+        "device": cli.device_kind(),
+        "matmul_precision": "highest",
+        "versions": {
+            **run_folder.versions(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+    if config.json:
+        rows = [row._asdict() for row in comparisons]
+        print(json.dumps({**certificate, "comparisons": rows}))
+    else:
+        print(_table(comparisons, certificate))
+    if missed:
+        worst = max(missed, key=lambda row: row.relative_error / BARS[row.precision])
+        raise JaxlabError(
+            f"{config.weights}: not equal to torchvision's: {len(missed)} of "
+            f"{len(comparisons)} comparisons miss their bar, {missed[0].layer} first, "
+            f"{worst.layer} by most ({worst.relative_error:.1e}); do not use these "
+            "weights"
+        )
+
+
+def import_torch() -> tuple[Any, Any]:
+    """Return the modules torch and torchvision; nothing else in jaxlab imports them.
+
+    Raises InputError, with the remedy, when one is not installed.
+    """
+    try:
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise _not_installed("torch") from error
+    try:
+        return torch, importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise _not_installed("torchvision") from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    # A torch of another build than torchvision's cannot load its compiled operators,
+    # for two of which torchvision registers more on import. Their schemas are enough:
+    # AlexNet uses neither.
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    global _schemas
+    _schemas = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _schemas.define(
+            f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    return torch, importlib.import_module("torchvision")
+
+
+_schemas: Any = None  # torch forgets the schemas when this is collected
+
+
+def _not_installed(package: str) -> InputError:
+    return InputError(
+        f"{package}: not installed, and verify compares with it; "
+        "pip install 'torch==2.13.0' 'torchvision==0.28.0'"
+    )
+
+
+def _both_sides(
+    config: Config, torch: Any, torchvision: Any
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return our params, torch's state_dict, and what the certificate says of them."""
+    from pretrained import embedded, to_flax
+    from pretrained.download import open_published
+    from pretrained.files import read_weights
+    from pretrained.sources import SOURCES
+    from pretrained.torchfile import open_weights
+
+    if config.weights == "imagenet-conv":
+        if config.against:
+            raise UsageError("--against: imagenet-conv is no file; pass one as WEIGHTS")
+        torch.manual_seed(0)
+        state_dict = torchvision.models.alexnet().state_dict()
+        for index, layer in zip(
+            (0, 3, 6, 8, 10), embedded.imagenet_conv().values(), strict=True
+        ):
+            kernel = torch.from_numpy(layer["kernel"]).permute(3, 2, 0, 1)
+            state_dict[f"features.{index}.weight"].copy_(kernel)
+            state_dict[f"features.{index}.bias"].copy_(torch.from_numpy(layer["bias"]))
+        facts = {
+            "weights": f"{embedded.SOURCE}; fc6 to fc8 random",
+            "sha256": embedded.SHA256,
+            "classes": 1000,
+        }
+        return to_flax(state_dict), state_dict, facts
+
+    def content(name: str) -> io.BytesIO:
+        """The bytes, read once: what is hashed, and what both sides parse."""
+        if name in SOURCES:
+            source = open_published(SOURCES[name], offline=config.offline)
+        else:
+            source = Path(name)
+            if source.is_dir():
+                source = source / run_folder.MODEL
+                if not source.exists():
+                    raise InputError(
+                        f"{name}: holds no {run_folder.MODEL}; pass a run that ended, "
+                        "or a weights file"
+                    )
+        with open_weights(source) as (file, path):
+            buffer = io.BytesIO(file.read())
+            buffer.name = path
+            return buffer
+
+    ours = content(config.weights)
+    weights = read_weights(ours)
+    facts = {
+        "weights": ours.name,
+        "sha256": weights.sha256,
+        "published": weights.source.title if weights.source else None,
+        "classes": int(np.size(weights.params["fc8"]["bias"])),
+    }
+    theirs = ours
+    if config.against:
+        theirs = content(config.against)
+        facts |= {"against": theirs.name, "against_sha256": read_weights(theirs).sha256}
+    theirs.seek(0)
+    if theirs.read(2) in (b"PK", b"\x80\x02"):
+        theirs.seek(0)
+        # Our reader, which executes nothing, has accepted these bytes before.
+        state_dict = torch.load(theirs, weights_only=True)
+    else:
+        load = importlib.import_module("safetensors.torch").load
+        state_dict = load(theirs.getvalue())
+    if any("/" in name for name in state_dict):
+        raise UsageError(
+            f"{theirs.name}: torch cannot load Flax's names; pass its original with "
+            "--against FILE"
+        )
+    classes = len(state_dict["classifier.6.bias"])
+    if classes != facts["classes"]:
+        raise InputError(
+            f"--against: {theirs.name} has {classes} classes, {ours.name} has "
+            f"{facts['classes']}; pass the file that WEIGHTS was made from"
+        )
+    return weights.params, state_dict, facts
+
+
+def compare(params: Any, state_dict: Mapping[str, Any]) -> list[Comparison]:
+    """Run ours with `params`, and torchvision's AlexNet with `state_dict`.
+
+    Returns a row for each precision, image size and layer, and for the logits, which
+    must also name the same classes. Both sides see the same standard normal images.
+    """
+    import jax
+
+    _, torchvision = import_torch()
+    num_classes = len(state_dict["classifier.6.bias"])
+    model = torchvision.models.alexnet(num_classes=num_classes)
+    model.load_state_dict(state_dict, strict=True)
+    rows = []
+    for precision in BARS:
+        with jax.enable_x64(precision == "float64"):
+            for height, width in SIZES:
+                shape = (IMAGES, height, width, 3)
+                images = np.random.default_rng(0).standard_normal(shape)
+                images = images.astype(precision)
+                theirs = _torch_outputs(model, images)
+                ours = _our_outputs(params, images)
+                rows += [
+                    _row(precision, f"{height}×{width}", layer, ours[layer], expected)
+                    for layer, expected in theirs.items()
+                ]
+    return rows
+
+
+def _torch_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return torchvision's outputs by our names for the layers, channels last."""
+    import torch
+
+    from pretrained.tables import ALEXNET
+
+    outputs = {}
+
+    def keep(layer):
+        def hook(_module, _inputs, output):
+            # A copy: the ReLU that follows works in place.
+            array = output.detach().clone().numpy()
+            outputs[layer] = np.moveaxis(array, 1, -1)
+
+        return hook
+
+    paths = {row.flax.split("/")[0]: row.torch.rpartition(".")[0] for row in ALEXNET}
+    handles = [
+        model.get_submodule(path).register_forward_hook(keep(layer))
+        for layer, path in paths.items()
+    ]
+    pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
+    with torch.no_grad():
+        logits = model.to(pixels.dtype).eval()(pixels)
+    for handle in handles:
+        handle.remove()
+    return {**outputs, "logits": logits.numpy()}
+
+
+def _our_outputs(params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return our outputs by layer, computed in the images' precision."""
+    import jax
+
+    from jaxlab.models.alexnet import AlexNet
+
+    model = AlexNet(params["fc8"]["bias"].size, dtype=images.dtype)
+
+    @jax.jit
+    def run(params, images):
+        variables = {"params": jax.tree.map(lambda x: x.astype(images.dtype), params)}
+        return model.apply(variables, images, train=False, capture_intermediates=True)
+
+    # TF32, which GPUs may take for float32, would be another arithmetic than torch's.
+    with jax.default_matmul_precision("highest"):
+        logits, captured = run(params, images)
+    layers = {name: captured["intermediates"][name]["__call__"][0] for name in params}
+    return {name: np.asarray(x) for name, x in {**layers, "logits": logits}.items()}
+
+
+def _row(
+    precision: str, size: str, layer: str, ours: np.ndarray, theirs: np.ndarray
+) -> Comparison:
+    difference = np.abs(ours - theirs)
+    scale = np.linalg.norm(theirs)
+    error = float(np.linalg.norm(difference) / scale) if scale else math.inf
+    same_class = layer != "logits" or (ours.argmax(-1) == theirs.argmax(-1)).all()
+    return Comparison(
+        precision,
+        size,
+        layer,
+        ours.shape,
+        float(difference.max()),
+        error,
+        passed=bool(error <= BARS[precision] and same_class),  # false for not a number
+    )
+
+
+def _table(rows: Sequence[Comparison], certificate: Mapping[str, Any]) -> str:
+    lines = [
+        f"{'precision':<11}{'images':<9}{'layer':<8}{'shape':<16}{'max |Δ|':>9}"
+        f"{'relative error':>16}  verdict"
+    ]
+    for row in rows:
+        shape = "×".join(map(str, row.shape))
+        lines.append(
+            f"{row.precision:<11}{row.size:<9}{row.layer:<8}{shape:<16}"
+            f"{row.max_difference:>9.1e}{row.relative_error:>16.1e}  "
+            f"{'equal' if row.passed else 'NOT EQUAL'}"
+        )
+    for name, value in certificate.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+        lines.append(f"{name + ':':<19}{value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,47 @@
+"""Where published weights come from: one row a file, and all that is known of it."""
+
+from typing import NamedTuple
+
+
+class Source(NamedTuple):
+    """A published weights file; `top1` and `top5` are its authors', in percent."""
+
+    title: str
+    url: str
+    bytes: int
+    sha256: str
+    parameters: int
+    top1: float
+    top5: float
+    preprocessing: str
+    licence: str
+    superseded: tuple[str, ...] = ()  # names of older files with the same weights
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL, and the name in the cache."""
+        return self.url.rpartition("/")[2]
+
+
+SOURCES = {
+    # Size and hash as given in several public places; every load compares them with
+    # the bytes, so a wrong figure here is an error and not another network.
+    "imagenet": Source(
+        title="torchvision's AlexNet, IMAGENET1K_V1",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        bytes=244_408_911,
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        parameters=61_100_840,
+        top1=56.522,
+        top5=79.066,
+        preprocessing="RGB, short side to 256 (bilinear), centre 224×224, ImageNet's "
+        "mean and standard deviation",
+        licence="BSD-3-Clause; trained on ImageNet",
+        superseded=("alexnet-owt-4df8aa71.pth",),
+    ),
+}
+
+
+def by_sha256(sha256: str) -> Source | None:
+    """Return the published file with this hash, or None."""
+    return next((s for s in SOURCES.values() if s.sha256 == sha256), None)

@@ -1,0 +1,359 @@
+"""torch's .pth files as NumPy arrays, without executing the pickle inside them.
+
+Both published formats are read: the zip archive, and the older sequence of five
+pickles with the data behind them. Sizes are compared with the file before anything is
+allocated.
+"""
+
+import contextlib
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pretrained.errors import WeightsError
+from pretrained.sources import SOURCES
+from pretrained.unpickle import (
+    GET_AGAIN,
+    MAX_BYTES,
+    SAVE_AGAIN,
+    Machine,
+    OrderedDict,
+    Refusal,
+    Storage,
+    Tensor,
+)
+
+_CHUNK = 1 << 20
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+def read_torch_file(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
+    """Read a state_dict that torch.save wrote, without torch and without pickle.
+
+    `path` is a file's path, or a seekable binary file, which stays open. The result
+    maps the names, in the file's order, to C-contiguous little-endian arrays of
+    float16, bfloat16 (of the package ml_dtypes), float32, float64 or int64, bit for bit
+    what torch reads; tensors that share a storage in torch share memory here. Needs the
+    tensors' own memory and a few megabytes.
+
+    Raises WeightsError, with one line naming the file, for everything else: a file that
+    is no .pth, is damaged, or asks for anything but tensors.
+    """
+    with open_weights(path) as (file, name):
+        try:
+            return _read(file, name)
+        except Refusal as refusal:
+            raise WeightsError(f"{name}: {refusal}") from None
+
+
+@contextlib.contextmanager
+def open_weights(
+    path: str | os.PathLike | BinaryIO,
+) -> Iterator[tuple[BinaryIO, str]]:
+    """Open a regular file, once: what is hashed and what is read is the same file.
+
+    Yields it with its name; an open file passes through. Raises WeightsError for a
+    folder, a pipe, and whatever the system refuses, while opening or reading.
+    """
+    name = str(getattr(path, "name", path) if hasattr(path, "read") else path)
+    try:
+        if hasattr(path, "read"):
+            yield path, name
+            return
+        # A pipe without a writer would block a plain open for ever.
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise WeightsError(f"{name}: is no regular file; pass a weights file")
+            yield file, name
+    except IsADirectoryError:
+        raise WeightsError(f"{name}: is a folder; pass a weights file") from None
+    except OSError as error:
+        raise WeightsError(
+            f"{name}: cannot be read: {error.strerror or error}; check the path and "
+            "its permissions"
+        ) from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(1024)
+    if head.startswith(b"PK\3\4"):
+        state_dict = _read_zip(file, size)
+    elif head.startswith(b"\x80\x02"):
+        state_dict = _read_legacy(file, size)
+    else:
+        raise Refusal(_what_it_is(head, size, os.path.basename(name)))
+    return {name: tensor.array() for name, tensor in state_dict.items()}
+
+
+def _what_it_is(head: bytes, size: int, name: str) -> str:
+    """Name a file that is not in one of torch's formats."""
+    text = head.lstrip().lower()
+    for source in SOURCES.values():
+        if name in source.superseded:
+            return f"is an old file; get {source.file_name} from {source.url}"
+    if not head:
+        return f"is empty; {GET_AGAIN}"
+    if text.startswith((b"<!doctype", b"<html")):
+        return f"is an HTML page, as a failed download leaves; {GET_AGAIN}"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git-LFS pointer, not the file itself; run git lfs pull"
+    if head[257:262] == b"ustar":
+        return "is a tar archive, as torch wrote before 2018; load it there and " + (
+            SAVE_AGAIN
+        )
+    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
+        return "is a safetensors file; read it with safetensors.numpy.load_file"
+    if head[:1] == b"\x80":
+        return f"has pickle protocol {head[1:2].hex()}, not 2; {SAVE_AGAIN}"
+    if head.startswith(b"PK"):
+        return f"is an empty or split zip archive; {GET_AGAIN}"
+    return f"is no file that torch.save writes, or a damaged one; {GET_AGAIN}"
+
+
+# The zip format: PREFIX/data.pkl, PREFIX/data/KEY for each storage, a few notes.
+
+
+def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
+    _check_end_of_zip(file, size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = _members(archive, size)
+            if "byteorder" in records:
+                with archive.open(records["byteorder"]) as member:
+                    if member.read(16) != b"little":
+                        raise Refusal(f"is not little-endian; {SAVE_AGAIN}")
+            with archive.open(records["data.pkl"]) as member:
+                program = member.read(MAX_BYTES)
+            machine = Machine(program, storage_fields=5)
+            state_dict = _checked(machine.run())
+            machine.expect_end()
+            stored = {key for key in records if key.startswith("data/")}
+            wanted = {f"data/{key}": value for key, value in machine.storages.items()}
+            if stored != wanted.keys():
+                odd = min(stored ^ wanted.keys())
+                raise Refusal(f"misses or duplicates {odd!a}; {GET_AGAIN}")
+            for key, storage in wanted.items():
+                if records[key].file_size != storage.nbytes:
+                    raise Refusal(
+                        f"{key} has {records[key].file_size:,} bytes, its tensors "
+                        f"need {storage.nbytes:,}; {GET_AGAIN}"
+                    )
+            for key, storage in wanted.items():
+                with archive.open(records[key]) as member:
+                    _fill(storage, member)
+            return state_dict
+    # What zipfile raises for an archive that contradicts itself.
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise Refusal(f"is damaged: {error}; {GET_AGAIN}") from None
+    except UnicodeDecodeError:
+        raise Refusal(f"is damaged: a member's name; {GET_AGAIN}") from None
+
+
+def _check_end_of_zip(file: BinaryIO, size: int) -> None:
+    """Refuse bytes outside the archive, and a directory too long to hold in memory."""
+    file.seek(max(0, size - 98))
+    tail = file.read(98).rjust(98, b"\0")
+    zip64, locator, end = tail[:56], tail[56:76], tail[76:]
+    signature, *_, length, offset, comment = struct.unpack("<4s4H2LH", end)
+    after = 22
+    if signature == b"PK\5\6" and locator[:4] == b"PK\6\7":
+        signature, *_, length, offset = struct.unpack("<4sQ2H2L4Q", zip64)
+        after, comment = 98, comment or signature != b"PK\6\6"
+    elif signature != b"PK\5\6":
+        comment = True
+    if comment or offset + length + after != size:
+        raise Refusal(f"is cut short, or something was added to it; {GET_AGAIN}")
+    if length > MAX_BYTES:
+        raise Refusal(f"has a directory of {length:,} bytes; {SAVE_AGAIN}")
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by their names behind the common prefix, all checked."""
+    names = [member.filename for member in archive.infolist()]
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise Refusal(f"is a TorchScript archive; {SAVE_AGAIN}")
+    if len(pickles) != 1 or pickles[0].count("/") != 1:
+        raise Refusal(f"is a zip archive, but none that torch.save wrote; {SAVE_AGAIN}")
+    prefix = pickles[0].removesuffix("data.pkl")
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.removeprefix(prefix)
+        folder, _, key = name.rpartition("/")
+        known = name in _NOTES or (
+            folder == "data" and key.isascii() and key.isdigit() and len(key) <= 20
+        )
+        if not (member.orig_filename == prefix + name and known) or name in members:
+            raise Refusal(
+                f"holds the odd member {member.filename[:80]!a}; {SAVE_AGAIN}"
+            )
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise Refusal(f"{name} is compressed, which torch never does; {SAVE_AGAIN}")
+        if member.flag_bits & ~0x0808:  # sizes behind the data, and names in UTF-8
+            raise Refusal(f"{name} is encrypted or patched; {SAVE_AGAIN}")
+        if member.file_size != member.compress_size or member.header_offset >= size:
+            raise Refusal(f"{name} has impossible sizes; {GET_AGAIN}")
+        members[name] = member
+    if min(member.header_offset for member in members.values()) != 0:
+        raise Refusal(f"has something before the archive; {GET_AGAIN}")
+    if sum(member.file_size for member in members.values()) > size:
+        raise Refusal(f"claims more data than the file has; {GET_AGAIN}")
+    if members["data.pkl"].file_size > MAX_BYTES:
+        raise Refusal(f"has a pickle above {MAX_BYTES:,} bytes; {SAVE_AGAIN}")
+    return members
+
+
+_NOTES = {
+    "data.pkl",
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+}
+
+
+# The older format: five pickles, then each storage as its length and its bytes.
+
+
+def _read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
+    file.seek(0)
+    machine = Machine(file.read(MAX_BYTES), storage_fields=6)
+    magic = machine.run()
+    if type(magic) is not int or magic != _LEGACY_MAGIC:
+        raise Refusal(f"is a bare pickle, not torch's format; {SAVE_AGAIN}")
+    version = machine.run()
+    if type(version) is not int or version != _LEGACY_PROTOCOL:
+        raise Refusal(f"is in an unknown version of torch's format; {SAVE_AGAIN}")
+    system = machine.run()
+    if type(system) is not dict or system.get("little_endian") is not True:
+        raise Refusal(f"is not little-endian; {SAVE_AGAIN}")
+    state_dict = _checked(machine.run())
+    keys = machine.run()
+    storages = machine.storages
+    if (
+        type(keys) is not list
+        or len(keys) != len(storages)
+        or not all(type(key) is str for key in keys)
+        or set(keys) != storages.keys()
+    ):
+        raise Refusal(f"lists other storages than its tensors use; {GET_AGAIN}")
+    file.seek(machine.position)
+    left = size - machine.position
+    for key in keys:
+        storage, header = storages[key], file.read(8)
+        left -= 8 + storage.nbytes
+        if left < 0 or header != struct.pack("<q", storage.numel):
+            raise Refusal(f"storage {key!a} has another length; {GET_AGAIN}")
+        _fill(storage, file)
+    if left != 0:
+        raise Refusal(f"goes on for {left:,} bytes after its end; {GET_AGAIN}")
+    return state_dict
+
+
+def _fill(storage: Storage, file: Any) -> None:
+    """Read a storage whose size was found to fit, in chunks: no second copy is held."""
+    storage.array = np.empty(storage.numel, storage.dtype)
+    target = storage.array.view(np.uint8)
+    filled = 0
+    while filled < len(target):
+        chunk = file.read(min(_CHUNK, len(target) - filled))
+        if not chunk:
+            raise Refusal(f"ends in the middle of its data; {GET_AGAIN}")
+        target[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        filled += len(chunk)
+
+
+def _checked(value: Any) -> dict[str, Tensor]:
+    """Return `value` when it is a state_dict. Looks one level deep: a pickle of a few
+    bytes can unfold into more than a walk would ever finish."""
+    if type(value) not in (dict, OrderedDict):
+        raise Refusal(f"holds {_kind(value)}, no state_dict; {SAVE_AGAIN}")
+    for name, tensor in value.items():
+        if type(tensor) is not Tensor:
+            if name in ("state_dict", "model_state_dict", "model"):
+                raise Refusal(
+                    f"is a training checkpoint; save its [{name!r}] alone, with "
+                    "torch.save(checkpoint[...], FILE)"
+                )
+            raise Refusal(f"{name!a} is {_kind(tensor)}, no tensor; {SAVE_AGAIN}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {
+        **{Tensor: "a single tensor", OrderedDict: "a dict", dict: "a dict"},
+        **{list: "a list", tuple: "a tuple", str: "a string", type(None): "None"},
+        **{int: "a number", bool: "a truth value"},
+    }.get(type(value), "a piece of a tensor")
+
+
+def write_torch_file(
+    path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]
+) -> None:
+    """Write C-contiguous float32 arrays as torch.save writes a state_dict.
+
+    `torch.load(path, weights_only=True)` reads it; the same arrays give the same bytes.
+    An existing file is replaced once the new one is whole. Raises WeightsError when it
+    cannot be written.
+    """
+    program = bytearray(b"\x80\x02ccollections\nOrderedDict\n)R(")
+    for key, (name, array) in enumerate(state_dict.items()):
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a C-contiguous float32 array")
+        program += _string(name) + b"ctorch._utils\n_rebuild_tensor_v2\n("
+        program += b"(" + _string("storage") + b"ctorch\nFloatStorage\n"
+        program += _string(str(key)) + _string("cpu") + _integer(array.size) + b"tQ"
+        strides = (stride // array.itemsize for stride in array.strides)
+        program += _integer(0) + _integers(array.shape) + _integers(strides)
+        program += b"\x89ccollections\nOrderedDict\n)RtR"
+    program += b"u."
+    prefix = "archive/"
+    partial = f"{os.fspath(path)}.partial"
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(prefix + "data.pkl"), bytes(program))
+            archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
+            for key, array in enumerate(state_dict.values()):
+                member = zipfile.ZipInfo(f"{prefix}data/{key}")
+                # torch maps files into memory and expects its data on 64-byte bounds;
+                # a field of zeros that readers skip fills up to there.
+                data = archive.start_dir + 30 + len(member.filename) + 4
+                member.extra = b"FB" + struct.pack("<H", -data % 64) + bytes(-data % 64)
+                with archive.open(member, "w") as file:
+                    file.write(array.reshape(-1).view(np.uint8).data)
+            archive.writestr(zipfile.ZipInfo(prefix + "version"), b"3\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be written: {error.strerror}; check the folder and the "
+            "free space"
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(number: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", number)
+
+
+def _integers(numbers: Iterable[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, numbers)) + b"t"

@@ -1,0 +1,331 @@
+"""A pickle machine for state_dicts: 30 operations, no imports, nothing to execute.
+
+Python's pickle runs whatever a file names. This one knows the operations that
+dictionaries of tensors need; the few names it accepts stand for inert values of this
+module, and everything else ends the reading.
+"""
+
+import dataclasses
+import math
+import struct
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+# Of what a pickle may hold; torchvision's largest state_dicts need a tenth.
+MAX_BYTES = 1 << 20
+MAX_OPERATIONS = 100_000
+MAX_MEMO = 10_000
+MAX_DIMENSIONS = 8
+MAX_NAME = 1_000
+
+SAVE_AGAIN = "save it with torch.save(model.state_dict(), FILE)"
+GET_AGAIN = "get the file again"
+
+
+class Refusal(Exception):
+    """Why a file is refused and what to do, without the file's name."""
+
+
+@dataclasses.dataclass(eq=False)
+class Storage:
+    """A flat run of numbers, declared by the pickle and filled from the file."""
+
+    dtype: np.dtype
+    numel: int
+    array: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The length in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """A contiguous view of a storage; becomes an array once the storage is filled."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """Return the view, of a filled storage."""
+        end = self.offset + math.prod(self.shape)
+        return self.storage.array[self.offset : end].reshape(self.shape)
+
+
+class OrderedDict(dict):
+    """What the file's OrderedDicts become: a plain dict that BUILD may meet."""
+
+
+class _Global(NamedTuple):
+    """One of the names a state_dict may use: inert, and no more than that name."""
+
+    name: str
+    dtype: np.dtype | None = None  # of a storage type
+
+
+_ORDERED_DICT, _TENSOR, _PARAMETER = map(_Global, ("dict", "tensor", "parameter"))
+_GLOBALS = {
+    ("collections", "OrderedDict"): _ORDERED_DICT,
+    ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
+    ("torch._utils", "_rebuild_parameter"): _PARAMETER,
+    ("torch", "FloatStorage"): _Global("storage", np.dtype("<f4")),
+    ("torch", "DoubleStorage"): _Global("storage", np.dtype("<f8")),
+    ("torch", "HalfStorage"): _Global("storage", np.dtype("<f2")),
+    ("torch", "BFloat16Storage"): _Global("storage", np.dtype(ml_dtypes.bfloat16)),
+    ("torch", "LongStorage"): _Global("storage", np.dtype("<i8")),
+}
+
+
+class Machine:
+    """Runs pickles that follow each other in `data`; knows only what is listed here.
+
+    Every length is compared with what is left before anything is taken. Containers nest
+    at most as deep as there are operations, and only strings become keys, so that no
+    comparison or hash recurses. `storage_fields` is the length of the format's
+    references to storages; `storages` collects what they refer to.
+    """
+
+    def __init__(self, data: bytes, storage_fields: int):
+        """Start before the first pickle."""
+        self.data, self.storage_fields = data, storage_fields
+        self.position = 0
+        self.operations = 0
+        self.storages: dict[str, Storage] = {}
+
+    def run(self) -> Any:
+        """Run one pickle, and return what it leaves."""
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under each open mark
+        self.memo: dict[int, Any] = {}
+        if self._take(1) != b"\x80" or self._take(1) != b"\x02":
+            raise Refusal(f"holds a pickle of another protocol than 2; {SAVE_AGAIN}")
+        while (code := self._take(1)) != b".":
+            self.operations += 1
+            if self.operations > MAX_OPERATIONS:
+                raise Refusal(f"has over {MAX_OPERATIONS:,} operations; {SAVE_AGAIN}")
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise Refusal(
+                    f"uses pickle operation 0x{code.hex()}, which no state_dict of "
+                    f"tensors needs: a whole model or other objects; {SAVE_AGAIN}"
+                )
+            operation(self)
+        value = self._pop()
+        if self.stack or self.below:
+            raise self._broken()
+        return value
+
+    def expect_end(self) -> None:
+        """Refuse what follows the last pickle."""
+        if self.position != len(self.data):
+            raise Refusal(f"has more after its pickle's end; {GET_AGAIN}")
+
+    def _broken(self) -> Refusal:
+        return Refusal(
+            f"has a pickle that makes no sense at byte {self.position}; {GET_AGAIN}"
+        )
+
+    def _take(self, count: int) -> bytes:
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.data):
+            raise Refusal(f"has a pickle that ends early; {GET_AGAIN}")
+        return self.data[start : self.position]
+
+    def _number(self, layout: str) -> int:
+        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+
+    def _line(self) -> str:
+        end = self.data.find(b"\n", self.position, self.position + MAX_NAME)
+        if end < 0:
+            raise self._broken()
+        text = self._take(end + 1 - self.position)[:-1]
+        return text.decode("ascii", "backslashreplace")
+
+    def _push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def _pop(self) -> Any:
+        if not self.stack:
+            raise self._broken()
+        return self.stack.pop()
+
+    def _pop_mark(self) -> list[Any]:
+        if not self.below:
+            raise self._broken()
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def _mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def _tuple(self, count: int) -> None:
+        items = [self._pop() for _ in range(count)]
+        self._push(tuple(reversed(items)))
+
+    def _string(self) -> None:
+        try:
+            self._push(self._take(self._number("<I")).decode())
+        except UnicodeDecodeError:
+            raise self._broken() from None
+
+    def _long(self) -> None:
+        length = self._number("B")
+        if length > 16:
+            raise self._broken()
+        self._push(int.from_bytes(self._take(length), "little", signed=True))
+
+    def _put(self, index: int) -> None:
+        if not self.stack or index >= MAX_MEMO:
+            raise self._broken()
+        self.memo[index] = self.stack[-1]
+
+    def _get(self, index: int) -> None:
+        if index not in self.memo:
+            raise self._broken()
+        self._push(self.memo[index])
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1] if self.stack else None
+        if type(target) not in (dict, OrderedDict) or len(items) % 2:
+            raise self._broken()
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            # Names end up in messages: no control characters, no page of text.
+            if type(name) is not str or len(name) > MAX_NAME or not name.isprintable():
+                raise self._broken()
+            target[name] = value
+
+    def _append(self, items: list[Any]) -> None:
+        if not self.stack or type(self.stack[-1]) is not list:
+            raise self._broken()
+        self.stack[-1].extend(items)
+
+    def _find_global(self) -> None:
+        module, name = self._line(), self._line()
+        known = _GLOBALS.get((module, name))
+        if known is None:
+            raise Refusal(
+                f"asks for {f'{module}.{name}'[:120]!a}, which is no tensor: a whole "
+                f"model, another kind of tensor, or an attack; {SAVE_AGAIN}"
+            )
+        self._push(known)
+
+    def _build(self) -> None:
+        # OrderedDict's attributes: torch's _metadata, versions no reader needs.
+        state = self._pop()
+        target = self.stack[-1] if self.stack else None
+        if (
+            type(target) is not OrderedDict
+            or type(state) is not dict
+            or state.keys() != {"_metadata"}
+        ):
+            raise self._broken()
+
+    def _reduce(self) -> None:
+        arguments, function = self._pop(), self._pop()
+        if type(arguments) is not tuple:
+            raise self._broken()
+        if function is _ORDERED_DICT and arguments == ():
+            self._push(OrderedDict())
+        elif function is _TENSOR and len(arguments) == 6:
+            self._push(self._tensor(*arguments))
+        elif function is _PARAMETER and len(arguments) == 3:
+            tensor, requires_grad, hooks = arguments
+            self._expect_plain(requires_grad, hooks)
+            if type(tensor) is not Tensor:
+                raise self._broken()
+            self._push(tensor)
+        else:
+            raise self._broken()
+
+    def _expect_plain(self, requires_grad: Any, hooks: Any) -> None:
+        if type(requires_grad) is not bool or type(hooks) is not OrderedDict or hooks:
+            raise self._broken()
+
+    def _tensor(self, storage, offset, shape, stride, requires_grad, hooks) -> Tensor:
+        self._expect_plain(requires_grad, hooks)
+        if type(storage) is not Storage or type(offset) is not int or offset < 0:
+            raise self._broken()
+        for numbers in (shape, stride):
+            if (
+                type(numbers) is not tuple
+                or len(numbers) > MAX_DIMENSIONS
+                or not all(type(number) is int and number >= 0 for number in numbers)
+            ):
+                raise self._broken()
+        # An empty tensor may claim any other dimension, and NumPy could not hold it.
+        if len(shape) != len(stride) or math.prod(n for n in shape if n) >= 2**60:
+            raise self._broken()
+        numel = math.prod(shape)
+        if offset + numel > storage.numel:
+            raise Refusal(
+                f"has a tensor of {numel:,} values at {offset:,} in a storage of "
+                f"{storage.numel:,}; {GET_AGAIN}"
+            )
+        step = 1
+        for length, found in zip(reversed(shape), reversed(stride), strict=True):
+            # Along a dimension of one the stride means nothing, and torch leaves any.
+            if numel and length != 1 and found != step:
+                raise Refusal(
+                    "has a transposed or expanded tensor; save contiguous ones, with "
+                    "torch.save({k: v.contiguous() for k, v in "
+                    "model.state_dict().items()}, FILE)"
+                )
+            step *= length
+        return Tensor(storage, offset, shape)
+
+    def _storage(self) -> None:
+        fields = self._pop()
+        if type(fields) is not tuple or len(fields) != self.storage_fields:
+            raise self._broken()
+        tag, kind, key, location, numel, *view = fields
+        if (
+            not all(type(text) is str for text in (tag, key, location))
+            or tag != "storage"
+            or type(kind) is not _Global
+            or kind.dtype is None
+            or type(numel) is not int
+            or numel < 0
+            or view not in ([], [None])
+        ):
+            raise self._broken()
+        known = self.storages.setdefault(key, Storage(kind.dtype, numel))
+        if (known.dtype, known.numel) != (kind.dtype, numel):
+            raise self._broken()
+        self._push(known)
+
+
+_OPERATIONS = {
+    b"(": Machine._mark,
+    b")": lambda m: m._push(()),
+    b"]": lambda m: m._push([]),
+    b"}": lambda m: m._push({}),
+    b"N": lambda m: m._push(None),
+    b"\x88": lambda m: m._push(True),
+    b"\x89": lambda m: m._push(False),
+    b"J": lambda m: m._push(m._number("<i")),
+    b"K": lambda m: m._push(m._number("B")),
+    b"M": lambda m: m._push(m._number("<H")),
+    b"\x8a": Machine._long,
+    b"X": Machine._string,
+    b"t": lambda m: m._push(tuple(m._pop_mark())),
+    b"\x85": lambda m: m._tuple(1),
+    b"\x86": lambda m: m._tuple(2),
+    b"\x87": lambda m: m._tuple(3),
+    b"a": lambda m: m._append([m._pop()]),
+    b"e": lambda m: m._append(m._pop_mark()),
+    b"s": lambda m: m._set_items([m._pop(), m._pop()][::-1]),
+    b"u": lambda m: m._set_items(m._pop_mark()),
+    b"q": lambda m: m._put(m._number("B")),
+    b"r": lambda m: m._put(m._number("<I")),
+    b"h": lambda m: m._get(m._number("B")),
+    b"j": lambda m: m._get(m._number("<I")),
+    b"c": Machine._find_global,
+    b"R": Machine._reduce,
+    b"b": Machine._build,
+    b"Q": Machine._storage,
+}

@@ -1,0 +1,179 @@
+"""The certificate: it passes what is equal, and fails what is not."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import torch_alexnet
+from safetensors.numpy import load_file, save_file
+from test_alexnet import with_imagenet_convolutions
+
+from jaxlab import verify
+from jaxlab.errors import InputError, JaxlabError, UsageError
+from pretrained import convert
+
+LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8", "logits"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A .pth with the real convolutions, written by torch."""
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(with_imagenet_convolutions(torch_alexnet(1000)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(original):
+    """Our conversion of it, to Flax's names."""
+    path = original.with_name("alexnet.safetensors")
+    assert convert.main([str(original), str(path)]) == 0
+    return path
+
+
+def test_a_file_with_the_real_convolutions_passes(original):
+    process = subprocess.run(
+        [sys.executable, "-m", "jaxlab.verify", original, "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    certificate = json.loads(process.stdout)
+    assert certificate["verdict"] == "equal"
+    rows = certificate["comparisons"]
+    assert [row["layer"] for row in rows] == LAYERS * 6
+    assert all(row["passed"] for row in rows)
+    assert {row["precision"] for row in rows} == {"float32", "float64"}
+    assert len({row["size"] for row in rows}) == 3
+    for row in rows:
+        assert (
+            row["relative_error"]
+            <= {"float32": 1e-5, "float64": 1e-12}[row["precision"]]
+        )
+    assert certificate["versions"]["torch"] == torch.__version__
+    assert certificate["weights"] == str(original)
+    assert certificate["published"] is None
+
+
+def swap_fc7(params):
+    params["fc7/kernel"] = params["fc7/kernel"][:, ::-1].copy()
+
+
+def unpermute_fc6(params):
+    kernel = params["fc6/kernel"].reshape(6, 6, 256, 4096)
+    params["fc6/kernel"] = kernel.transpose(2, 0, 1, 3).reshape(9216, 4096).copy()
+
+
+def zero_a_bias(params):
+    params["conv4/bias"] = np.zeros_like(params["conv4/bias"])
+
+
+def round_to_float16(params):
+    for name, value in params.items():
+        params[name] = value.astype(np.float16).astype(np.float32)
+
+
+def swap_two_layers(params):
+    # fc7 is the only layer of its shape; its input rows and output columns are not.
+    params["fc7/kernel"] = params["fc7/kernel"].T.copy()
+
+
+@pytest.mark.parametrize(
+    ("damage", "first"),
+    [
+        (swap_fc7, "fc7"),
+        (swap_two_layers, "fc7"),
+        (unpermute_fc6, "fc6"),
+        (zero_a_bias, "conv4"),
+        (round_to_float16, "conv1"),
+    ],
+)
+def test_a_wrong_conversion_fails_at_its_layer(
+    damage, first, original, converted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+    params = load_file(converted)
+    damage(params)
+    path = tmp_path / "wrong.safetensors"
+    save_file(params, path)
+    with pytest.raises(JaxlabError) as raised:
+        verify.main([str(path), "--against", str(original)])
+    assert raised.value.exit_code == 1
+    assert f"miss their bar, {first} first" in str(raised.value)
+    out = capsys.readouterr().out
+    assert f" {first} " in out and "NOT EQUAL" in out
+    assert "verdict:           not equal" in out
+
+
+def test_the_right_conversion_passes_against_its_original(
+    original, converted, capsys, monkeypatch
+):
+    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+    verify.main([str(converted), "--against", str(original)])
+    out = capsys.readouterr().out
+    assert "NOT EQUAL" not in out and "verdict:           equal" in out
+    assert f"against:           {original}" in out
+
+
+def test_not_a_number_fails():
+    ours = np.array([[1.0, np.nan]])
+    row = verify._row("float32", "1×1", "fc8", ours, np.ones((1, 2)))
+    assert not row.passed
+    # and nothing beside nothing is no proof
+    assert not verify._row("float32", "1×1", "fc8", ours * 0, ours * 0).passed
+
+
+def test_another_class_fails_however_close():
+    theirs = np.array([[1.0, 1.0 + 1e-9]])
+    ours = theirs[:, ::-1]
+    assert verify._row("float32", "1×1", "fc8", ours, theirs).passed
+    assert not verify._row("float32", "1×1", "logits", ours, theirs).passed
+
+
+def test_what_cannot_be_compared_is_told(original, converted, tmp_path):
+    with pytest.raises(UsageError, match="pass its original with --against FILE"):
+        verify.main([str(converted)])
+    with pytest.raises(UsageError, match="imagenet-conv is no file"):
+        verify.main(["--against", str(original)])
+    other = tmp_path / "other.pth"
+    torch.save(torch_alexnet(3).state_dict(), other)
+    with pytest.raises(InputError, match="has 3 classes, .* has 1000"):
+        verify.main([str(converted), "--against", str(other)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: holds no model.safetensors"):
+        verify.main([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
+def test_without_torch_the_error_says_how_to_install_it(package, tmp_path):
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from jaxlab import cli, verify\n"
+        "sys.argv = ['verify']\n"
+        "sys.exit(cli.run(verify.main))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert process.returncode == 3
+    assert process.stderr == (
+        f"error: {package}: not installed, and verify compares with it; "
+        "pip install 'torch==2.13.0' 'torchvision==0.28.0'\n"
+    )
+
+
+def test_nothing_else_in_jaxlab_imports_torch():
+    code = (
+        "import sys, pkgutil, importlib, jaxlab, pretrained\n"
+        "for package in (jaxlab, pretrained):\n"
+        "    prefix = package.__name__ + '.'\n"
+        "    for module in pkgutil.walk_packages(package.__path__, prefix):\n"
+        "        importlib.import_module(module.name)\n"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert out == "False\n"
