@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxlab.errors import JaxlabError, UsageError
-from pretrained.errors import WeightsError
+from pretrained.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -155,7 +155,7 @@ def progress(total: int, label: str, unit: str = "image") -> "tqdm":
 def _report(error: BaseException, message: str, code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

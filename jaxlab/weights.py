@@ -12,6 +12,7 @@ import numpy as np
 from jaxlab.models.alexnet import MIN_SIZE
 from pretrained import embedded
 from pretrained.download import open_published
+from pretrained.errors import IntegrityError
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES
 
@@ -64,7 +65,12 @@ def whole_network(name: str, *, offline: bool = False) -> Weights:
     """Return all layers: of published weights by their name, or of a file."""
     if name in SOURCES:
         with open_published(SOURCES[name], offline=offline) as file:
-            return read_weights(file)
+            weights = read_weights(file)
+        if weights.source is None:
+            raise IntegrityError(
+                f"{name}: the file changed while it was read; try again"
+            )
+        return weights
     return read_weights(name)
 
 

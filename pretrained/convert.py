@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrained.errors import WeightsError
+from pretrained.errors import WeightsError, one_line
 from pretrained.sources import SOURCES
 
 
@@ -114,7 +114,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _report(error: Exception, argv: Sequence[str], code: int) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
     return code
 
 

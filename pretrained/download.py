@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import filelock
 import platformdirs
 
-from pretrained.errors import DownloadError, IntegrityError
+from pretrained.errors import DownloadError, IntegrityError, one_line
 from pretrained.sources import Source
 
 if TYPE_CHECKING:
@@ -263,5 +263,5 @@ def _in_words(error: "requests.RequestException") -> str:
     cause: BaseException = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return "".join(c if c.isprintable() else " " for c in text).strip()
+    words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return one_line(words)

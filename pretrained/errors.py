@@ -17,3 +17,8 @@ class DownloadError(WeightsError):
     """A file that could not be fetched."""
 
     exit_code = 4
+
+
+def one_line(message: str) -> str:
+    """Return a message for a terminal: no line breaks, no control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))

@@ -27,6 +27,7 @@ def raising(error):
         (UsageError("--a: why; do b"), 2, "error: --a: why; do b"),
         (InputError("file: why\nand so"), 3, "error: file: why and so"),
         (IntegrityError("file: why"), 4, "error: file: why"),
+        (InputError("a\x1b[2Jb: why"), 3, "error: a?[2Jb: why"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
             PermissionError(13, "Permission denied", "/a/b"),

@@ -14,7 +14,7 @@ from test_alexnet import with_imagenet_convolutions
 from test_download import Server
 from test_finetune import assert_one_line, command
 
-from jaxlab import AlexNet
+from jaxlab import AlexNet, verify
 from jaxlab.finetune import main
 from jaxlab.weights import initial_params
 from pretrained import DownloadError, to_flax
@@ -68,6 +68,14 @@ def test_a_torchvision_file_is_fine_tuned_with_a_new_head(run, whole):
     assert "fc8 is fresh: the weights' own has 1,000 classes" in out
     assert "fc7     4096×4096           16,781,312  frozen     file" in out
     assert "fc8     4096×10                 40,970  trainable  fresh" in out
+
+
+def test_the_run_s_folder_is_certified(run, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+    verify.main([str(run[1]), "--json"])
+    certificate = json.loads(capsys.readouterr().out)
+    assert certificate["verdict"] == "equal" and certificate["classes"] == 10
+    assert certificate["weights"] == str(run[1] / "model.safetensors")
 
 
 def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
