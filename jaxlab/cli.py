@@ -38,7 +38,8 @@ def flag(
 
     The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
     default is False, `--no-name` where it is True. `default_help` replaces the default
-    in the help text. An `operand` is given by its place, without a name.
+    in the help text. An `operand` is given by its place, without a name; a tuple takes
+    all that are left.
     """
     return dataclasses.field(
         default=default,
@@ -183,11 +184,13 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -
         )
         return
     if meta["operand"]:
+        many = isinstance(field.default, tuple)
+        default = "" if many else f" (default: {meta['default_help'] or field.default})"
         parser.add_argument(
             field.name,
-            nargs="?",
+            nargs="*" if many else "?",
             metavar=field.name.upper(),
-            help=f"{meta['help']} (default: {meta['default_help'] or field.default})",
+            help=meta["help"] + default,
         )
         return
     kind = _plain_type(hint).__name__.upper()
@@ -206,8 +209,8 @@ def _plain_type(hint: Any) -> type:
 
 
 def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
-    if hint is bool:
-        return text
+    if hint is bool or isinstance(field.default, tuple):
+        return text if hint is bool else tuple(text)
     name, meta, kind = _flag_of(field), field.metadata, _plain_type(hint)
     if meta["choices"] and text not in meta["choices"]:
         options = ", ".join(meta["choices"])

@@ -20,3 +20,9 @@ class InputError(JaxlabError):
     """Data, or a package that carries data, that is absent or unusable."""
 
     exit_code = 3
+
+
+class NetworkError(JaxlabError):
+    """Something that needs a network, and there is none."""
+
+    exit_code = 4

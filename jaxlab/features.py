@@ -5,43 +5,43 @@ so training on stored outputs is exact. The store stops before the first dropout
 output changes from step to step even where its neighbours are frozen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.preprocess import Preprocess
-
 
 def compute_features(
     feature_fn: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
-    splits: Mapping[str, np.ndarray],
-    preprocess: Preprocess,
+    splits: Mapping[str, tuple[Callable[[np.ndarray, int], Iterator[Any]], int]],
+    preprocess: Callable[[jax.Array], jax.Array],
     *,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> dict[str, jax.Array]:
     """Run `feature_fn(variables, preprocess(images))` once over each split's images.
 
-    uint8[n, h, w, c] -> float[n, ...], on the device. All splits share one compiled
-    program. `on_batch` gets the number of images done in each batch.
+    `splits` holds for each a loader, from an order and a batch size to batches with
+    `inputs` uint8[b, h, w, c], and the number n of images. The result is float[n, ...]
+    by split, on the device. All splits share one compiled program.
+    `on_batch` gets the number of images done in each batch.
     """
 
     @jax.jit
     def run(variables, images):
         return feature_fn(variables, preprocess(images))
 
-    def over(images):
+    def over(load, count):
         outputs = []
-        for start in range(0, len(images), batch_size):
-            count = min(batch_size, len(images) - start)
-            # The last batch repeats the last image, so that nothing recompiles.
-            indices = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-            outputs.append(run(variables, images[indices])[:count].block_until_ready())
-            on_batch(count)
+        for start, batch in zip(
+            range(0, count, batch_size), load(np.arange(count), batch_size), strict=True
+        ):
+            new = min(batch_size, count - start)
+            outputs.append(run(variables, batch.inputs)[:new].block_until_ready())
+            on_batch(new)
         return jnp.concatenate(outputs)
 
-    return {name: over(images) for name, images in splits.items()}
+    return {name: over(*split) for name, split in splits.items()}

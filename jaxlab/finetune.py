@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlab import cli, run_folder
 from jaxlab.cli import flag
 from jaxlab.errors import JaxlabError, UsageError
@@ -25,6 +27,8 @@ FREEZE = {
     "none": ((r".*", "trainable"),),
 }
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
+CLASS_WEIGHTS = ("none", "balanced")
+IMBALANCE = 10  # largest class to smallest, from where a warning is due
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
@@ -36,7 +40,24 @@ FORWARD_BATCH = 100
 class Config:
     """Every flag of the command, and its default."""
 
-    dataset: str = flag("mnist5k", "images to train on", choices=("mnist5k",))
+    dataset: str = flag(
+        "mnist5k",
+        "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
+        "fashion_mnist, or a folder of class folders",
+    )
+    data_dir: str | None = flag(
+        None,
+        "where prepared sets are kept",
+        default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    )
+    manual_dir: str | None = flag(
+        None,
+        "folder with a set's original files, instead of a download",
+        default_help="none",
+    )
+    val_fraction: float = flag(
+        0.2, "part to test with, of data without a split", above=0, below=1
+    )
     weights: str = flag(
         "imagenet-conv",
         "imagenet-conv: embedded convolutions, fresh fc layers; imagenet: the whole of "
@@ -58,11 +79,17 @@ class Config:
     )
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
     l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
+    class_weights: str = flag(
+        "none", "of the loss; balanced: rare classes count more", choices=CLASS_WEIGHTS
+    )
     lr_step: int = flag(3, "epochs between decays of the rate", at_least=1)
     lr_gamma: float = flag(0.1, "factor of each decay", above=0, at_most=1)
     seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
     image_size: int = flag(
         224, "side in pixels", at_least=MIN_IMAGE_SIZE, at_most=MAX_IMAGE_SIZE
+    )
+    crop: bool = flag(
+        False, "resize the short side and cut the centre out, instead of squashing"
     )
     train_size: int | None = flag(
         None, "train on the first N images", at_least=1, default_help="all"
@@ -72,6 +99,9 @@ class Config:
     )
     precision: str = flag(
         "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
+    )
+    workers: int = flag(
+        0, "processes that decode pictures; 0: threads", at_least=0, at_most=64
     )
     offline: bool = flag(False, "open no connection")
     feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
@@ -125,14 +155,27 @@ def finetune(config: Config) -> Result:
     import jax.numpy as jnp
 
     from jaxlab import optim, report, train
-    from jaxlab.data.digits import mnist5k
+    from jaxlab.data.load import load
     from jaxlab.models.alexnet import AlexNet
     from jaxlab.preprocess import Preprocess
     from jaxlab.weights import in_words, initial_params
     from pretrained import to_torch
 
     device = cli.device_kind()
-    data = mnist5k().first(config.train_size, config.test_size)
+    preprocess = Preprocess(config.image_size, config.crop)
+    data = load(
+        config.dataset,
+        preprocess,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        val_fraction=config.val_fraction,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+        offline=config.offline,
+        progress=cli.progress,
+        say=_say,
+    )
+    class_weights = _class_weights(data, config.class_weights)
     config = dataclasses.replace(
         config,
         out=str(folder),
@@ -140,7 +183,6 @@ def finetune(config: Config) -> Result:
         test_size=len(data.test),
         batch_size=min(config.batch_size, len(data.train)),
     )
-    preprocess = Preprocess(config.image_size)
     model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     params, weights = initial_params(
@@ -160,6 +202,8 @@ def finetune(config: Config) -> Result:
     )
 
     run_folder.create(folder)
+    if data.files:
+        run_folder.write_json(folder / run_folder.SPLIT, data.files)
     run_folder.write_json(
         folder / run_folder.CONFIG, _record(config, data, weights, preprocess, device)
     )
@@ -171,9 +215,10 @@ def finetune(config: Config) -> Result:
         print(words)
     print(report.layer_table(params, trainable, weights["layers"]), flush=True)
 
-    inputs, apply_fn = _network_inputs(model, params, data, preprocess, config)
-    labels = {name: jnp.asarray(split.labels) for name, split in data.splits.items()}
-    train_step = train.make_train_step(apply_fn, optimizer, trainable)
+    loaders, apply_fn = _network_inputs(model, params, data, preprocess, config)
+    train_step = train.make_train_step(
+        apply_fn, optimizer, trainable, class_weights=class_weights
+    )
     eval_step = train.make_eval_step(apply_fn)
     state = train.init_state(params, optimizer)
     del params  # the state holds its own copy, and the steps reuse that memory
@@ -186,8 +231,7 @@ def finetune(config: Config) -> Result:
             state, trained = train.train_epoch(
                 train_step,
                 state,
-                inputs["train"],
-                labels["train"],
+                loaders["train"],
                 order=train.epoch_order(len(data.train), config.seed, epoch),
                 batch_size=config.batch_size,
                 key=dropout_key,
@@ -195,7 +239,11 @@ def finetune(config: Config) -> Result:
             )
         training_seconds = time.perf_counter() - started
         tested, predictions = train.evaluate(
-            eval_step, state, inputs["test"], labels["test"], batch_size=FORWARD_BATCH
+            eval_step,
+            state,
+            loaders["test"],
+            count=len(data.test),
+            batch_size=FORWARD_BATCH,
         )
         # Both: the training loss does not yet see what the last update did.
         if not math.isfinite(trained.loss + tested.loss):
@@ -248,33 +296,68 @@ def _show(bar: Any, rate: float, score: Any, count: int) -> None:
     bar.update(count)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr if line.startswith("warning") else None, flush=True)
+
+
+def _class_weights(data: Any, kind: str) -> np.ndarray | None:
+    """Return float32[classes], n / (classes · n of the class); None for all equal."""
+    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
+    present = counts[counts > 0]
+    if kind == "balanced":
+        weights = np.zeros(len(counts), np.float32)
+        weights[counts > 0] = counts.sum() / (len(present) * present)
+        return weights
+    if present.max() > IMBALANCE * present.min():
+        _say(
+            f"warning: the largest class has {present.max():,} training images, the "
+            f"smallest {present.min():,}; --class-weights balanced weighs them alike"
+        )
+    return None
+
+
 def _network_inputs(
     model: Any, params: Any, data: Any, preprocess: Any, config: Config
 ) -> tuple[dict[str, Any], Any]:
-    """Return what the steps read, by split, and the function they apply to it.
+    """Return a loader for each split, and the function the steps apply to its batches.
 
-    These are the stored outputs of the frozen convolutions and the classifier, or, when
-    nothing is frozen or nothing shall be stored, the images and the whole network.
+    They load the stored outputs of the frozen convolutions, for the classifier, or,
+    when nothing is frozen or nothing shall be stored, images, for the whole network.
     """
     import jax.numpy as jnp
 
+    from jaxlab import train
+    from jaxlab.data.pictures import Pictures
     from jaxlab.features import compute_features
 
-    images = {name: split.images for name, split in data.splits.items()}
+    loaders = {}
+    for name, split in data.splits.items():
+        if isinstance(split.images, Pictures):
+            from jaxlab.data.stream import streamed  # Grain takes a second to import
+
+            loaders[name] = streamed(
+                split.images, split.labels, preprocess, config.workers
+            )
+        else:
+            loaders[name] = train.resident(
+                jnp.asarray(split.images), jnp.asarray(split.labels)
+            )
+    to_input = preprocess.normalize if data.fitted else preprocess
     if config.freeze == "none" or not config.feature_cache:
 
         def apply_fn(variables, images, **kwargs):
-            return model.apply(variables, preprocess(images), **kwargs)
+            return model.apply(variables, to_input(images), **kwargs)
 
-        return {name: jnp.asarray(pixels) for name, pixels in images.items()}, apply_fn
+        return loaders, apply_fn
 
     started = time.perf_counter()
-    with cli.progress(sum(map(len, images.values())), "features") as bar:
+    counts = {name: len(split) for name, split in data.splits.items()}
+    with cli.progress(sum(counts.values()), "features") as bar:
         features = compute_features(
             functools.partial(model.apply, method="features"),
             {"params": params},
-            images,
-            preprocess,
+            {name: (loaders[name], counts[name]) for name in loaders},
+            to_input,
             batch_size=FORWARD_BATCH,
             on_batch=bar.update,
         )
@@ -283,7 +366,10 @@ def _network_inputs(
         f"features: every image once through the frozen layers, {seconds:.1f} s",
         flush=True,
     )
-    return features, functools.partial(model.apply, method="classify")
+    return {
+        name: train.resident(features[name], jnp.asarray(split.labels))
+        for name, split in data.splits.items()
+    }, functools.partial(model.apply, method="classify")
 
 
 def _record(
@@ -302,7 +388,7 @@ def _record(
         "weights": weights,
         "preprocessing": {
             "channels": "RGB, grey repeated",
-            "resize": "Pillow's bilinear, to a square",
+            "resize": "Pillow's bilinear",
             **dataclasses.asdict(preprocess),
         },
         "device": device,

@@ -66,7 +66,21 @@ class Config:
     dropout_rate: float = flag(
         0.5, "dropout: part of the units dropped", at_least=0, below=1
     )
-    dataset: str = flag("mnist5k", "images to train on", choices=("mnist5k",))
+    dataset: str = flag(
+        "mnist5k",
+        "mnist5k (embedded), or a name of TensorFlow Datasets', such as fashion_mnist",
+    )
+    data_dir: str | None = flag(
+        None,
+        "where prepared sets are kept",
+        default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    )
+    manual_dir: str | None = flag(
+        None,
+        "folder with a set's original files, instead of a download",
+        default_help="none",
+    )
+    offline: bool = flag(False, "open no connection")
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
     debug: bool = flag(False, "show tracebacks")
@@ -108,10 +122,21 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxlab import report
-    from jaxlab.data.digits import mnist5k
+    from jaxlab.data.load import load
 
     device = cli.device_kind()
-    data = mnist5k().first(config.train_size, config.test_size)
+    data = load(
+        config.dataset,
+        None,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        val_fraction=0.2,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+        offline=config.offline,
+        progress=cli.progress,
+        say=print,
+    )
     splits = {
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
         for name, split in data.splits.items()

@@ -1,4 +1,7 @@
-"""From uint8 images to the network's input, inside jit, equal to torchvision's.
+"""From uint8 images to the network's input, equal to torchvision's.
+
+Images of one size are preprocessed inside jit; pictures of any size get their geometry
+from Pillow itself, on the host, and the rest inside jit.
 
 The resize is Pillow's, bit for bit, because that is what `transforms.Resize` runs: two
 integer passes whose intermediate result is rounded to uint8. A float resize differs in
@@ -7,11 +10,16 @@ mismatch nobody sees.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+BILINEAR = 2  # Pillow's number for it, so that nothing here waits for Pillow
 _FRACTION_BITS = 22  # Pillow: 32 bits, less 8 of the pixel, less 2 of head room
 
 
@@ -22,10 +30,13 @@ class Preprocess:
     Grey is repeated to three channels, the image squashed to a square, scaled to [0, 1]
     and normalised per channel. Equal to torchvision's ToPILImage, Resize([size, size]),
     ToTensor, Normalize: to the bit after the resize, to float32 roundoff at the end.
-    The defaults are those that torchvision's ImageNet weights were trained with.
+    With `crop`, for photographs, the short side is resized to 256/224 of the size and
+    the centre cut out: Resize(256) and CenterCrop(224) of torchvision's evaluation. The
+    defaults are those that torchvision's ImageNet weights were trained with.
     """
 
     image_size: int = 224
+    crop: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -40,10 +51,42 @@ class Preprocess:
                 f"{images.dtype}[{shape}]"
             )
         images = images.reshape(*images.shape[:3], *channels)
-        images = resize_bilinear(images, self.image_size, self.image_size)
+        height, width, top, left = self._geometry(*images.shape[1:3])
+        images = resize_bilinear(images, height, width)
+        size = self.image_size
+        return self.normalize(images[:, top : top + size, left : left + size])
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Scale and normalise images that have their final size: the second half."""
         x = images.astype(jnp.float32) / 255
         # Grey broadcasts to three channels here, after the cheaper one-channel resize.
         return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
+
+    def fit(self, picture: "Image.Image") -> np.ndarray:
+        """Give one picture of Pillow's, mode L or RGB, its final size: the first half.
+
+        Returns uint8[image_size, image_size, 3], with the very pixels that a call
+        computes inside jit.
+        """
+        width, height = picture.size
+        height, width, top, left = self._geometry(height, width)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), BILINEAR)
+        size = self.image_size
+        picture = picture.crop((left, top, left + size, top + size))
+        return np.asarray(picture.convert("RGB"))
+
+    def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return the size to resize to, and the corner to cut the square from."""
+        size = self.image_size
+        if not self.crop:
+            return size, size, 0, 0
+        short = size * 256 // 224
+        # torchvision's own arithmetic: the long side rounded down, half to even.
+        new_height = short if height <= width else short * height // width
+        new_width = short if width <= height else short * width // height
+        top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+        return new_height, new_width, top, left
 
 
 def resize_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:

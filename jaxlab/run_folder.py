@@ -17,9 +17,9 @@ from jaxlab.errors import UsageError
 from pretrained.files import write_safetensors
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
-CURVES, CONFUSION = "curves.png", "confusion.png"
+CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
-_FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, RESULTS, OVERFIT)
+_FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, SPLIT, RESULTS, OVERFIT)
 _PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors")
 
 

@@ -69,11 +69,14 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     trainable: Any,
     penalty: Callable[[Any], jax.Array | float] = lambda params: 0.0,
+    class_weights: jax.Array | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Return the jitted step `(state, batch, key) -> (state, metrics)`; donates state.
 
     The loss is the mean cross entropy over the examples of weight 1, plus `penalty` of
-    the params, which the metrics leave out. Gradients are computed for the leaves where
+    the params, which the metrics leave out. With `class_weights` float[classes] it is
+    the mean weighted by each example's class, as torch's CrossEntropyLoss(weight) has
+    it; the metrics stay unweighted. Gradients are computed for the leaves where
     the tree `trainable` is True and for no others; frozen leaves leave the step as they
     entered it, bit for bit. Dropout's key is `key` folded with the step's number, so
     the caller passes the same key all along. The metrics are those of the forward pass
@@ -95,7 +98,11 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             metrics = _metrics(logits, batch)
-            loss = metrics.loss / metrics.count + penalty(params)
+            counted = metrics
+            if class_weights is not None:
+                weights = batch.weights * class_weights[batch.labels]
+                counted = _metrics(logits, batch._replace(weights=weights))
+            loss = counted.loss / counted.count + penalty(params)
             return loss, (metrics, updated)
 
         gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
@@ -167,6 +174,23 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.RandomState([seed, epoch]).permutation(count)
 
 
+# From an order int[n] and a batch size to batches of one shape, as `batches` cuts them.
+Loader = Callable[[np.ndarray, int], Iterator[Batch]]
+
+
+def resident(inputs: jax.Array, labels: jax.Array) -> Loader:
+    """Return a loader that gathers, inside jit, from inputs [n, ...], labels int32[n].
+
+    Both stay on the device; a batch moves its indices only.
+    """
+
+    def load(order, size):
+        for indices, weights in batches(order, size):
+            yield _gather(inputs, labels, indices, weights)
+
+    return load
+
+
 @jax.jit
 def _gather(inputs, labels, indices, weights) -> Batch:
     return Batch(inputs[indices], labels[indices], weights)
@@ -175,8 +199,7 @@ def _gather(inputs, labels, indices, weights) -> Batch:
 def train_epoch(
     train_step: Callable,
     state: TrainState,
-    inputs: jax.Array,
-    labels: jax.Array,
+    load: Loader,
     *,
     order: np.ndarray,
     batch_size: int,
@@ -185,8 +208,8 @@ def train_epoch(
 ) -> tuple[TrainState, Score]:
     """Take one step for every batch of `order`; return the state and the mean score.
 
-    inputs [n, ...] and labels int32[n] stay on the device. `on_batch` gets each batch's
-    score and size, one batch late, so that the device never waits for the host.
+    `on_batch` gets each batch's score and size, one batch late, so that the device
+    never waits for the host.
     """
     scores: list[Metrics] = []
     pending: deque[Metrics] = deque()
@@ -195,8 +218,7 @@ def train_epoch(
         scores.append(jax.device_get(pending.popleft()))
         on_batch(_score(scores[-1:]), int(scores[-1].count))
 
-    for indices, weights in batches(order, batch_size):
-        batch = _gather(inputs, labels, indices, weights)
+    for batch in load(order, batch_size):
         state, metrics = train_step(state, batch, key)
         pending.append(metrics)
         if len(pending) > 1:
@@ -208,18 +230,17 @@ def train_epoch(
 def evaluate(
     eval_step: Callable,
     state: TrainState,
-    inputs: jax.Array,
-    labels: jax.Array,
+    load: Loader,
     *,
+    count: int,
     batch_size: int,
 ) -> tuple[Score, np.ndarray]:
-    """Return the mean score and the predictions int32[n]; each example counts once."""
+    """Return the mean score and predictions int32[count]; each example counts once."""
     scores, predictions = [], []
-    for indices, weights in batches(np.arange(len(labels)), batch_size):
-        batch = _gather(inputs, labels, indices, weights)
+    for batch in load(np.arange(count), batch_size):
         metrics, predicted = jax.device_get(eval_step(state, batch))
         scores.append(metrics)
-        predictions.append(predicted[weights > 0])
+        predictions.append(predicted[: int(metrics.count)])  # padding stands last
     return _score(scores), np.concatenate(predictions)
 
 

@@ -1,5 +1,6 @@
 """Where published weights come from: one row a file, and all that is known of it."""
 
+import importlib.resources
 from typing import NamedTuple
 
 
@@ -45,3 +46,9 @@ SOURCES = {
 def by_sha256(sha256: str) -> Source | None:
     """Return the published file with this hash, or None."""
     return next((s for s in SOURCES.values() if s.sha256 == sha256), None)
+
+
+def imagenet_classes() -> list[str]:
+    """Return the names of ImageNet's 1,000 classes, in the order of the weights."""
+    file = importlib.resources.files("pretrained") / "imagenet_classes.txt"
+    return file.read_text("utf-8").splitlines()

@@ -22,6 +22,7 @@ from jaxlab.train import (
     epoch_order,
     evaluate,
     init_state,
+    resident,
     train_epoch,
 )
 
@@ -74,8 +75,7 @@ def test_the_last_short_batch_does_not_recompile_and_loses_nothing():
     state, score = train_epoch(
         step,
         state,
-        inputs,
-        labels,
+        resident(inputs, labels),
         order=epoch_order(10, seed=0, epoch=0),
         batch_size=4,
         key=jax.random.key(0),
@@ -91,7 +91,11 @@ def test_the_last_short_batch_does_not_recompile_and_loses_nothing():
 def test_evaluation_counts_every_example_exactly_once(batch_size):
     model, _, state, inputs, labels = linear_job()
     score, predictions = evaluate(
-        make_eval_step(model.apply), state, inputs, labels, batch_size=batch_size
+        make_eval_step(model.apply),
+        state,
+        resident(inputs, labels),
+        count=10,
+        batch_size=batch_size,
     )
     logits = np.asarray(model.apply({"params": state.params}, inputs, train=False))
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8[n, h, w, c] with c 1 or 3; labels int32[n]."""
+    """images uint8[n, h, w, c], c 1 or 3, or files to decode; labels int32[n]."""
 
-    images: np.ndarray
+    images: np.ndarray | Pictures
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -24,24 +25,39 @@ class Split:
 
         Raises UsageError when there are fewer.
         """
-        if count is None:
-            return self
-        if count > len(self):
-            raise UsageError(
-                f"{flag}: asks for {count:,} images, the dataset has {len(self):,}; "
-                f"pass at most {len(self)}"
-            )
-        return Split(self.images[:count], self.labels[:count])
+        size = checked_size(count, len(self), flag)
+        return Split(self.images[:size], self.labels[:size])
+
+
+def checked_size(asked: int | None, available: int, flag: str) -> int:
+    """Return how many examples to take: `asked`, all for None.
+
+    Raises UsageError, which names `flag`, when there are fewer.
+    """
+    if asked is None:
+        return available
+    if asked > available:
+        raise UsageError(
+            f"{flag}: asks for {asked:,} images, the dataset has {available:,}; "
+            f"pass at most {available}"
+        )
+    return asked
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, in the order their first N are taken from."""
+    """A training and a test split, in the order their first N are taken from.
+
+    `fitted` images have the network's size already. `files` names the file of each
+    example, by split, where there are files.
+    """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    fitted: bool = False
+    files: dict[str, list[str]] | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -57,10 +73,15 @@ class Dataset:
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all pixels and labels in order, as hex."""
+        """Return the SHA-256 of all pixels (or files) and labels in order, as hex."""
         digest = hashlib.sha256()
         for split in self.splits.values():
-            for array in (split.images, split.labels):
+            arrays = [split.labels]
+            if isinstance(split.images, Pictures):
+                digest.update(" ".join(split.images.digests).encode())
+            else:
+                arrays.insert(0, split.images)
+            for array in arrays:
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -80,3 +101,18 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
         round_of[members] = np.arange(len(members))
     # Stable: within a round, the shuffled order stands.
     return shuffled[np.argsort(round_of[shuffled], kind="stable")]
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return bool[n]: which examples to hold out, a `fraction` of each class, rounded.
+
+    A class of two or more keeps one on either side.
+    """
+    held_out = np.zeros(len(labels), bool)
+    random = np.random.RandomState(seed)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        most = len(members) - 1
+        count = min(max(round(fraction * len(members)), 1), most)
+        held_out[members[:count]] = True
+    return held_out

@@ -1,0 +1,279 @@
+"""The user's own pictures: a folder of class folders, checked whole before training.
+
+`FOLDER/class/picture.jpg`, split by a seed, or `FOLDER/train/class/…` beside
+`FOLDER/val/class/…` (or `test`). Every file is read, decoded and hashed first; what is
+wrong is reported together, and nothing is left out in silence.
+"""
+
+import hashlib
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlab.data.dataset import (
+    Dataset,
+    Split,
+    balanced_order,
+    checked_size,
+    stratified_split,
+)
+from jaxlab.data.pictures import ENDINGS, BadPicture, Pictures, decode, is_animated
+from jaxlab.errors import InputError
+from jaxlab.preprocess import Preprocess
+
+# Decoded pictures up to this size are kept; more are decoded anew in every epoch.
+RESIDENT_BYTES = 1 << 30
+LONGEST = 100  # times the short side: resized, a longer picture could fill the memory
+SPLIT_SEED = 0
+TEST_NAMES = ("val", "test")
+# What systems and tools leave beside pictures.
+_LITTER = frozenset(("thumbs.db", "desktop.ini"))
+_EXAMPLES = 3  # of each kind of problem
+
+
+class _File(NamedTuple):
+    path: Path
+    label: int
+    split: str  # "train" or "test", or "" where the seed decides
+
+
+def load_folder(
+    root: Path,
+    preprocess: Preprocess,
+    *,
+    val_fraction: float,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    on_files: Callable[[int], None] = lambda count: None,
+    say: Callable[[str], None] = print,
+) -> Dataset:
+    """Return the folder's pictures, fitted by `preprocess`, in memory if they fit.
+
+    Classes are the folders' names, sorted. Without a split of its own, `val_fraction`
+    of each class is held out, always the same ones. `on_files` gets the number of files
+    at first and then -1 for each one done. `say` gets what is odd but no fault.
+
+    Raises InputError for a folder that is none, has no such layout, or holds anything
+    that is no good picture: all problems in one message, by kind.
+    """
+    class_names, files = _scan(root)
+    labels = np.array([file.label for file in files], np.int32)
+    if files[0].split:
+        held_out = np.array([file.split == "test" for file in files])
+    else:
+        held_out = stratified_split(labels, val_fraction, SPLIT_SEED)
+    chosen = {}
+    for name, members in (("train", ~held_out), ("test", held_out)):
+        places = np.flatnonzero(members)
+        if not len(places):
+            raise InputError(
+                f"{root}: leaves no picture to {name} with; raise --val-fraction, or "
+                "add pictures"
+            )
+        asked = train_size if name == "train" else test_size
+        size = checked_size(asked, len(places), f"--{name}-size")
+        chosen[name] = places[balanced_order(labels[places], SPLIT_SEED)][:size]
+
+    wanted = np.concatenate(list(chosen.values()))
+    pixels = len(wanted) * preprocess.image_size**2 * 3
+    resident = pixels <= RESIDENT_BYTES
+    kept = set(wanted.tolist()) if resident else set()
+    checked = _check(root, files, kept, preprocess, on_files)
+    _tell_of_oddities(root, files, checked, held_out, say)
+
+    def split(places: np.ndarray) -> Split:
+        if resident:
+            images = np.stack([checked[place].pixels for place in places])
+        else:
+            images = Pictures(
+                tuple(files[place].path for place in places),
+                tuple(checked[place].digest for place in places),
+            )
+        return Split(images, labels[places])
+
+    return Dataset(
+        name=str(root),
+        train=split(chosen["train"]),
+        test=split(chosen["test"]),
+        class_names=class_names,
+        fitted=True,
+        files={
+            name: [str(files[place].path.relative_to(root)) for place in places]
+            for name, places in chosen.items()
+        },
+    )
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], list[_File]]:
+    """Return class names and all files, sorted; refuse another layout."""
+    if not root.exists():
+        raise InputError(f"{root}: no such folder; check the path")
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; pass the folder of the class folders")
+    folders = _class_folders(root)
+    splits = {"": folders}
+    if "train" in folders:
+        tests = [name for name in TEST_NAMES if name in folders]
+        if len(tests) == 1 and len(folders) == 2:
+            splits = {
+                "train": _class_folders(folders["train"]),
+                "test": _class_folders(folders[tests[0]]),
+            }
+        else:
+            raise InputError(
+                f"{root}: has a folder train with {', '.join(sorted(folders))}; next "
+                f"to train put one of {' or '.join(TEST_NAMES)}, and nothing else"
+            )
+    problems: dict[str, list[str]] = defaultdict(list)
+    names = tuple(sorted(splits.get("train", folders)))
+    for classes in splits.values():
+        for name in sorted(set(names) ^ set(classes)):
+            problems["classes that one split lacks"].append(name)
+    for name in names:
+        if not name.isprintable() or name != name.encode(errors="replace").decode():
+            problems["class names that are no plain UTF-8"].append(ascii(name))
+    for lower, count in Counter(name.casefold() for name in names).items():
+        if count > 1:
+            problems["class names that differ by case only"].append(lower)
+    files = []
+    for split, classes in splits.items():
+        for name in sorted(classes):
+            found = sorted(_files_in(classes[name]))
+            for path in found:
+                if path.suffix.lower() in ENDINGS:
+                    label = names.index(name) if name in names else 0
+                    files.append(_File(path, label, split))
+                else:
+                    problems["files with another ending than a picture's"].append(
+                        str(path.relative_to(root))
+                    )
+            if not found:
+                problems["classes without a file"].append(
+                    str(classes[name].relative_to(root))
+                )
+    if not names:
+        loose = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
+        what = "pictures, but no class folders" if loose else "no class folders"
+        raise InputError(
+            f"{root}: holds {what}; put the pictures into a folder for each class"
+        )
+    if len(names) == 1:
+        problems["classes: one alone is nothing to tell apart"].append(names[0])
+    _refuse(root, problems)
+    return names, files
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth; a link back to a folder above is not followed."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        identity = os.path.realpath(place)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and name.lower() not in _LITTER:
+                yield Path(place, name)
+
+
+class _Checked(NamedTuple):
+    digest: str = ""
+    problem: BadPicture | None = None
+    animated: bool = False
+    pixels: np.ndarray | None = None
+
+
+def _check(
+    root: Path,
+    files: Sequence[_File],
+    kept: set[int],
+    preprocess: Preprocess,
+    on_files: Callable[[int], None],
+) -> list[_Checked]:
+    """Decode every file; refuse the folder when one is bad."""
+
+    def check(place: int) -> _Checked:
+        try:
+            content = files[place].path.read_bytes()
+        except OSError as error:
+            return _Checked(problem=BadPicture("unreadable file", error.strerror))
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            picture = decode(content)
+            if preprocess.crop and max(picture.size) > LONGEST * min(picture.size):
+                raise BadPicture(f"over {LONGEST} times as long as wide")
+            pixels = preprocess.fit(picture)
+            return _Checked(
+                digest,
+                animated=is_animated(content),
+                pixels=pixels if place in kept else None,
+            )
+        except BadPicture as problem:
+            return _Checked(digest, problem)
+
+    on_files(len(files))
+    checked = []
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        # Pillow warns of odd metadata in pictures that decode.
+        warnings.simplefilter("ignore")
+        for result in pool.map(check, range(len(files))):
+            checked.append(result)
+            on_files(-1)
+    problems: dict[str, list[str]] = defaultdict(list)
+    for file, result in zip(files, checked, strict=True):
+        if result.problem is not None:
+            problems[result.problem.kind].append(str(file.path.relative_to(root)))
+    _refuse(root, problems)
+    return checked
+
+
+def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
+    if not problems:
+        return
+    kinds = []
+    for kind, found in problems.items():
+        named = ", ".join(name for name in found[:_EXAMPLES])
+        more = ", …" if len(found) > _EXAMPLES else ""
+        kinds.append(f"{len(found):,} {kind}: {named}{more}")
+    raise InputError(
+        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
+    )
+
+
+def _tell_of_oddities(
+    root: Path,
+    files: Sequence[_File],
+    checked: Sequence[_Checked],
+    held_out: np.ndarray,
+    say: Callable[[str], None],
+) -> None:
+    animated = sum(result.animated for result in checked)
+    if animated:
+        say(f"warning: {animated:,} animated pictures: their first frame is used")
+    trained = {c.digest for c, out in zip(checked, held_out, strict=True) if not out}
+    twice = [
+        str(file.path.relative_to(root))
+        for file, result, out in zip(files, checked, held_out, strict=True)
+        if out and result.digest in trained
+    ]
+    if twice:
+        say(
+            f"warning: {len(twice):,} test pictures are training pictures too, and "
+            f"flatter the test accuracy: {', '.join(twice[:_EXAMPLES])}"
+        )

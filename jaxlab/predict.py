@@ -1,0 +1,233 @@
+"""python -m jaxlab.predict: what a trained network sees in pictures.
+
+Pictures are files, folders (searched at any depth) or patterns such as "*.jpg". They
+are prepared exactly as the run prepared its own, and answered with its class names;
+with --weights imagenet by torchvision's AlexNet, with ImageNet's 1,000.
+"""
+
+import csv
+import functools
+import glob
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlab import cli, run_folder
+from jaxlab.cli import flag
+from jaxlab.errors import InputError, UsageError
+
+BATCH = 32  # pictures a step; one shape, so that nothing compiles twice
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every argument of the command, and its default."""
+
+    inputs: tuple[str, ...] = flag(
+        (),
+        "the folder of a run, then pictures; with --weights pictures only",
+        operand=True,
+    )
+    weights: str | None = flag(
+        None, "answer without a run", choices=("imagenet",), default_help="the run's"
+    )
+    top: int = flag(3, "classes to name for each picture", at_least=1)
+    json: bool = flag(False, "print one JSON object a line")
+    csv: bool = flag(False, "print comma-separated values")
+    offline: bool = flag(False, "open no connection")
+    debug: bool = flag(False, "show tracebacks")
+
+
+class Network(NamedTuple):
+    """Parameters, what prepares pictures for them, and what their answers mean."""
+
+    params: Any
+    preprocess: Any
+    class_names: Sequence[str]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer; raises InputError at the end when some pictures could not be read."""
+    config = cli.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
+    if config.json and config.csv:
+        raise UsageError("--csv: not together with --json; pass one of them")
+    run, patterns = None, config.inputs
+    if config.weights is None:
+        if not config.inputs:
+            raise UsageError("RUN: none given; pass a run's folder, then pictures")
+        run, *patterns = config.inputs
+    if not patterns:
+        raise UsageError("pictures: none given; pass files, folders or patterns")
+    paths = _paths(patterns)
+    network = _of_run(Path(run)) if run else _published(config)
+
+    bad: list[str] = []
+    write = _writer(config)
+    total = len(paths)
+    with cli.progress(total if total > BATCH else 0, "pictures", "picture") as bar:
+        for path, probabilities in predict(network, paths, bad.append):
+            order = np.argsort(-probabilities, kind="stable")[: config.top]
+            write(
+                path,
+                [(network.class_names[i], float(probabilities[i])) for i in order],
+            )
+            bar.update()
+    for line in bad:
+        print(f"warning: {line}", file=sys.stderr)
+    if bad:
+        raise InputError(
+            f"pictures: {len(bad):,} of {total:,} could not be answered, named above; "
+            "the others were"
+        )
+
+
+def predict(
+    network: Network, paths: Sequence[Path], on_bad: Any
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield each path with its classes' probabilities, float32[classes], in order.
+
+    `on_bad` gets a line for each file that is no good picture; it is left out.
+    """
+    import jax
+
+    from jaxlab.data.pictures import BadPicture, decode
+    from jaxlab.models.alexnet import AlexNet
+
+    model = AlexNet(len(network.class_names))
+    params = jax.device_put(network.params)
+
+    @jax.jit
+    def run(params, images):
+        inputs = network.preprocess.normalize(images)
+        logits = model.apply({"params": params}, inputs, train=False)
+        return jax.nn.softmax(logits)
+
+    def prepared(path: Path) -> np.ndarray | str:
+        try:
+            return network.preprocess.fit(decode(path.read_bytes()))
+        except BadPicture as problem:
+            return f"{path}: {problem}"
+        except OSError as error:
+            return f"{path}: cannot be read: {error.strerror or error}"
+
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+        for start in range(0, len(paths), BATCH):
+            chunk = paths[start : start + BATCH]
+            images = list(pool.map(prepared, chunk))
+            good = [image for image in images if not isinstance(image, str)]
+            if good:
+                padding = [good[-1]] * (BATCH - len(good))
+                answers = iter(np.asarray(run(params, np.stack(good + padding))))
+            for path, image in zip(chunk, images, strict=True):
+                if isinstance(image, str):
+                    on_bad(image)
+                else:
+                    yield path, next(answers)
+
+
+def _paths(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that the arguments stand for, each once, in their order."""
+    from jaxlab.data.pictures import ENDINGS
+
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(
+                Path(place, name)
+                for place, folders, names in os.walk(path)
+                for name in names
+                if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+            )
+            if not inside:
+                raise InputError(f"{pattern}: holds no pictures; pass another folder")
+            found |= dict.fromkeys(inside)
+        elif path.exists():
+            found[path] = None
+        else:
+            matches = sorted(map(Path, glob.glob(pattern, recursive=True)))
+            if not matches:
+                raise InputError(f"{pattern}: no such file; check the path")
+            found |= dict.fromkeys(match for match in matches if match.is_file())
+    return list(found)
+
+
+def _of_run(folder: Path) -> Network:
+    from jaxlab.preprocess import Preprocess
+    from pretrained.files import read_weights
+
+    try:
+        content = json.loads((folder / run_folder.CONFIG).read_text())
+        spec, class_names = content["preprocessing"], content["class_names"]
+        preprocess = Preprocess(
+            spec["image_size"], spec["crop"], tuple(spec["mean"]), tuple(spec["std"])
+        )
+    except OSError as error:
+        raise InputError(
+            f"{folder}: is no run: {run_folder.CONFIG} cannot be read "
+            f"({error.strerror}); pass the folder of a run, then pictures"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: its {run_folder.CONFIG} is no run's: {error}; pass another run"
+        ) from error
+    model = folder / run_folder.MODEL
+    if not model.exists():
+        raise InputError(
+            f"{folder}: holds no {run_folder.MODEL}: the run has not ended; pass "
+            "another run"
+        )
+    params = read_weights(model).params
+    classes = len(params["fc8"]["bias"])
+    if classes != len(class_names):
+        raise InputError(
+            f"{folder}: the model has {classes} classes, {run_folder.CONFIG} names "
+            f"{len(class_names)}; pass another run"
+        )
+    return Network(params, preprocess, class_names)
+
+
+def _published(config: Config) -> Network:
+    from jaxlab.preprocess import Preprocess
+    from jaxlab.weights import whole_network
+    from pretrained.sources import imagenet_classes
+
+    weights = whole_network(config.weights, offline=config.offline)
+    # As the published accuracies were measured.
+    return Network(weights.params, Preprocess(crop=True), imagenet_classes())
+
+
+def _writer(config: Config) -> Any:
+    """Return what prints one picture's answers."""
+    if config.csv:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(["file", "rank", "class", "probability"])
+        return functools.partial(_write_csv, table)
+    return _write_json if config.json else _write_text
+
+
+def _write_csv(table: Any, path: Path, answers: list[tuple[str, float]]) -> None:
+    for rank, (name, probability) in enumerate(answers, 1):
+        table.writerow([path, rank, name, f"{probability:.6f}"])
+
+
+def _write_json(path: Path, answers: list[tuple[str, float]]) -> None:
+    top = [{"class": name, "probability": p} for name, p in answers]
+    print(json.dumps({"file": str(path), "top": top}))
+
+
+def _write_text(path: Path, answers: list[tuple[str, float]]) -> None:
+    print(f"{path}  " + "  ".join(f"{name} {p:.1%}" for name, p in answers))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
