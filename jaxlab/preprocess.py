@@ -58,7 +58,7 @@ class Preprocess:
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Scale and normalise images that have their final size: the second half."""
-        x = images.astype(jnp.float32) / 255
+        x = jnp.asarray(images).astype(jnp.float32) / 255
         # Grey broadcasts to three channels here, after the cheaper one-channel resize.
         return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
 

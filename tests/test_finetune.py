@@ -83,7 +83,8 @@ def test_config_holds_all_that_decides_the_run(run):
     assert config["settings"]["freeze"] == "features"
     assert config["settings"]["lr"] == 1e-4
     assert config["settings"]["out"] == str(run[1])
-    assert None not in config["settings"].values()
+    unset = {name for name, value in config["settings"].items() if value is None}
+    assert unset == {"data_dir", "manual_dir"}
     assert config["dataset"]["train_images"] == 200
     assert config["dataset"]["sha256"] == mnist5k().first(200, 100).fingerprint()
     assert config["weights"]["sha256"] == embedded.SHA256
@@ -184,7 +185,10 @@ USAGE = [
         "--image-size: 40 is out of range; pass a number at least",
     ),
     (["--train-size", "5000"], "--train-size: asks for 5,000 images, the dataset has"),
-    (["--dataset", "mnst5k"], "'mnst5k' is not one of mnist5k; did you mean mnist5k?"),
+    (["--dataset", "mnst5k"], "'mnst5k' is neither mnist5k, nor a folder, nor a name"),
+    (["--dataset", "mnst5k"], "did you mean mnist5k?"),
+    (["--val-fraction", "1"], "--val-fraction: 1 is out of range"),
+    (["--class-weights", "some"], "'some' is not one of none, balanced"),
     (["--freeze", "backbone"], "with --weights imagenet-conv fc6 and fc7 are fresh"),
     (["--freeze", "backbone", "--weights", "none"], "use --freeze features, or"),
     (

@@ -102,3 +102,36 @@ def test_other_images_are_refused(images, got):
     with pytest.raises(ValueError, match=r"1 or 3\], got") as raised:
         Preprocess()(images)
     assert got in str(raised.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([63, 100, 224]))
+def test_the_crop_for_photographs_is_torchvisions(height, width, size):
+    picture = Image.fromarray(noise(height, width, 3))
+    short = transforms.Resize(size * 256 // 224)
+    theirs = transforms.Compose([short, transforms.CenterCrop(size)])(picture)
+    ours = Preprocess(size, crop=True).fit(picture)
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(28, 28, 1), (90, 61, 3), (64, 200, 3), (300, 70, 1)]
+)
+def test_both_halves_give_what_one_call_gives(shape, crop):
+    image = noise(*shape)
+    preprocess = Preprocess(64, crop=crop)
+    picture = Image.fromarray(image[:, :, 0] if shape[-1] == 1 else image)
+    fitted = preprocess.fit(picture)
+    assert fitted.shape == (64, 64, 3) and fitted.dtype == np.uint8
+    np.testing.assert_array_equal(
+        preprocess.normalize(fitted[None]), preprocess(image[None])
+    )
+
+
+def test_the_default_crop_is_256_and_224():
+    picture = Image.fromarray(noise(300, 500, 3))
+    by_hand = picture.resize((426, 256), Image.BILINEAR).crop((101, 16, 325, 240))
+    np.testing.assert_array_equal(
+        Preprocess(crop=True).fit(picture), np.asarray(by_hand)
+    )

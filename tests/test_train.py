@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jaxlab import (
     AlexNet,
@@ -188,3 +189,34 @@ def test_frozen_negative_zero_keeps_its_sign():
     state, _ = step(init_state(params, tx), batch, jax.random.key(0))
     assert np.signbit(state.params["body"]["kernel"]).all()
     assert (np.asarray(state.params["head"]["bias"]) != 0).all()
+
+
+def test_class_weights_are_torch_s():
+    model, _, _, inputs, labels = linear_job(rate=0.0)
+    params = model.init(jax.random.key(0), inputs[:1], train=False)["params"]
+    trainable = jax.tree.map(lambda _: True, params)
+    tx = make_optimizer("sgd", 1.0, trainable=trainable)
+    weights = jnp.array([0.5, 3.0, 1.25])
+    step = make_train_step(model.apply, tx, trainable, class_weights=weights)
+    padded = Batch(
+        jnp.concatenate([inputs, inputs[:2]]),
+        jnp.concatenate([labels, labels[:2]]),
+        jnp.array([1.0] * 10 + [0.0] * 2),
+    )
+    state, metrics = step(init_state(params, tx), padded, jax.random.key(0))
+
+    kernel, bias = (
+        torch.tensor(np.asarray(params["head"][name]), requires_grad=True)
+        for name in ("kernel", "bias")
+    )
+    logits = torch.tensor(np.asarray(inputs)) @ kernel + bias
+    targets = torch.tensor(np.asarray(labels), dtype=torch.int64)
+    loss = torch.nn.CrossEntropyLoss(torch.tensor(np.asarray(weights)))(logits, targets)
+    loss.backward()
+    for name, leaf in (("kernel", kernel), ("bias", bias)):
+        np.testing.assert_allclose(
+            params["head"][name] - state.params["head"][name], leaf.grad, atol=1e-6
+        )
+    # The metrics stay those of plain cross entropy, comparable with the test loss.
+    plain = torch.nn.CrossEntropyLoss()(logits, targets)
+    np.testing.assert_allclose(metrics.loss / metrics.count, plain.item(), rtol=1e-5)

@@ -63,6 +63,8 @@ def load_folder(
     that is no good picture: all problems in one message, by kind.
     """
     class_names, files = _scan(root)
+    resident = len(files) * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
+    files, checked = _checked(root, files, resident, preprocess, on_files)
     labels = np.array([file.label for file in files], np.int32)
     if files[0].split:
         held_out = np.array([file.split == "test" for file in files])
@@ -78,13 +80,10 @@ def load_folder(
             )
         asked = train_size if name == "train" else test_size
         size = checked_size(asked, len(places), f"--{name}-size")
-        chosen[name] = places[balanced_order(labels[places], SPLIT_SEED)][:size]
-
-    wanted = np.concatenate(list(chosen.values()))
-    pixels = len(wanted) * preprocess.image_size**2 * 3
-    resident = pixels <= RESIDENT_BYTES
-    kept = set(wanted.tolist()) if resident else set()
-    checked = _check(root, files, kept, preprocess, on_files)
+        order = balanced_order(labels[places], SPLIT_SEED)[:size]
+        chosen[name] = places[
+            np.sort(order)
+        ]  # chosen balanced, kept in content's order
     _tell_of_oddities(root, files, checked, held_out, say)
 
     def split(places: np.ndarray) -> Split:
@@ -146,13 +145,15 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File]]:
         for name in sorted(classes):
             found = sorted(_files_in(classes[name]))
             for path in found:
-                if path.suffix.lower() in ENDINGS:
+                if path.is_dir():
+                    kind = "links to folders inside a class"
+                    problems[kind].append(str(path.relative_to(root)))
+                elif path.suffix.lower() not in ENDINGS:
+                    kind = "files with another ending than a picture's"
+                    problems[kind].append(str(path.relative_to(root)))
+                else:
                     label = names.index(name) if name in names else 0
                     files.append(_File(path, label, split))
-                else:
-                    problems["files with another ending than a picture's"].append(
-                        str(path.relative_to(root))
-                    )
             if not found:
                 problems["classes without a file"].append(
                     str(classes[name].relative_to(root))
@@ -178,61 +179,56 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth; a link back to a folder above is not followed."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        identity = os.path.realpath(place)
-        if identity in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
+    """Yield the files at any depth, and links to folders, which are not followed."""
+    for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = (Path(place, name) for name in folders)
+        yield from (path for path in inside if path.is_symlink())
         for name in names:
             if not name.startswith(".") and name.lower() not in _LITTER:
                 yield Path(place, name)
 
 
 class _Checked(NamedTuple):
-    digest: str = ""
-    problem: BadPicture | None = None
+    digest: str = ""  # of the file
+    content: bytes = b""  # a digest of the pixels as they are in the file
     animated: bool = False
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | None = None  # fitted, where they are kept
+    problem: BadPicture | None = None
 
 
-def _check(
+def _checked(
     root: Path,
     files: Sequence[_File],
-    kept: set[int],
+    keep: bool,
     preprocess: Preprocess,
     on_files: Callable[[int], None],
-) -> list[_Checked]:
-    """Decode every file; refuse the folder when one is bad."""
+) -> tuple[list[_File], list[_Checked]]:
+    """Decode every file; refuse the folder when one is bad. Returns content's order."""
 
-    def check(place: int) -> _Checked:
+    def check(file: _File) -> _Checked:
         try:
-            content = files[place].path.read_bytes()
-        except OSError as error:
-            return _Checked(problem=BadPicture("unreadable file", error.strerror))
-        digest = hashlib.sha256(content).hexdigest()
-        try:
+            content = file.path.read_bytes()
             picture = decode(content)
             if preprocess.crop and max(picture.size) > LONGEST * min(picture.size):
                 raise BadPicture(f"over {LONGEST} times as long as wide")
-            pixels = preprocess.fit(picture)
             return _Checked(
-                digest,
+                digest=hashlib.sha256(content).hexdigest(),
+                content=hashlib.sha256(np.asarray(picture)).digest(),
                 animated=is_animated(content),
-                pixels=pixels if place in kept else None,
+                pixels=preprocess.fit(picture) if keep else None,
             )
         except BadPicture as problem:
-            return _Checked(digest, problem)
+            return _Checked(problem=problem)
+        except OSError as error:
+            return _Checked(problem=BadPicture("unreadable file", error.strerror))
 
     on_files(len(files))
     checked = []
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         # Pillow warns of odd metadata in pictures that decode.
         warnings.simplefilter("ignore")
-        for result in pool.map(check, range(len(files))):
+        for result in pool.map(check, files):
             checked.append(result)
             on_files(-1)
     problems: dict[str, list[str]] = defaultdict(list)
@@ -240,7 +236,9 @@ def _check(
         if result.problem is not None:
             problems[result.problem.kind].append(str(file.path.relative_to(root)))
     _refuse(root, problems)
-    return checked
+    # Not the names' order: split and selection depend on the pictures alone.
+    order = sorted(range(len(files)), key=lambda place: checked[place].content)
+    return [files[place] for place in order], [checked[place] for place in order]
 
 
 def _refuse(root: Path, problems: dict[str, list[str]]) -> None:

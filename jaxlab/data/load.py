@@ -36,7 +36,7 @@ def load(
         from jaxlab.data.digits import mnist5k
 
         return mnist5k().first(train_size, test_size)
-    if os.sep in name or name.startswith(".") or os.path.isdir(name):
+    if os.path.isdir(name) or name.startswith((".", "~", os.sep)):
         if preprocess is None:
             raise UsageError(
                 f"--dataset: {name} is a folder, and the lab takes images of one small "

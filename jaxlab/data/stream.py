@@ -11,6 +11,7 @@ from pathlib import Path
 import grain
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from jaxlab.data.pictures import BadPicture, Pictures, decode
 from jaxlab.errors import InputError
@@ -70,6 +71,9 @@ def streamed(
             )
         )
         if workers:
+            # Grain's processes read command-line flags that only absl's own programs
+            # have parsed; the defaults are meant.
+            flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers))
         for images, (indices, weights) in zip(dataset, chunks, strict=True):
             yield Batch(jnp.asarray(images), jnp.asarray(labels[indices]), weights)

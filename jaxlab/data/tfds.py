@@ -8,12 +8,15 @@ needs neither TensorFlow nor a network.
 import contextlib
 import importlib.util
 import io
+import math
 import os
+import queue
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +32,15 @@ from jaxlab.data.dataset import (
     Split,
     balanced_order,
     checked_size,
+    content_order,
     stratified_split,
 )
 from jaxlab.errors import InputError, NetworkError, UsageError
 
 SPLIT_SEED = 0
 PROBE_SECONDS = 5.0  # for all hosts together
+MAX_BYTES = 4 << 30  # of a split's pixels; all of them are held in memory
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
@@ -62,9 +68,6 @@ def load_tfds(
     and no network is there.
     """
     builder = _builder(name, data_dir)
-    if not _is_prepared(builder):
-        _prepare(builder, name, manual_dir, offline, on_progress, say)
-        builder = _builder(name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features or ()):
         raise UsageError(
@@ -77,39 +80,30 @@ def load_tfds(
             f"--dataset: {name} has images of shape {shape}; pass a set whose images "
             "have one size, or write it as a folder of class folders"
         )
+    if not _is_prepared(builder):
+        _prepare(builder, name, manual_dir, offline, on_progress, say)
+        builder = _builder(name, data_dir)
     splits = builder.info.splits
-    test = next((split for split in ("test", "validation") if split in splits), None)
     if "train" not in splits:
         raise UsageError(f"--dataset: {name} has no split train; pass another set")
-    train_records = _records(builder, "train", len(class_names))
+    train = _read(builder, "train")
+    test = next((split for split in ("test", "validation") if split in splits), None)
     if test:
-        parts = {
-            "train": train_records,
-            "test": _records(builder, test, len(class_names)),
-        }
+        parts = {"train": train, "test": _read(builder, test)}
     else:
-        labels = train_records[1]
-        held_out = stratified_split(labels, val_fraction, SPLIT_SEED)
+        held_out = stratified_split(train.labels, val_fraction, SPLIT_SEED)
         parts = {
-            part: (
-                [train_records[0][i] for i in np.flatnonzero(members)],
-                labels[members],
-            )
+            part: Split(train.images[members], train.labels[members])
             for part, members in (("train", ~held_out), ("test", held_out))
         }
     sizes = {"train": train_size, "test": test_size}
-    loaded = {}
-    for part, (encoded, labels) in parts.items():
-        order = balanced_order(labels, SPLIT_SEED)
-        order = order[: checked_size(sizes[part], len(order), f"--{part}-size")]
-        images = _decoded([encoded[i] for i in order], shape, builder)
-        loaded[part] = Split(images, labels[order])
-    return Dataset(
-        name=builder.info.full_name.partition(":")[0] if "/" in name else builder.name,
-        train=loaded["train"],
-        test=loaded["test"],
-        class_names=class_names,
-    )
+    for part, split in parts.items():
+        size = checked_size(sizes[part], len(split), f"--{part}-size")
+        # Which ones, a balanced order says; then they stand in content's order again,
+        # so that the same choice is the same data set wherever it is stored.
+        order = np.sort(balanced_order(split.labels, SPLIT_SEED)[:size])
+        parts[part] = Split(split.images[order], split.labels[order])
+    return Dataset(name, parts["train"], parts["test"], class_names)
 
 
 def known_names() -> list[str]:
@@ -233,24 +227,26 @@ def _require_network(
 def _unreachable(hosts: dict[str, int]) -> str | None:
     """Return the first host without an answer, or None; asks all at once."""
 
-    def answers(host: str) -> bool:
+    def ask(host: str, port: int) -> None:
         try:
-            with socket.create_connection((host, hosts[host]), PROBE_SECONDS):
-                return True
+            socket.create_connection((host, port), PROBE_SECONDS).close()
+            answers.put((host, True))
         except OSError:
-            return False
+            answers.put((host, False))
 
     # A thread each, not waited for: looking a name up has no time-out of its own.
-    pool = ThreadPoolExecutor(len(hosts))
-    pending = {host: pool.submit(answers, host) for host in hosts}
-    pool.shutdown(wait=False)
+    answers: queue.Queue[tuple[str, bool]] = queue.Queue()
+    for host, port in hosts.items():
+        threading.Thread(target=ask, args=(host, port), daemon=True).start()
+    silent = dict.fromkeys(hosts)
     deadline = time.monotonic() + PROBE_SECONDS
-    for host, answer in pending.items():
-        with contextlib.suppress(TimeoutError):
-            if answer.result(max(0.0, deadline - time.monotonic())):
-                continue
-        return host
-    return None
+    with contextlib.suppress(queue.Empty):
+        while silent:
+            host, reached = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            if not reached:
+                return host
+            del silent[host]
+    return next(iter(silent), None)
 
 
 def _run_child(
@@ -269,7 +265,7 @@ def _run_child(
     expected = sum(int(info.size) for info in builder.url_infos.values())
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxlab.data.tfds", *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # its end tells the child that this process is gone
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,
@@ -281,7 +277,7 @@ def _run_child(
     def listen():
         for line in process.stderr:
             tail.append(line.strip())
-            del tail[:-20]
+            del tail[:-200]
 
     with ThreadPoolExecutor(1) as pool:
         listener = pool.submit(listen)
@@ -296,8 +292,12 @@ def _run_child(
             process.wait()
             listener.result()
             process.stderr.close()
+            process.stdin.close()
     if process.returncode != 0:
-        reason = next((line for line in reversed(tail) if line), "no reason given")
+        said = (
+            [line for line in tail if _EXCEPTION.match(line)] or tail or ["no reason"]
+        )
+        reason = _EXCEPTION.sub("", said[-1])
         raise InputError(
             f"{name}: cannot be prepared: {reason[:300]}; check the network or the "
             "files in --manual-dir, and run again"
@@ -313,41 +313,49 @@ def _bytes_under(folder: Path) -> int:
     return total
 
 
-def _records(builder: Any, split: str, classes: int) -> tuple[list[bytes], np.ndarray]:
-    """Return a split's encoded images and labels; refuse files that were damaged."""
+def _read(builder: Any, name: str) -> Split:
+    """Return a split, in an order of its content; refuse files that were damaged."""
     tfds = _tfds()
     remedy = f"remove {builder.data_dir} and run again, it is prepared anew"
-    expected = builder.info.splits[split].num_examples
+    expected = builder.info.splits[name].num_examples
+    features = builder.info.features
+    shape, classes = features["image"].shape, features["label"].num_classes
+    if expected * math.prod(shape) > MAX_BYTES:
+        raise UsageError(
+            f"--dataset: {builder.name} has {expected:,} images in its split {name}, "
+            f"more than {MAX_BYTES / 1e9:.0f} GB; write those you need as a folder of "
+            "class folders, which is streamed"
+        )
     try:
         source = builder.as_data_source(
-            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            split=name, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        # The index of the files themselves: a cut file opens, with nothing in it.
+        # Counted in the files themselves: a cut file opens, with nothing in it.
         found = len(source.data_source)
         if found != expected:
             raise InputError(
-                f"{builder.data_dir}: the split {split} has {found:,} records, "
+                f"{builder.data_dir}: the split {name} has {found:,} records, "
                 f"dataset_info.json says {expected:,}; {remedy}"
             )
         examples = source.__getitems__(list(range(expected)))
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        labels = np.array([example["label"] for example in examples], np.int64)
+        images = _decoded([example["image"] for example in examples], shape)
+    except (OSError, SyntaxError, ValueError, IndexError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{builder.data_dir}: the split {split} cannot be read: {reason[:200]}; "
+            f"{builder.data_dir}: the split {name} cannot be read: {reason[:200]}; "
             f"{remedy}"
         ) from error
-    labels = np.array([example["label"] for example in examples], np.int64)
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(
-            f"{builder.data_dir}: the split {split} has labels from {labels.min()} to "
+            f"{builder.data_dir}: the split {name} has labels from {labels.min()} to "
             f"{labels.max()}, but {classes} classes; {remedy}"
         )
-    return [example["image"] for example in examples], labels.astype(np.int32)
+    order = content_order(images)
+    return Split(images[order], labels[order].astype(np.int32))
 
 
-def _decoded(
-    encoded: Sequence[bytes], shape: tuple[int, int, int], builder: Any
-) -> np.ndarray:
+def _decoded(encoded: Sequence[bytes], shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image
 
     images = np.empty((len(encoded), *shape), np.uint8)
@@ -356,20 +364,20 @@ def _decoded(
         with Image.open(io.BytesIO(encoded[place])) as image:
             images[place] = np.asarray(image).reshape(shape)
 
-    try:
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(decode, range(len(encoded))):
-                pass
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{builder.data_dir}: an image cannot be decoded: {error}; remove the "
-            "folder and run again, it is prepared anew"
-        ) from error
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(decode, range(len(encoded))):
+            pass
     return images
 
 
 def _prepare_here(name: str, data_dir: str, manual_dir: str) -> None:
     """Prepare a set in this process: what the child of `_run_child` does."""
+
+    def end_with_parent():
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

@@ -1,0 +1,213 @@
+"""Images a second into the network's input, beside torchvision's DataLoader.
+
+    python -m benchmarks.input_pipeline
+
+Two jobs. Digits: 28×28 uint8 in memory to normalised float32 [64, 224, 224, 3]; ours
+inside jit, theirs ToPILImage, Grayscale(3), Resize, ToTensor, Normalize. Photographs:
+JPEGs of 500×375 on the disk through Resize(256), CenterCrop(224), ToTensor, Normalize;
+ours streamed by Grain and Pillow, theirs ImageFolder. Theirs runs with 0, 1, 2 and 4
+workers, and the best counts. Ours and theirs take turns after a warm-up. The memory is
+this process's peak over the streaming epochs. The last lines are JSON; ratios above 1
+say that ours is faster.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxlab.data.digits import mnist5k
+from jaxlab.data.folder import load_folder
+from jaxlab.data.pictures import Pictures
+from jaxlab.data.stream import streamed
+from jaxlab.preprocess import Preprocess
+from jaxlab.train import resident
+from jaxlab.verify import import_torch
+
+BATCH = 64
+WORKERS = (0, 1, 2, 4)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def main() -> None:
+    """Run both jobs and print a table and a JSON line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--digits", type=int, default=2000, help="images an epoch")
+    parser.add_argument("--photographs", type=int, default=600, help="images an epoch")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), options.photographs)
+        jobs = {
+            "digits": (our_digits(options.digits), torch_digits(options.digits)),
+            "photographs": (
+                our_photographs(Path(folder)),
+                torch_photographs(Path(folder)),
+            ),
+        }
+        for name, (ours, theirs) in jobs.items():
+            compare(name, ours, theirs, options.pairs)
+
+
+def compare(
+    name: str,
+    ours: Callable[[], int],
+    theirs: dict[int, Callable[[], int]],
+    pairs: int,
+) -> None:
+    """Time an epoch of each in turn, and print."""
+    rate(ours)
+    best = max(theirs, key=lambda workers: rate(theirs[workers]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = []
+    for pair in range(pairs):
+        row = rate(ours), rate(theirs[best])
+        rows.append((*row, row[0] / row[1]))
+        print(
+            f"{name:<13}{pair:>3}{row[0]:>10,.0f}/s{row[1]:>10,.0f}/s"
+            f"{row[0] / row[1]:>8.2f}×",
+            flush=True,
+        )
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    columns = list(zip(*rows, strict=True))
+    our_rate, torch_rate, ratio = map(statistics.median, columns)
+    print(
+        json.dumps(
+            {
+                "name": f"input_pipeline/{name}",
+                "ours": round(our_rate, 1),
+                "torch": round(torch_rate, 1),
+                "torch_workers": best,
+                "ratio": round(ratio, 2),
+                "range": [round(min(columns[2]), 2), round(max(columns[2]), 2)],
+                "pairs": pairs,
+                "memory_growth_mb": round((after - before) / 1024, 1),
+            }
+        )
+    )
+
+
+def rate(epoch: Callable[[], int]) -> float:
+    """Return images a second over one epoch."""
+    started = time.perf_counter()
+    count = epoch()
+    return count / (time.perf_counter() - started)
+
+
+def our_digits(count: int) -> Callable[[], int]:
+    """Return an epoch of ours over the first `count` digits."""
+    data = mnist5k().first(count, None).train
+    load = resident(jnp.asarray(data.images), jnp.asarray(data.labels))
+    preprocess = jax.jit(Preprocess())
+    return lambda: consume(
+        map(preprocess, _inputs(load(np.arange(count), BATCH))), count
+    )
+
+
+def our_photographs(folder: Path) -> Callable[[], int]:
+    """Return an epoch of ours over all files, decoded anew."""
+    preprocess = Preprocess(crop=True)
+    data = load_folder(folder, preprocess, val_fraction=0.01)
+    files = {name: len(split) for name, split in data.splits.items()}
+    import hashlib
+
+    paths = tuple(sorted(folder.rglob("*.jpg")))
+    digests = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    count = len(paths)
+    assert count == sum(files.values())
+    labels = np.zeros(count, np.int32)
+    load = streamed(Pictures(paths, digests), labels, preprocess)
+    normalize = jax.jit(preprocess.normalize)
+    return lambda: consume(
+        map(normalize, _inputs(load(np.arange(count), BATCH))), count
+    )
+
+
+def _inputs(batches: Iterator[Any]) -> Iterator[jax.Array]:
+    return (batch.inputs for batch in batches)
+
+
+def consume(batches: Iterator[Any], count: int) -> int:
+    """Wait for every batch; return the number of images."""
+    for batch in batches:
+        jax.block_until_ready(batch)
+    return count
+
+
+def torch_digits(count: int) -> dict[int, Callable[[], int]]:
+    """Return torchvision's epochs over the same digits, by number of workers."""
+    torch, torchvision = import_torch()
+    transforms = torchvision.transforms
+    data = mnist5k().first(count, None).train
+    chain = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.Grayscale(3),
+            transforms.Resize([224, 224]),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    class Digits(torch.utils.data.Dataset):
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            return chain(data.images[index]), int(data.labels[index])
+
+    return _torch_epochs(Digits())
+
+
+def torch_photographs(folder: Path) -> dict[int, Callable[[], int]]:
+    """Return torchvision's epochs over the same files, by number of workers."""
+    _, torchvision = import_torch()
+    transforms = torchvision.transforms
+    chain = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return _torch_epochs(torchvision.datasets.ImageFolder(folder, chain))
+
+
+def _torch_epochs(dataset: Any) -> dict[int, Callable[[], int]]:
+    torch, _ = import_torch()
+
+    def epoch(workers: int) -> Callable[[], int]:
+        # Workers start once and stay, the kindest way to count them.
+        loader = torch.utils.data.DataLoader(
+            dataset, BATCH, num_workers=workers, persistent_workers=workers > 0
+        )
+        return lambda: sum(len(labels) for _, labels in loader)
+
+    return {workers: epoch(workers) for workers in WORKERS}
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Write JPEGs with a photograph's size and detail, in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))
+        picture = np.asarray(coarse.resize((500, 375), Image.BICUBIC)).astype(np.int16)
+        picture += random.integers(-12, 13, picture.shape, np.int16)
+        path = folder / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+if __name__ == "__main__":
+    main()

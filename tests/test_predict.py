@@ -1,0 +1,213 @@
+"""Answers for pictures: the run's own, whatever file they come in."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_pictures import encoded
+
+from jaxlab import finetune, predict
+from jaxlab.data.digits import mnist5k
+from jaxlab.errors import InputError, UsageError
+from pretrained.sources import imagenet_classes
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxlab.predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on digits, in a folder with its test digits as PNGs: run, pictures."""
+    folder = tmp_path_factory.mktemp("predict")
+    job = ["--train-size", "300", "--test-size", "100", "--image-size", "63"]
+    finetune.main([*job, "--epochs", "3", "--out", str(folder / "run")])
+    test = mnist5k().test
+    for i in range(100):
+        image = Image.fromarray(test.images[i, :, :, 0])
+        (folder / "digits" / str(test.labels[i])).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "digits" / str(test.labels[i]) / f"{i}.png")
+    return folder / "run", folder / "digits"
+
+
+def answers(*arguments, capsys):
+    predict.main([*map(str, arguments), "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_run_s_own_accuracy_is_reproduced(run, capsys):
+    folder, digits = run
+    found = answers(folder, digits, capsys=capsys)
+    assert len(found) == 100
+    right = [x["top"][0]["class"] == x["file"].split("/")[-2] for x in found]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert np.mean(right) == json.loads(lines[-1])["test_accuracy"]
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_run_on_pictures_answers_them_as_it_trained(crop, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            size = (random.integers(60, 120), random.integers(60, 120), 3)
+            values = random.integers(110 * label, 145 + 110 * label, size, np.uint8)
+            Image.fromarray(values).save(tmp_path / "data" / name / f"{i}.png")
+    flags = ["--dataset", str(tmp_path / "data"), "--image-size", "63"]
+    flags += ["--crop"] if crop else []
+    out = tmp_path / "run"
+    result = finetune.main([*flags, "--epochs", "2", "--out", str(out)])
+    config = json.loads((out / "config.json").read_text())
+    assert config["class_names"] == ["dark", "light"]
+    assert config["preprocessing"]["crop"] is crop
+    split = json.loads((out / "split.json").read_text())
+    capsys.readouterr()
+    paths = [tmp_path / "data" / file for file in split["test"]]
+    found = answers(out, *paths, capsys=capsys)
+    right = [x["top"][0]["class"] == x["file"].split("/")[-2] for x in found]
+    assert np.mean(right) == result.test_accuracy == 1.0
+
+
+def test_one_picture_in_any_form_has_one_answer(run, tmp_path, capsys):
+    folder, digits = run
+    image = Image.open(next(digits.rglob("7.png"))).convert("L").resize((112, 112))
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgba = image.convert("RGBA")
+    forms = {
+        "a.png": encoded(image),
+        "b.jpg": encoded(image, "JPEG", quality=100),
+        "c.jpg": encoded(turned, "JPEG", quality=100, exif=exif),
+        "d.png": encoded(rgba),
+        "e.png": encoded(image.convert("RGB")),
+        "f.webp": encoded(image.convert("RGB"), "WEBP", lossless=True),
+        "g.tif": encoded(image, "TIFF"),
+    }
+    for name, content in forms.items():
+        (tmp_path / name).write_bytes(content)
+    found = answers(folder, tmp_path, capsys=capsys)
+    assert [x["file"] for x in found] == [str(tmp_path / name) for name in forms]
+    assert len({x["top"][0]["class"] for x in found}) == 1
+    exact = [x["top"] for x in found if x["file"][-5] in "ade"]
+    assert exact[0] == exact[1] == exact[2]
+
+
+def test_the_table_the_json_and_the_csv_agree(run, capsys):
+    folder, digits = run
+    picture = next(digits.rglob("7.png"))
+    found = answers(folder, picture, "--top", "2", capsys=capsys)
+    (first, second) = found[0]["top"]
+    assert first["probability"] >= second["probability"]
+    predict.main([str(folder), str(picture), "--top", "2"])
+    line = f"{picture}  {first['class']} {first['probability']:.1%}  "
+    assert capsys.readouterr().out.startswith(line)
+    predict.main([str(folder), str(picture), "--top", "2", "--csv"])
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["file", "rank", "class", "probability"]
+    assert rows[1][:3] == [str(picture), "1", first["class"]] and len(rows) == 3
+    predict.main([str(folder), str(picture), "--top", "99", "--csv"])
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert abs(sum(float(row[3]) for row in rows[1:]) - 1) < 1e-4 and len(rows) == 11
+
+
+def test_patterns_and_folders_are_searched_once(run, capsys):
+    folder, digits = run
+    pattern = f"{digits}/**/*.png"
+    found = answers(folder, pattern, digits, capsys=capsys)
+    assert len(found) == len({x["file"] for x in found}) == 100
+
+
+def test_bad_pictures_are_named_and_the_others_answered(run, tmp_path):
+    folder, digits = run
+    good = next(digits.rglob("7.png"))
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-30])
+    process = command(folder, good, tmp_path)
+    assert process.returncode == 3
+    assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
+    lines = process.stderr.splitlines()
+    assert len(lines) == 3 and lines[0].startswith(f"warning: {tmp_path}/cut.png: dam")
+    assert lines[1] == f"warning: {tmp_path}/text.png: no picture in a known format"
+    assert lines[2].startswith("error: pictures: 2 of 3 could not be answered")
+
+
+def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
+    folder, digits = run
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text("[1")
+    for arguments, error, message in (
+        ([], UsageError, "RUN: none given"),
+        ([folder], UsageError, "pictures: none given"),
+        ([folder, digits, "--json", "--csv"], UsageError, "not together with --json"),
+        ([folder, tmp_path / "absent.png"], InputError, "absent.png: no such file"),
+        ([folder, tmp_path / "empty"], InputError, "empty: holds no pictures"),
+        ([digits, digits], InputError, "is no run: config.json cannot be read"),
+        ([tmp_path / "odd", digits], InputError, "its config.json is no run's"),
+        ([unfinished, digits], InputError, "the run has not ended"),
+    ):
+        with pytest.raises(error) as raised:
+            predict.main([str(argument) for argument in arguments])
+        assert message in str(raised.value)
+
+
+def test_without_a_run_imagenet_answers_with_its_own_classes(
+    tmp_path, monkeypatch, capsys
+):
+    from conftest import torch_alexnet
+
+    from pretrained import to_flax
+    from pretrained.files import Weights
+
+    oracle = torch_alexnet(1000)
+    params = to_flax(oracle.state_dict())
+    asked = []
+
+    def whole_network(name, *, offline):
+        asked.append((name, offline))
+        return Weights(params, "torch", "", None)
+
+    monkeypatch.setattr("jaxlab.weights.whole_network", whole_network)
+    values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found = answers("--weights", "imagenet", "--offline", tmp_path, capsys=capsys)
+    assert asked == [("imagenet", True)]
+
+    import torch
+    from torchvision.transforms import v2 as transforms
+
+    prepared = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToImage(),
+            transforms.ToDtype(torch.float32, scale=True),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )(Image.fromarray(values))
+    with torch.no_grad():
+        probabilities = oracle(prepared[None]).softmax(-1)[0].numpy()
+    best = int(probabilities.argmax())
+    assert found[0]["top"][0]["class"] == imagenet_classes()[best]
+    np.testing.assert_allclose(
+        found[0]["top"][0]["probability"], probabilities[best], rtol=1e-4
+    )
+
+
+def test_imagenet_s_classes_are_torchvision_s():
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    assert imagenet_classes() == _IMAGENET_CATEGORIES

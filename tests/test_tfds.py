@@ -1,0 +1,259 @@
+"""TensorFlow Datasets, with the real Fashion-MNIST: prepared once, then only read."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_finetune import assert_one_line, command
+
+from jaxlab import finetune, overfit
+from jaxlab.data import tfds
+from jaxlab.data.dataset import content_order
+from jaxlab.data.tfds import load_tfds
+from jaxlab.errors import InputError, NetworkError, UsageError
+
+ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "fashion_mnist"
+needs_originals = pytest.mark.skipif(
+    not ORIGINALS.is_dir(), reason=f"needs Fashion-MNIST's four files in {ORIGINALS}"
+)
+JOB = ["--image-size", "63", "--epochs", "2"]
+LOAD = (
+    "import sys\n"
+    "events = []\n"
+    "sys.addaudithook(lambda name, _: events.append(name))\n"
+    "from jaxlab.data.tfds import load_tfds\n"
+    "data = load_tfds('fashion_mnist', data_dir=sys.argv[1], manual_dir=sys.argv[2])\n"
+    "print(len(data.train), len(data.test), 'tensorflow' in sys.modules,\n"
+    "      any(event.startswith('socket') for event in events))\n"
+)
+
+
+def loading(folder, manual=ORIGINALS):
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD, folder, manual],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Fashion-MNIST, prepared by two processes at once after two were killed."""
+    folder = tmp_path_factory.mktemp("tensorflow datasets")
+    for seconds in (7, 10):
+        process = loading(folder)
+        time.sleep(seconds)
+        assert process.poll() is None
+        process.kill()
+        process.communicate()
+    assert list((folder / "fashion_mnist").glob("incomplete.*"))  # the kills hit
+    both = [loading(folder), loading(folder)]
+    results = [process.communicate() for process in both]
+    for out, err in results:
+        assert out.splitlines()[-1] == "60000 10000 False False", err
+        assert err == ""
+    told = [out for out, _ in results if "preparing it under" in out]
+    assert len(told) == 1  # the other one waited
+    assert list((folder / "fashion_mnist").glob("incomplete.*")) == []
+    return folder
+
+
+@needs_originals
+def test_preparing_twice_does_nothing_the_second_time(prepared):
+    files = {p: p.stat().st_mtime_ns for p in prepared.rglob("*") if p.is_file()}
+    out, err = loading(prepared, manual="/nowhere").communicate()
+    assert (out, err) == ("60000 10000 False False\n", "")
+    after = {p: p.stat().st_mtime_ns for p in prepared.rglob("*") if p.is_file()}
+    assert after == files
+
+
+@needs_originals
+def test_the_pixels_are_the_original_files(prepared):
+    import gzip
+
+    content = gzip.decompress((ORIGINALS / "t10k-images-idx3-ubyte.gz").read_bytes())
+    original = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    test = load_tfds("fashion_mnist", data_dir=str(prepared)).test
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    ours, theirs = content_order(test.images), content_order(original)
+    np.testing.assert_array_equal(test.images[ours], original[theirs])
+
+
+@needs_originals
+def test_the_commands_run_on_it(prepared, tmp_path, capsys):
+    job = ["--dataset", "fashion_mnist", "--data-dir", str(prepared), "--offline"]
+    sizes = ["--train-size", "200", "--test-size", "100"]
+    out = tmp_path / "tuned"
+    finetune.main([*job, *sizes, *JOB, "--out", str(out)])
+    config = json.loads((out / "config.json").read_text())
+    assert config["class_names"][0] == "T-shirt/top"
+    assert config["dataset"]["name"] == "fashion_mnist"
+    flags = ["--seeds", "1", "--epochs", "1", "--variants", "baseline"]
+    overfit.main([*job, *sizes, *flags, "--out", str(tmp_path / "lab")])
+    printed = capsys.readouterr()
+    assert "fashion_mnist: 200 training and 100 test images, 10 classes" in printed.out
+    assert printed.err == ""  # nothing of TFDS' own
+
+
+@needs_originals
+def test_the_same_images_as_a_folder_of_pngs_give_the_same_accuracy(prepared, tmp_path):
+    data = load_tfds(
+        "fashion_mnist", data_dir=str(prepared), train_size=300, test_size=200
+    )
+    for part, split in data.splits.items():
+        names = [name.replace("/", " or ") for name in data.class_names]
+        for label, name in enumerate(names):
+            (tmp_path / "png" / part / f"{label} {name}").mkdir(parents=True)
+        for i, (image, label) in enumerate(
+            zip(split.images, split.labels, strict=True)
+        ):
+            path = tmp_path / "png" / part / f"{label} {names[label]}" / f"{i}.png"
+            Image.fromarray(image[:, :, 0]).save(path)
+    results = {}
+    for dataset in ("fashion_mnist", str(tmp_path / "png")):
+        sizes = ["--train-size", "300", "--test-size", "200"]
+        out = str(tmp_path / f"run {len(results)}")
+        flags = ["--dataset", dataset, "--data-dir", str(prepared), "--out", out]
+        finetune.main([*flags, *sizes, *JOB])
+        lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+        results[dataset] = [
+            (entry["train_accuracy"], entry["test_accuracy"])
+            for entry in map(json.loads, lines)
+        ]
+    by_tfds, by_folder = results.values()
+    assert by_tfds == by_folder
+    assert json.loads((Path(out) / "split.json").read_text()).keys() == {
+        "train",
+        "test",
+    }
+
+
+@needs_originals
+def test_a_cut_shard_is_noticed(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    (shard,) = (tmp_path / "data").rglob("*test.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-5000])
+    with pytest.raises(InputError, match="fashion_mnist.*test.* and run again"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+    (shard,) = (tmp_path / "data").rglob("*train.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="the split train cannot be read"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+
+
+@needs_originals
+def test_a_label_without_a_class_is_noticed(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    builder = tfds._builder("fashion_mnist", str(tmp_path / "data"))
+    builder.info.features["label"]._num_classes = 9
+    with pytest.raises(InputError, match="labels from 0 to 9, but 9 classes"):
+        tfds._read(builder, "test")
+
+
+@needs_originals
+def test_a_damaged_original_fails_its_checksum(tmp_path):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    for path in ORIGINALS.iterdir():
+        (manual / path.name).write_bytes(path.read_bytes())
+    with open(manual / "t10k-labels-idx1-ubyte.gz", "r+b") as file:
+        file.seek(100)
+        file.write(b"!")
+    with pytest.raises(InputError, match="cannot be prepared: .*t10k-labels"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path), manual_dir=str(manual))
+    assert list(tmp_path.rglob("dataset_info.json")) == []
+
+
+def test_offline_and_not_prepared_names_three_ways_out(tmp_path):
+    process = command(
+        *("--dataset", "fashion_mnist", "--data-dir", tmp_path, "--offline"),
+        *("--manual-dir", tmp_path),
+        cwd=tmp_path,
+    )
+    assert_one_line(process, 4, "not prepared in")
+    for way in (
+        "--offline forbids the download; run once with a network",
+        "(t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz, train-images-idx3-",
+        "pass --manual-dir",
+        f"({tmp_path} lacks t10k-images",
+        "copy a prepared set there from another machine",
+    ):
+        assert way in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("network", ["refuses", "hangs"])
+def test_no_network_is_noticed_before_anything_is_tried(network, tmp_path, monkeypatch):
+    def connect(address, timeout):
+        if network == "hangs":
+            time.sleep(2)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(tfds.socket, "create_connection", connect)
+    monkeypatch.setattr(tfds, "PROBE_SECONDS", 0.2)
+    with pytest.raises(NetworkError, match="no connection to fashion-mnist"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path))
+
+
+def test_a_host_that_answers_is_reached():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert tfds._unreachable({"127.0.0.1": port}) is None
+    assert tfds._unreachable({"127.0.0.1": port}) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashion_mnst", "'fashion_mnst' is neither mnist5k, nor a folder, nor a name"),
+        ("fashion_mnst", "did you mean fashion_mnist?"),
+        ("huggingface:x/y", "'huggingface:x/y' is neither mnist5k, nor a folder"),
+        ("imdb_reviews", "is no image-classification set: its features are"),
+        ("tf_flowers", "has images of shape (None, None, 3)"),
+        ("mnist:9.9.9", "mnist:9.9.9: cannot be opened"),
+    ],
+)
+def test_names_that_do_not_fit_are_told(name, message, tmp_path):
+    flags = ["--dataset", name, "--data-dir", str(tmp_path), "--offline"]
+    with pytest.raises((UsageError, InputError)) as raised:
+        finetune.main([*flags, "--out", str(tmp_path / "run")])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@needs_originals
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: .*or pass --data-dir"):
+        load_tfds(
+            "fashion_mnist",
+            data_dir=str(tmp_path / "file"),
+            manual_dir=str(ORIGINALS),
+        )
+
+
+def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
+    find = tfds.importlib.util.find_spec
+    monkeypatch.setattr(
+        tfds.importlib.util,
+        "find_spec",
+        lambda name: None if name == "tensorflow_datasets" else find(name),
+    )
+    with pytest.raises(InputError, match=r"pip install 'jaxlab\[tfds\]'"):
+        finetune.main(["--dataset", "mnist", "--out", str(tmp_path / "run")])
+
+
+def test_the_lab_takes_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="is a folder, and the lab takes images of"):
+        overfit.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run")])
