@@ -158,6 +158,7 @@ def _both_sides(
             "weights": f"{embedded.SOURCE}; fc6 to fc8 random",
             "sha256": embedded.SHA256,
             "classes": 1000,
+            "proves": "that the architecture and the conversion equal torchvision's",
         }
         return to_flax(state_dict), state_dict, facts
 
@@ -187,19 +188,24 @@ def _both_sides(
         "published": weights.source.title if weights.source else None,
         "classes": int(np.size(weights.params["fc8"]["bias"])),
     }
-    theirs = ours
+    theirs, original = ours, weights
     if config.against:
         theirs = content(config.against)
-        facts |= {"against": theirs.name, "against_sha256": read_weights(theirs).sha256}
-    theirs.seek(0)
-    if theirs.read(2) in (b"PK", b"\x80\x02"):
+        original = read_weights(theirs)
+        facts |= {"against": theirs.name, "against_sha256": original.sha256}
+    facts["proves"] = (
+        "that WEIGHTS are the weights of the file against, converted without loss"
+        if config.against
+        else "that this file is read and converted without loss; not who trained it"
+    )
+    if original.is_safetensors:
+        load = importlib.import_module("safetensors.torch").load
+        state_dict = load(theirs.getvalue())
+    else:
         theirs.seek(0)
         # Our reader, which executes nothing, has accepted these bytes before.
         state_dict = torch.load(theirs, weights_only=True)
-    else:
-        load = importlib.import_module("safetensors.torch").load
-        state_dict = load(theirs.getvalue())
-    if any("/" in name for name in state_dict):
+    if original.names == "flax":
         raise UsageError(
             f"{theirs.name}: torch cannot load Flax's names; pass its original with "
             "--against FILE"

@@ -30,16 +30,28 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the exit code: 0 done, 2 usage, 3 bad input, 4 network or hash.
 
-    An error is one line on stderr, and leaves OUT as it was.
+    Also 130 for an interruption, 141 where stdout's reader is gone. An error is one
+    line on stderr, and leaves OUT as it was.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # A terminal without Unicode gets ? for …, instead of a traceback.
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")
     try:
         _convert(_parsed(argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except _UsageError as error:
         return _report(error, argv, 2)
     except WeightsError as error:
         return _report(error, argv, error.exit_code)
+    except BrokenPipeError:
+        # The reader of stdout is gone; keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # of stdout, such as a full disk
+        return _report(error, argv, 3)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -91,7 +103,7 @@ def _convert(options: argparse.Namespace) -> None:
     from pretrained.tables import flat_params, to_torch
     from pretrained.torchfile import write_torch_file
 
-    if options.source in SOURCES and not os.path.lexists(options.source):
+    if options.source in SOURCES:
         with open_published(SOURCES[options.source], offline=options.offline) as file:
             weights = read_weights(file)
     else:

@@ -36,7 +36,7 @@ _CHUNK = 1 << 16  # bytes; what a cut connection can lose
 def cache_folder() -> Path:
     """Return where downloads are kept: JAXLAB_HOME, else the user's cache folder."""
     home = os.environ.get("JAXLAB_HOME")
-    return Path(home) if home else platformdirs.user_cache_path("jaxlab")
+    return Path(home).expanduser() if home else platformdirs.user_cache_path("jaxlab")
 
 
 def cached_path(source: Source) -> Path:
@@ -103,10 +103,9 @@ def _cache_errors(path: Path) -> Iterator[None]:
 
 def _open_good(path: Path, source: Source) -> BinaryIO | None:
     """Return the file opened, when it is there and is the published one."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    if not path.is_file():
         return None
+    file = open(path, "rb")
     if _sha256(file) == source.sha256:
         return file
     file.close()
@@ -123,6 +122,7 @@ def _download(source: Source, partial: Path, path: Path) -> None:
     """Fill `partial` with the published bytes, in a bounded number of attempts."""
     # Imported here: who has the file, or is offline, needs no HTTP.
     import requests
+    from urllib3.exceptions import HTTPError
 
     host = urlsplit(source.url).hostname
     print(
@@ -131,8 +131,9 @@ def _download(source: Source, partial: Path, path: Path) -> None:
         file=sys.stderr,
     )
     reason = ""
-    earlier = partial.exists()
+    pieced = restarted = False
     for attempt in range(ATTEMPTS):
+        pieced = pieced or _size(partial) > 0
         if attempt:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         try:
@@ -148,24 +149,28 @@ def _download(source: Source, partial: Path, path: Path) -> None:
         except _Again as error:
             reason = str(error)
             continue
-        except requests.RequestException as error:
-            raise DownloadError(f"{source.url}: {error}; {_ELSEWHERE}") from error
+        # Redirects to what is no address fail in odd places, and as odd exceptions.
+        except (requests.RequestException, HTTPError, ValueError) as error:
+            said = one_line(str(error))[:200]
+            raise DownloadError(f"{source.url}: {said}; {_ELSEWHERE}") from error
         with open(partial, "rb") as file:
             found = _sha256(file)
         if found == source.sha256:
             return
         partial.unlink()
-        if not earlier:
+        if restarted or not pieced:
             raise IntegrityError(
                 f"{source.url}: has SHA-256 {found}, published is {source.sha256}; "
                 "nothing was kept. Try again elsewhere; if it stays so, report it"
             )
-        # What an earlier run left may have been of another file: once from the start.
-        earlier, reason = False, "the earlier partial file did not fit"
+        # One of the pieces was of something else: once more, in one.
+        pieced, restarted, reason = False, True, "the pieces did not fit together"
+    held = _size(partial)
+    again = "run again, it continues from there" if held else "run again"
     raise DownloadError(
-        f"{source.url}: {reason}; {_size(partial):,} of {source.bytes:,} bytes after "
-        f"{ATTEMPTS} attempts. Check the network and run again, it continues from "
-        f"there; or get the file elsewhere and put it at {path}"
+        f"{source.url}: {reason}; {held:,} of {source.bytes:,} bytes after {ATTEMPTS} "
+        f"attempts. Check the network and {again}; or get the file elsewhere and put "
+        f"it at {path}"
     )
 
 
@@ -173,7 +178,7 @@ class _Again(Exception):
     """A fault that another attempt may not meet."""
 
 
-_ELSEWHERE = "nothing was kept. Try another network, a login page may stand in between"
+_ELSEWHERE = "try another network: a login page may stand in between"
 
 
 def _transfer(source: Source, partial: Path) -> None:
@@ -228,10 +233,13 @@ def _start_of_body(
     response: "requests.Response", source: Source, held: int, partial: Path
 ) -> int:
     """Return the byte of the file at which the body starts, or raise: it is no use."""
-    answer = f"{response.status_code} {response.reason}"
+    answer = f"{response.status_code} {str(response.reason)[:80]}"
     if response.status_code == 206:
-        wanted = f"bytes {held}-{source.bytes - 1}/{source.bytes}"
-        if response.headers.get("Content-Range") == wanted:
+        wanted = f"bytes {held}-{source.bytes - 1}/"
+        if response.headers.get("Content-Range") in (
+            f"{wanted}{source.bytes}",
+            f"{wanted}*",
+        ):
             return held
     if response.status_code in (206, 416):
         partial.unlink(missing_ok=True)
@@ -240,12 +248,13 @@ def _start_of_body(
         raise _Again(f"the server answers {answer}")
     if response.status_code != 200:
         raise DownloadError(f"{source.url}: the server answers {answer}; {_ELSEWHERE}")
-    length = response.headers.get("Content-Length", str(source.bytes))
+    # Before a byte of what was held is given up: is this the file at all?
+    length = response.headers.get("Content-Length", "an unknown number of")
     if length != str(source.bytes):
-        kind = response.headers.get("Content-Type", "no type given")
+        kind = response.headers.get("Content-Type", "no type given")[:80]
         raise DownloadError(
-            f"{source.url}: the server offers {length} bytes ({kind}), published are "
-            f"{source.bytes:,}; {_ELSEWHERE}"
+            f"{source.url}: the server offers {length[:20]} bytes ({kind}), published "
+            f"are {source.bytes:,}; {_ELSEWHERE}"
         )
     return 0  # the whole file, whether it was asked to continue or not
 

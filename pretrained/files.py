@@ -9,13 +9,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from pretrained.errors import WeightsError
+from pretrained.errors import WeightsError, one_line
 from pretrained.sources import Source, by_sha256
 from pretrained.tables import (
     ALEXNET,
@@ -25,19 +25,23 @@ from pretrained.tables import (
     nested_params,
     to_flax,
 )
-from pretrained.torchfile import open_weights, read_torch_file
+from pretrained.torchfile import give_usual_mode, open_weights, read_torch_file
+from pretrained.unpickle import MAX_NAME
 
 
 class Weights(NamedTuple):
     """A network's parameters and where they come from.
 
     `source` is the published file these very bytes are, or None: not verified.
+    `provenance` is what a converted file says of its origin: a claim, not a proof.
     """
 
     params: Params
     names: str  # whose the file's are: "torch" or "flax"
+    is_safetensors: bool
     sha256: str
     source: Source | None
+    provenance: Any = None
 
 
 def read_weights(
@@ -53,9 +57,11 @@ def read_weights(
         file.seek(0)
         is_safetensors = file.read(9)[8:] == b"{"
         file.seek(0)
-        tensors = (
-            _read_safetensors(file, name) if is_safetensors else read_torch_file(file)
-        )
+        claim = None
+        if is_safetensors:
+            tensors, claim = _read_safetensors(file, name)
+        else:
+            tensors = read_torch_file(file)
     names = "flax" if any("/" in key for key in tensors) else "torch"
     try:
         if names == "flax":
@@ -77,21 +83,34 @@ def read_weights(
                     f"{name}: {layer}/{leaf} holds NaN or infinity, as a diverged "
                     "training leaves; pass other weights"
                 )
-    return Weights(params, names, sha256, by_sha256(sha256))
+    source = by_sha256(sha256)
+    return Weights(params, names, is_safetensors, sha256, source, claim)
 
 
-def _read_safetensors(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
+def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray], Any]:
+    """Return the tensors, and the provenance in the metadata, if there is any."""
     try:
-        return load(file.read())
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{name}: is a damaged safetensors file: {error}; get the file again"
-        ) from error
+        content = file.read()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        claim = header.get("__metadata__", {}).get("provenance", "null")
+        provenance = json.loads(claim)
     except KeyError as error:  # a type that NumPy lacks, such as BF16
         raise WeightsError(
             f"{name}: holds tensors of type {error.args[0]}; save "
             "model.float().state_dict()"
         ) from error
+    # A shape that NumPy cannot hold is a ValueError; metadata may be no JSON.
+    except (SafetensorError, ValueError, OverflowError, MemoryError) as error:
+        raise WeightsError(
+            f"{name}: is a damaged safetensors file: {one_line(str(error))[:200]}; get "
+            "the file again"
+        ) from error
+    if odd := [key for key in tensors if not key.isprintable() or len(key) > MAX_NAME]:
+        raise WeightsError(
+            f"{name}: has the odd name {odd[0][:40]!a}; pass weights of AlexNet"
+        )
+    return tensors, provenance
 
 
 def write_safetensors(
@@ -109,10 +128,7 @@ def write_safetensors(
         raise WeightsError(
             f"{path}: cannot be written: {error}; check the folder and the free space"
         ) from error
-    # The library creates the file for its owner only; give it the user's usual mode.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    give_usual_mode(path)
 
 
 def provenance(weights: Weights, file_name: str) -> dict[str, str]:
@@ -124,5 +140,6 @@ def provenance(weights: Weights, file_name: str) -> dict[str, str]:
         "verified": source is not None,
         "url": source.url if source else None,
         "licence": source.licence if source else None,
+        "made_from": weights.provenance,
     }
     return {"provenance": json.dumps(facts)}

@@ -75,6 +75,7 @@ ALEXNET = (
     Row("classifier.6.bias", "fc8/bias", ("num_classes",), same),
 )
 
+MAX_LISTED = 40  # of what does not fit: all of AlexNet's, not all of a DenseNet's
 # Starts of keys that, all present, give away what a foreign state_dict belongs to.
 _FAMILIES = {
     "a ResNet": ("layer1.0.",),
@@ -118,7 +119,7 @@ def to_flax(state_dict: Mapping[str, Any], table: tuple[Row, ...] = ALEXNET) -> 
     if problems:
         advice = _advice_on(list(map(str, state_dict)), table)
         # Advice first: of a foreign network the list runs to hundreds of keys.
-        raise WeightsError(f"state_dict: {advice} ({'; '.join(problems)})")
+        raise WeightsError(f"state_dict: {advice} ({_listed(problems)})")
     return nested_params(
         {
             row.flax: np.array(row.transform.to_flax(arrays[row.torch]), order="C")
@@ -169,7 +170,7 @@ def flat_params(
     if problems:
         expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in table))
         raise WeightsError(
-            f"params: pass a dict of the layers {expected} ({'; '.join(problems)})"
+            f"params: pass a dict of the layers {expected} ({_listed(problems)})"
         )
     return {row.flax: arrays[row.flax] for row in table}
 
@@ -233,6 +234,12 @@ def _mismatches(
             found = ", ".join(map(str, array.shape))
             problems.append(f"{name} has shape [{found}], expected [{wanted}]")
     return problems
+
+
+def _listed(problems: list[str]) -> str:
+    more = len(problems) - MAX_LISTED
+    listed = "; ".join(problems[:MAX_LISTED])
+    return listed + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _advice_on(names: list[str], table: tuple[Row, ...]) -> str:

@@ -9,13 +9,15 @@ import contextlib
 import os
 import stat
 import struct
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from pretrained.errors import WeightsError
+from pretrained.errors import WeightsError, one_line
 from pretrained.sources import SOURCES
 from pretrained.unpickle import (
     GET_AGAIN,
@@ -66,13 +68,17 @@ def open_weights(
         if hasattr(path, "read"):
             yield path, name
             return
-        # A pipe without a writer would block a plain open for ever.
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        try:
+            # A pipe without a writer would block a plain open for ever.
+            opened = open(path, "rb", opener=_open_without_waiting)
+        except ValueError as error:  # a NUL in the path, or what no file system has
+            raise WeightsError(f"{name!a}: is no path: {error}; pass another") from None
+        with opened as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise WeightsError(f"{name}: is no regular file; pass a weights file")
             yield file, name
     except IsADirectoryError:
-        raise WeightsError(f"{name}: is a folder; pass a weights file") from None
+        raise WeightsError(f"{name}: is a folder; pass a weights file in it") from None
     except OSError as error:
         raise WeightsError(
             f"{name}: cannot be read: {error.strerror or error}; check the path and "
@@ -128,15 +134,15 @@ def _what_it_is(head: bytes, size: int, name: str) -> str:
 def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
     _check_end_of_zip(file, size)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # newer versions only warn of odd fields
+            archive = zipfile.ZipFile(file)
+        with archive:
             records = _members(archive, size)
-            if "byteorder" in records:
-                with archive.open(records["byteorder"]) as member:
-                    if member.read(16) != b"little":
-                        raise Refusal(f"is not little-endian; {SAVE_AGAIN}")
-            with archive.open(records["data.pkl"]) as member:
-                program = member.read(MAX_BYTES)
-            machine = Machine(program, storage_fields=5)
+            notes = {name: archive.read(records[name]) for name in _NOTES & {*records}}
+            if notes.get("byteorder", b"little") != b"little":
+                raise Refusal(f"is not little-endian; {SAVE_AGAIN}")
+            machine = Machine(notes["data.pkl"], storage_fields=5)
             state_dict = _checked(machine.run())
             machine.expect_end()
             stored = {key for key in records if key.startswith("data/")}
@@ -155,8 +161,10 @@ def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
                     _fill(storage, member)
             return state_dict
     # What zipfile raises for an archive that contradicts itself.
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise Refusal(f"is damaged: {error}; {GET_AGAIN}") from None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UserWarning) as error:
+        raise Refusal(
+            f"is damaged: {one_line(str(error))[:120]}; {GET_AGAIN}"
+        ) from None
     except UnicodeDecodeError:
         raise Refusal(f"is damaged: a member's name; {GET_AGAIN}") from None
 
@@ -210,8 +218,9 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise Refusal(f"has something before the archive; {GET_AGAIN}")
     if sum(member.file_size for member in members.values()) > size:
         raise Refusal(f"claims more data than the file has; {GET_AGAIN}")
-    if members["data.pkl"].file_size > MAX_BYTES:
-        raise Refusal(f"has a pickle above {MAX_BYTES:,} bytes; {SAVE_AGAIN}")
+    for name in _NOTES & {*members}:
+        if members[name].file_size > MAX_BYTES:
+            raise Refusal(f"has a {name} above {MAX_BYTES:,} bytes; {SAVE_AGAIN}")
     return members
 
 
@@ -265,7 +274,13 @@ def _read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
 
 def _fill(storage: Storage, file: Any) -> None:
     """Read a storage whose size was found to fit, in chunks: no second copy is held."""
-    storage.array = np.empty(storage.numel, storage.dtype)
+    try:
+        storage.array = np.empty(storage.numel, storage.dtype)
+    except MemoryError:
+        raise Refusal(
+            f"needs {storage.nbytes:,} bytes of memory for one storage; use a machine "
+            "with more"
+        ) from None
     target = storage.array.view(np.uint8)
     filled = 0
     while filled < len(target):
@@ -281,13 +296,15 @@ def _checked(value: Any) -> dict[str, Tensor]:
     bytes can unfold into more than a walk would ever finish."""
     if type(value) not in (dict, OrderedDict):
         raise Refusal(f"holds {_kind(value)}, no state_dict; {SAVE_AGAIN}")
-    for name, tensor in value.items():
-        if type(tensor) is not Tensor:
-            if name in ("state_dict", "model_state_dict", "model"):
+    if any(type(tensor) is not Tensor for tensor in value.values()):
+        for name in ("state_dict", "model_state_dict", "model"):
+            if type(value.get(name)) in (dict, OrderedDict):
                 raise Refusal(
                     f"is a training checkpoint; save its [{name!r}] alone, with "
                     "torch.save(checkpoint[...], FILE)"
                 )
+    for name, tensor in value.items():
+        if type(tensor) is not Tensor:
             raise Refusal(f"{name!a} is {_kind(tensor)}, no tensor; {SAVE_AGAIN}")
     return value
 
@@ -321,29 +338,45 @@ def write_torch_file(
         program += b"\x89ccollections\nOrderedDict\n)RtR"
     program += b"u."
     prefix = "archive/"
-    partial = f"{os.fspath(path)}.partial"
+    partial = None
     try:
-        with zipfile.ZipFile(partial, "w") as archive:
+        with (
+            tempfile.NamedTemporaryFile(
+                dir=os.path.dirname(path) or ".", delete=False
+            ) as file,
+            zipfile.ZipFile(file, "w") as archive,
+        ):
+            partial = file.name
             archive.writestr(zipfile.ZipInfo(prefix + "data.pkl"), bytes(program))
             archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
             for key, array in enumerate(state_dict.values()):
                 member = zipfile.ZipInfo(f"{prefix}data/{key}")
                 # torch maps files into memory and expects its data on 64-byte bounds;
                 # a field of zeros that readers skip fills up to there.
-                data = archive.start_dir + 30 + len(member.filename) + 4
+                big = array.nbytes >= 1 << 31  # has a field of 20 bytes more
+                data = archive.start_dir + 34 + len(member.filename) + 20 * big
                 member.extra = b"FB" + struct.pack("<H", -data % 64) + bytes(-data % 64)
-                with archive.open(member, "w") as file:
-                    file.write(array.reshape(-1).view(np.uint8).data)
+                with archive.open(member, "w", force_zip64=big) as data_file:
+                    data_file.write(array.reshape(-1).view(np.uint8).data)
             archive.writestr(zipfile.ZipInfo(prefix + "version"), b"3\n")
+        give_usual_mode(partial)
         os.replace(partial, path)
+        partial = None
     except OSError as error:
         raise WeightsError(
             f"{path}: cannot be written: {error.strerror}; check the folder and the "
             "free space"
         ) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        if partial is not None:
             os.unlink(partial)
+
+
+def give_usual_mode(path: str | os.PathLike) -> None:
+    """Give a file that was created for its owner only the mode new files have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
 
 
 def _string(text: str) -> bytes:

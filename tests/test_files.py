@@ -222,11 +222,51 @@ def test_a_safetensors_file_that_is_damaged_or_of_odd_types_is_named(tmp_path):
         (len(header).to_bytes(8, "little") + header + b"\0\0", "tensors of type BF16"),
         (len(header).to_bytes(8, "little") + header, "is a damaged safetensors file"),
         (bytes(8) + b"{" + bytes(99), "is a damaged safetensors file"),
+        (one_empty("[0,4611686018427387904]"), "is a damaged safetensors file"),
+        (one_empty("[0,9223372036854775808]"), "is a damaged safetensors file"),
+        (one_empty(str([1] * 65), 4), "is a damaged safetensors file"),
+        (one_empty("[0]", name=r"a\u001b[2J\n/b"), r"has the odd name 'a\x1b[2J\n/b'"),
     ):
         path.write_bytes(content)
         with pytest.raises(WeightsError) as raised:
             read_weights(path)
         assert message in str(raised.value)
+        assert str(raised.value).isprintable()
+
+
+def one_empty(shape, size=0, name="a"):
+    """A safetensors file of one tensor of a given shape."""
+    header = (
+        f'{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{size}]}}}}'
+    ).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+def test_a_second_conversion_keeps_the_first_one_s_origin(original, tmp_path):
+    path, _ = original
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert convert.main([str(path), str(first)]) == 0
+    assert convert.main([str(first), str(second), "--reverse"]) == 0
+    with safe_open(second, "np") as file:
+        facts = json.loads(file.metadata()["provenance"])
+    assert facts["file"] == "first.safetensors"
+    assert facts["made_from"]["sha256"] == read_weights(path).sha256
+
+
+def test_odd_terminals_do_not_break_convert(original, tmp_path):
+    line = f"{sys.executable} -m pretrained.convert '{original[0]}' {tmp_path}/a"
+    for i, (command, code) in enumerate(
+        ((f"PYTHONIOENCODING=ascii {line}", 0), (line, 141), (line, 3))
+    ):
+        redirect = ("", " | true", " > /dev/full")[i]
+        process = subprocess.run(
+            ["bash", "-c", f"{command}{i}.safetensors{redirect}; exit ${{PIPESTATUS}}"],
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == code, process.stderr
+        assert "Traceback" not in process.stderr
+        assert (tmp_path / f"a{i}.safetensors").exists()
 
 
 def test_a_published_file_is_known_by_its_hash(original, monkeypatch):

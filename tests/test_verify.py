@@ -14,6 +14,7 @@ from test_alexnet import with_imagenet_convolutions
 from jaxlab import verify
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from pretrained import convert
+from pretrained.tables import nested_params
 
 LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8", "logits"]
 
@@ -56,9 +57,10 @@ def test_a_file_with_the_real_convolutions_passes(original):
     assert certificate["versions"]["torch"] == torch.__version__
     assert certificate["weights"] == str(original)
     assert certificate["published"] is None
+    assert certificate["proves"].endswith("not who trained it")
 
 
-def swap_fc7(params):
+def permute_fc7(params):
     params["fc7/kernel"] = params["fc7/kernel"][:, ::-1].copy()
 
 
@@ -76,35 +78,55 @@ def round_to_float16(params):
         params[name] = value.astype(np.float16).astype(np.float32)
 
 
-def swap_two_layers(params):
-    # fc7 is the only layer of its shape; its input rows and output columns are not.
+def transpose_fc7(params):
     params["fc7/kernel"] = params["fc7/kernel"].T.copy()
+
+
+def swap_biases_of_equal_shape(params):
+    conv4, conv5 = params["conv4/bias"], params["conv5/bias"]
+    params |= {"conv4/bias": conv5, "conv5/bias": conv4}
 
 
 @pytest.mark.parametrize(
     ("damage", "first"),
     [
-        (swap_fc7, "fc7"),
-        (swap_two_layers, "fc7"),
+        (permute_fc7, "fc7"),
+        (transpose_fc7, "fc7"),
+        (swap_biases_of_equal_shape, "conv4"),
         (unpermute_fc6, "fc6"),
         (zero_a_bias, "conv4"),
         (round_to_float16, "conv1"),
     ],
 )
 def test_a_wrong_conversion_fails_at_its_layer(
-    damage, first, original, converted, tmp_path, capsys, monkeypatch
+    damage, first, original, converted, monkeypatch
 ):
     monkeypatch.setattr(verify, "SIZES", ((63, 63),))
     params = load_file(converted)
     damage(params)
+    rows = verify.compare(
+        nested_params(params), torch.load(original, weights_only=True)
+    )
+    missed = [row.layer for row in rows if not row.passed]
+    assert missed[0] == first and "logits" in missed
+    # What lies before the damage is still equal.
+    assert all(row.passed for row in rows if row.layer < min(first, "conv5"))
+
+
+def test_a_wrong_file_fails_with_exit_code_1(
+    original, converted, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+    params = load_file(converted)
+    zero_a_bias(params)
     path = tmp_path / "wrong.safetensors"
     save_file(params, path)
     with pytest.raises(JaxlabError) as raised:
         verify.main([str(path), "--against", str(original)])
     assert raised.value.exit_code == 1
-    assert f"miss their bar, {first} first" in str(raised.value)
+    assert "miss their bar, conv4 first" in str(raised.value)
     out = capsys.readouterr().out
-    assert f" {first} " in out and "NOT EQUAL" in out
+    assert " conv4 " in out and "NOT EQUAL" in out
     assert "verdict:           not equal" in out
 
 
@@ -124,6 +146,14 @@ def test_not_a_number_fails():
     assert not row.passed
     # and nothing beside nothing is no proof
     assert not verify._row("float32", "1×1", "fc8", ours * 0, ours * 0).passed
+
+
+@pytest.mark.parametrize(("precision", "bar"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_each_precision_has_its_own_bar(precision, bar):
+    theirs = np.ones((1, 100))
+    for factor, passed in ((0.5, True), (2.0, False)):
+        row = verify._row(precision, "1×1", "fc8", theirs * (1 + factor * bar), theirs)
+        assert row.passed is passed
 
 
 def test_another_class_fails_however_close():
