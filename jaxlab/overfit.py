@@ -130,12 +130,10 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         None,
         train_size=config.train_size,
         test_size=config.test_size,
-        val_fraction=0.2,
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
         progress=cli.progress,
-        say=print,
     )
     splits = {
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))

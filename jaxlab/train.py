@@ -100,7 +100,7 @@ def make_train_step(
             metrics = _metrics(logits, batch)
             counted = metrics
             if class_weights is not None:
-                weights = batch.weights * class_weights[batch.labels]
+                weights = batch.weights * jnp.asarray(class_weights)[batch.labels]
                 counted = _metrics(logits, batch._replace(weights=weights))
             loss = counted.loss / counted.count + penalty(params)
             return loss, (metrics, updated)

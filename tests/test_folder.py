@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from test_pictures import BAD, JPEG, encoded
 
+from jaxlab import finetune
 from jaxlab.data import folder as folder_module
-from jaxlab.data.dataset import stratified_split
+from jaxlab.data.dataset import Dataset, Split, stratified_split
 from jaxlab.data.folder import load_folder
 from jaxlab.data.pictures import Pictures
 from jaxlab.errors import InputError, UsageError
@@ -300,3 +301,46 @@ def test_odd_file_names_are_no_fault(pets):
         file.write(encoded(picture(6)))
     data, _ = load(pets)
     assert len(data.train) + len(data.test) == 18
+
+
+def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys):
+    for i in range(100):
+        picture(1000 + i).save(pets / "cat" / f"more {i}.png")
+    job = ["--dataset", str(pets), "--image-size", "63", "--epochs", "1"]
+    finetune.main([*job, "--out", str(tmp_path / "plain")])
+    warned = capsys.readouterr().err
+    assert warned == (
+        "warning: the largest class has 86 training images, the smallest 6; "
+        "--class-weights balanced weighs them alike\n"
+    )
+    weighed = [*job, "--class-weights", "balanced"]
+    finetune.main([*weighed, "--out", str(tmp_path / "weighed")])
+    assert capsys.readouterr().err == ""
+    plain, balanced = (
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("plain", "weighed")
+    )
+    assert plain != balanced
+
+
+def test_a_streamed_run_is_the_one_from_memory(pets, tmp_path, monkeypatch):
+    job = ["--dataset", str(pets), "--image-size", "63", "--epochs", "2"]
+    in_memory = finetune.main([*job, "--out", str(tmp_path / "memory")])
+    monkeypatch.setattr(folder_module, "RESIDENT_BYTES", 0)
+    streaming = finetune.main([*job, "--out", str(tmp_path / "streaming")])
+    assert in_memory.test_accuracy == streaming.test_accuracy
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("memory", "streaming")
+    )
+    assert first == second
+
+
+def test_balanced_weights_are_inverse_to_the_counts():
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    images = np.zeros((10, 2, 2, 1), np.uint8)
+    split = Split(images, labels)
+    data = Dataset("d", split, split, class_names=tuple("abcd"))
+    weights = finetune._class_weights(data, "balanced")
+    # sklearn's formula over the classes present: n / (classes · n of the class)
+    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3], rtol=1e-6)

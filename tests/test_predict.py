@@ -178,7 +178,7 @@ def test_without_a_run_imagenet_answers_with_its_own_classes(
 
     def whole_network(name, *, offline):
         asked.append((name, offline))
-        return Weights(params, "torch", "", None)
+        return Weights(params, "torch", False, sha256="", source=None)
 
     monkeypatch.setattr("jaxlab.weights.whole_network", whole_network)
     values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)

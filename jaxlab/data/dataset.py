@@ -1,13 +1,26 @@
 """What every source of images returns."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
+
+# Makes a bar from a total, a label and a unit, with an `update(count)`.
+Progress = Callable[[int, str, str], AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def no_progress(total: int, label: str, unit: str) -> Iterator[Any]:
+    """Make a bar that nobody sees."""
+    yield SimpleNamespace(update=lambda count: None)
 
 
 @dataclass(frozen=True)

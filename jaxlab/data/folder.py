@@ -18,9 +18,11 @@ import numpy as np
 
 from jaxlab.data.dataset import (
     Dataset,
+    Progress,
     Split,
     balanced_order,
     checked_size,
+    no_progress,
     stratified_split,
 )
 from jaxlab.data.pictures import ENDINGS, BadPicture, Pictures, decode, is_animated
@@ -50,21 +52,21 @@ def load_folder(
     val_fraction: float,
     train_size: int | None = None,
     test_size: int | None = None,
-    on_files: Callable[[int], None] = lambda count: None,
+    progress: Progress = no_progress,
     say: Callable[[str], None] = print,
 ) -> Dataset:
     """Return the folder's pictures, fitted by `preprocess`, in memory if they fit.
 
     Classes are the folders' names, sorted. Without a split of its own, `val_fraction`
-    of each class is held out, always the same ones. `on_files` gets the number of files
-    at first and then -1 for each one done. `say` gets what is odd but no fault.
+    of each class is held out, always the same ones. `progress` makes the bar of the
+    files, `say` gets what is odd but no fault.
 
     Raises InputError for a folder that is none, has no such layout, or holds anything
     that is no good picture: all problems in one message, by kind.
     """
     class_names, files = _scan(root)
     resident = len(files) * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
-    files, checked = _checked(root, files, resident, preprocess, on_files)
+    files, checked = _checked(root, files, resident, preprocess, progress)
     labels = np.array([file.label for file in files], np.int32)
     if files[0].split:
         held_out = np.array([file.split == "test" for file in files])
@@ -202,7 +204,7 @@ def _checked(
     files: Sequence[_File],
     keep: bool,
     preprocess: Preprocess,
-    on_files: Callable[[int], None],
+    progress: Progress,
 ) -> tuple[list[_File], list[_Checked]]:
     """Decode every file; refuse the folder when one is bad. Returns content's order."""
 
@@ -223,14 +225,17 @@ def _checked(
         except OSError as error:
             return _Checked(problem=BadPicture("unreadable file", error.strerror))
 
-    on_files(len(files))
     checked = []
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+    with (
+        ThreadPoolExecutor() as pool,
+        warnings.catch_warnings(),
+        progress(len(files), "pictures", "picture") as bar,
+    ):
         # Pillow warns of odd metadata in pictures that decode.
         warnings.simplefilter("ignore")
         for result in pool.map(check, files):
             checked.append(result)
-            on_files(-1)
+            bar.update(1)
     problems: dict[str, list[str]] = defaultdict(list)
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:

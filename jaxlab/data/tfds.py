@@ -29,10 +29,12 @@ import numpy as np
 
 from jaxlab.data.dataset import (
     Dataset,
+    Progress,
     Split,
     balanced_order,
     checked_size,
     content_order,
+    no_progress,
     stratified_split,
 )
 from jaxlab.errors import InputError, NetworkError, UsageError
@@ -53,7 +55,7 @@ def load_tfds(
     val_fraction: float = 0.2,
     train_size: int | None = None,
     test_size: int | None = None,
-    on_progress: Callable[[float], None] = lambda fraction: None,
+    progress: Progress = no_progress,
     say: Callable[[str], None] = print,
 ) -> Dataset:
     """Return a set's images, uint8[n, h, w, c], in a fixed class-balanced order.
@@ -81,7 +83,7 @@ def load_tfds(
             "have one size, or write it as a folder of class folders"
         )
     if not _is_prepared(builder):
-        _prepare(builder, name, manual_dir, offline, on_progress, say)
+        _prepare(builder, name, manual_dir, offline, progress, say)
         builder = _builder(name, data_dir)
     splits = builder.info.splits
     if "train" not in splits:
@@ -155,7 +157,7 @@ def _prepare(
     name: str,
     manual_dir: str | None,
     offline: bool,
-    on_progress: Callable[[float], None],
+    progress: Progress,
     say: Callable[[str], None],
 ) -> None:
     """Download and convert in another process, one at a time for a set."""
@@ -184,7 +186,7 @@ def _prepare(
             for orphan in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(orphan, ignore_errors=True)
             say(f"{name}: preparing it under {target}, once")
-            _run_child(builder, name, manual_dir, on_progress)
+            _run_child(builder, name, manual_dir, progress)
     except OSError as error:
         raise InputError(
             f"{target}: cannot be written: {error.strerror or error}; check the folder "
@@ -253,7 +255,7 @@ def _run_child(
     builder: Any,
     name: str,
     manual_dir: str | None,
-    on_progress: Callable[[float], None],
+    progress: Progress,
 ) -> None:
     data_dir = str(builder._data_dir_root)
     arguments = [name, data_dir, manual_dir or ""]
@@ -279,13 +281,16 @@ def _run_child(
             tail.append(line.strip())
             del tail[:-200]
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, progress(100, f"preparing {name}", "%") as bar:
         listener = pool.submit(listen)
+        shown = 0
         try:
             while process.poll() is None:
-                # No library tells; the bytes on the disk do, well enough for a bar.
+                # Bytes on the disk per byte of the originals: well enough for a bar.
                 written = _bytes_under(Path(builder.data_dir).parent)
-                on_progress(min(0.99, written / max(expected, 1)))
+                reached = min(99, 100 * written // max(expected, 1))
+                bar.update(max(0, reached - shown))
+                shown = max(shown, reached)
                 time.sleep(0.2)
         finally:
             process.kill()
@@ -302,7 +307,6 @@ def _run_child(
             f"{name}: cannot be prepared: {reason[:300]}; check the network or the "
             "files in --manual-dir, and run again"
         )
-    on_progress(1.0)
 
 
 def _bytes_under(folder: Path) -> int:
