@@ -198,7 +198,7 @@ def long_reason(handler):
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(download, "BACKOFF", 0.001)
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.5)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
