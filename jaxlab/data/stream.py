@@ -58,17 +58,14 @@ def streamed(
         chunks = list(batches(order, size))
         places = np.concatenate([indices for indices, _ in chunks])
         chosen = pictures.take(places)
+        threads = os.cpu_count() or 1
         dataset = (
             grain.MapDataset.source(
                 list(zip(chosen.paths, chosen.digests, strict=True))
             )
             .map(_Fit(preprocess))
             .batch(size)
-            .to_iter_dataset(
-                grain.ReadOptions(
-                    num_threads=os.cpu_count() or 1, prefetch_buffer_size=BATCHES_AHEAD
-                )
-            )
+            .to_iter_dataset(grain.ReadOptions(threads, max(BATCHES_AHEAD, threads)))
         )
         if workers:
             # Grain's processes read command-line flags that only absl's own programs
