@@ -13,7 +13,7 @@ from PIL import Image
 from test_finetune import assert_one_line, command
 
 from jaxlab import finetune, overfit
-from jaxlab.data import tfds
+from jaxlab.data import prepare, tfds
 from jaxlab.data.dataset import content_order
 from jaxlab.data.tfds import load_tfds
 from jaxlab.errors import InputError, NetworkError, UsageError
@@ -196,8 +196,8 @@ def test_no_network_is_noticed_before_anything_is_tried(network, tmp_path, monke
             time.sleep(2)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(tfds.socket, "create_connection", connect)
-    monkeypatch.setattr(tfds, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(prepare.socket, "create_connection", connect)
+    monkeypatch.setattr(prepare, "PROBE_SECONDS", 0.2)
     with pytest.raises(NetworkError, match="no connection to fashion-mnist"):
         load_tfds("fashion_mnist", data_dir=str(tmp_path))
 
@@ -207,8 +207,8 @@ def test_a_host_that_answers_is_reached():
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert tfds._unreachable({"127.0.0.1": port}) is None
-    assert tfds._unreachable({"127.0.0.1": port}) == "127.0.0.1"
+        assert prepare._unreachable({"127.0.0.1": port}) is None
+    assert prepare._unreachable({"127.0.0.1": port}) == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
