@@ -19,6 +19,7 @@ import numpy as np
 from jaxlab import cli, run_folder
 from jaxlab.cli import flag
 from jaxlab.errors import JaxlabError, UsageError
+from pretrained.errors import one_line
 
 # Ordered patterns over parameter paths; the first that matches decides.
 FREEZE = {
@@ -297,7 +298,8 @@ def _show(bar: Any, rate: float, score: Any, count: int) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr if line.startswith("warning") else None, flush=True)
+    stream = sys.stderr if line.startswith("warning") else sys.stdout
+    print(one_line(line), file=stream, flush=True)
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:

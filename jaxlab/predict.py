@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from jaxlab import cli, run_folder
 from jaxlab.cli import flag
 from jaxlab.errors import InputError, UsageError
+from pretrained.errors import one_line
 
 BATCH = 32  # pictures a step; one shape, so that nothing compiles twice
 
@@ -52,6 +53,7 @@ class Network(NamedTuple):
     params: Any
     preprocess: Any
     class_names: Sequence[str]
+    precision: str = "float32"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,18 +72,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = _of_run(Path(run)) if run else _published(config)
 
     bad: list[str] = []
+    odd: list[str] = []
     write = _writer(config)
     total = len(paths)
     with cli.progress(total if total > BATCH else 0, "pictures", "picture") as bar:
-        for path, probabilities in predict(network, paths, bad.append):
+        for path, probabilities in predict(network, paths, bad.append, odd.append):
             order = np.argsort(-probabilities, kind="stable")[: config.top]
             write(
                 path,
                 [(network.class_names[i], float(probabilities[i])) for i in order],
             )
             bar.update()
-    for line in bad:
-        print(f"warning: {line}", file=sys.stderr)
+    for line in [*odd, *bad]:
+        print(f"warning: {one_line(line)}", file=sys.stderr)
     if bad:
         raise InputError(
             f"pictures: {len(bad):,} of {total:,} could not be answered, named above; "
@@ -90,33 +93,39 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(
-    network: Network, paths: Sequence[Path], on_bad: Any
+    network: Network,
+    paths: Sequence[Path],
+    on_bad: Callable[[str], None],
+    on_odd: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield each path with its classes' probabilities, float32[classes], in order.
 
-    `on_bad` gets a line for each file that is no good picture; it is left out.
+    `on_bad` gets a line for each file that is no good picture; it is left out. `on_odd`
+    gets one for each that is odd but answered.
     """
     import jax
+    import jax.numpy as jnp
 
-    from jaxlab.data.pictures import BadPicture, decode
+    from jaxlab.data.pictures import BadPicture, decode, read
     from jaxlab.models.alexnet import AlexNet
 
-    model = AlexNet(len(network.class_names))
+    model = AlexNet(len(network.class_names), dtype=jnp.dtype(network.precision))
     params = jax.device_put(network.params)
 
     @jax.jit
     def run(params, images):
         inputs = network.preprocess.normalize(images)
         logits = model.apply({"params": params}, inputs, train=False)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(logits.astype(jnp.float32))
 
     def prepared(path: Path) -> np.ndarray | str:
         try:
-            return network.preprocess.fit(decode(path.read_bytes()))
+            picture = decode(read(path))
+            if picture.info["animated"]:
+                on_odd(f"{path}: is animated; its first frame is used")
+            return network.preprocess.fit(picture)
         except BadPicture as problem:
             return f"{path}: {problem}"
-        except OSError as error:
-            return f"{path}: cannot be read: {error.strerror or error}"
 
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata
@@ -136,28 +145,24 @@ def predict(
 
 def _paths(patterns: Sequence[str]) -> list[Path]:
     """Return the files that the arguments stand for, each once, in their order."""
-    from jaxlab.data.pictures import ENDINGS
+    from jaxlab.data.pictures import ENDINGS, files_in
 
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            inside = sorted(
-                Path(place, name)
-                for place, folders, names in os.walk(path)
-                for name in names
-                if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
-            )
-            if not inside:
-                raise InputError(f"{pattern}: holds no pictures; pass another folder")
-            found |= dict.fromkeys(inside)
-        elif path.exists():
-            found[path] = None
-        else:
-            matches = sorted(map(Path, glob.glob(pattern, recursive=True)))
-            if not matches:
-                raise InputError(f"{pattern}: no such file; check the path")
-            found |= dict.fromkeys(match for match in matches if match.is_file())
+        exact = [Path(pattern)] if os.path.lexists(pattern) else []
+        matches = exact or sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not matches:
+            raise InputError(f"{pattern}: no such file; check the path")
+        before = len(found)
+        for path in matches:
+            if path.is_dir():
+                inside = (file for file in files_in(path) if not file.is_dir())
+                pictures = (f for f in inside if f.suffix.lower() in ENDINGS)
+                found |= dict.fromkeys(sorted(pictures))
+            else:
+                found[path] = None
+        if len(found) == before and all(path.is_dir() for path in matches):
+            raise InputError(f"{pattern}: holds no further pictures; pass others")
     return list(found)
 
 
@@ -168,6 +173,7 @@ def _of_run(folder: Path) -> Network:
     try:
         content = json.loads((folder / run_folder.CONFIG).read_text())
         spec, class_names = content["preprocessing"], content["class_names"]
+        precision = content["settings"]["precision"]
         preprocess = Preprocess(
             spec["image_size"], spec["crop"], tuple(spec["mean"]), tuple(spec["std"])
         )
@@ -193,7 +199,7 @@ def _of_run(folder: Path) -> Network:
             f"{folder}: the model has {classes} classes, {run_folder.CONFIG} names "
             f"{len(class_names)}; pass another run"
         )
-    return Network(params, preprocess, class_names)
+    return Network(params, preprocess, class_names, precision)
 
 
 def _published(config: Config) -> Network:
@@ -226,7 +232,8 @@ def _write_json(path: Path, answers: list[tuple[str, float]]) -> None:
 
 
 def _write_text(path: Path, answers: list[tuple[str, float]]) -> None:
-    print(f"{path}  " + "  ".join(f"{name} {p:.1%}" for name, p in answers))
+    answer = "  ".join(f"{name} {probability:.1%}" for name, probability in answers)
+    print(f"{one_line(str(path))}  {answer}")
 
 
 if __name__ == "__main__":

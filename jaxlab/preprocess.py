@@ -40,6 +40,13 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self):
+        """Refuse, with ValueError, what no picture can be given."""
+        if not (isinstance(self.image_size, int) and self.image_size >= 1):
+            raise ValueError(f"image_size: expected at least 1, got {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+            raise ValueError("mean and std: expected three numbers each, std not 0")
+
     def __call__(self, images: jax.Array) -> jax.Array:
         """Preprocess a batch; raises ValueError for another shape or dtype."""
         images = jnp.asarray(images)

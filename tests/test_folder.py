@@ -251,8 +251,14 @@ def a_class_that_train_lacks(root):
     picture().save(root / "val" / "eel" / "a.png")
 
 
-def too_long_to_crop(root):
-    picture(size=(1010, 10)).save(root / "cat" / "long.png")
+def a_pipe(root):
+    os.mkfifo(root / "cat" / "pipe.png")
+
+
+def stray_files(root):
+    picture().save(root / "lost.png")
+    (root / "notes.txt").write_text("mine")
+    (root / "cat" / "cut.jpg").write_bytes(JPEG[:100])
 
 
 LAYOUTS = [
@@ -272,7 +278,8 @@ LAYOUTS = [
     (train_and_more, "next to train put one of val or test, and nothing else"),
     (a_class_that_val_lacks, "1 classes that one split lacks: dog"),
     (a_class_that_train_lacks, "classes that one split lacks: dog, eel"),
-    (too_long_to_crop, "1 over 100 times as long as wide: cat/long.png"),
+    (a_pipe, "1 no regular file: cat/pipe.png"),
+    (stray_files, "2 files outside of the class folders: lost.png, notes.txt; 1 "),
 ]
 
 

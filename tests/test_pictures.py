@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxlab.data.pictures import BadPicture, decode, is_animated
+from jaxlab.data.pictures import BadPicture, decode
 
 
 def encoded(image, form="PNG", **kwargs):
@@ -105,7 +105,8 @@ def test_of_an_animation_the_first_frame_is_used():
     for frame in frames:
         frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert is_animated(content) and not is_animated(encoded(frames[0], "GIF"))
+    assert decode(content).info["animated"]
+    assert not decode(encoded(frames[0], "GIF")).info["animated"]
     assert (pixels(content) == [255, 0, 0]).all()
 
 
@@ -129,6 +130,11 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + data
 
 
+def animation(form):
+    frames = [Image.fromarray(np.roll(COLOUR, i, 0)) for i in range(3)]
+    return encoded(frames[0], form, save_all=True, append_images=frames[1:])
+
+
 JPEG = encoded(Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
 PNG = encoded(Image.fromarray(COLOUR))
 BAD = {
@@ -146,6 +152,8 @@ BAD = {
     "51 million pixels": (bomb(7_200, 7_100), "over 50 million pixels"),
     "100 million pixels": (bomb(10_000, 10_000), "over 50 million pixels"),
     "4 billion pixels": (bomb(65_000, 65_000), "over 50 million pixels"),
+    "a GIF cut in its second frame": (animation("GIF")[:-120], "damaged"),
+    "a line": (encoded(Image.new("L", (1010, 10))), "over 100 times as long as wide"),
     "floating point": (
         encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"),
         "floating-point pixels",
@@ -175,6 +183,7 @@ def test_random_damage_ends_in_a_picture_or_a_name(seed):
         *(encoded(Image.fromarray(COLOUR), form) for form in ("GIF", "BMP", "TIFF")),
         encoded(Image.fromarray(COLOUR), "WEBP"),
         encoded(Image.fromarray(COLOUR), "PPM"),
+        *(animation(form) for form in ("GIF", "TIFF", "WEBP", "PNG")),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

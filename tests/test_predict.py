@@ -132,6 +132,7 @@ def test_bad_pictures_are_named_and_the_others_answered(run, tmp_path):
     good = next(digits.rglob("7.png"))
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-30])
+    (tmp_path / ".hidden.png").write_bytes(good.read_bytes())
     process = command(folder, good, tmp_path)
     assert process.returncode == 3
     assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
@@ -149,12 +150,18 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("[1")
+    (tmp_path / "size").mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    config["preprocessing"]["image_size"] = -5
+    (tmp_path / "size" / "config.json").write_text(json.dumps(config))
     for arguments, error, message in (
         ([], UsageError, "RUN: none given"),
         ([folder], UsageError, "pictures: none given"),
         ([folder, digits, "--json", "--csv"], UsageError, "not together with --json"),
         ([folder, tmp_path / "absent.png"], InputError, "absent.png: no such file"),
-        ([folder, tmp_path / "empty"], InputError, "empty: holds no pictures"),
+        ([folder, tmp_path / "empty"], InputError, "empty: holds no further pictures"),
+        ([folder, f"{tmp_path}/emp*"], InputError, "emp*: holds no further pictures"),
+        ([tmp_path / "size", digits], InputError, "image_size: expected at least 1"),
         ([digits, digits], InputError, "is no run: config.json cannot be read"),
         ([tmp_path / "odd", digits], InputError, "its config.json is no run's"),
         ([unfinished, digits], InputError, "the run has not ended"),

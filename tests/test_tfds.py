@@ -149,6 +149,22 @@ def test_a_cut_shard_is_noticed(prepared, tmp_path):
 
 
 @needs_originals
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_cut_description_is_noticed(prepared, tmp_path, content):
+    shutil.copytree(prepared, tmp_path / "data")
+    (info,) = (tmp_path / "data").rglob("dataset_info.json")
+    info.write_text(content)
+    with pytest.raises(InputError, match="dataset_info.json .* is damaged; remove"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+
+
+def test_a_proxy_is_asked_instead_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(NetworkError, match="no connection to 127.0.0.1"):
+        load_tfds("fashion_mnist", data_dir=str(tmp_path))
+
+
+@needs_originals
 def test_a_label_without_a_class_is_noticed(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
     builder = tfds._builder("fashion_mnist", str(tmp_path / "data"))

@@ -6,10 +6,9 @@ wrong is reported together, and nothing is left out in silence.
 """
 
 import hashlib
-import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,17 +24,23 @@ from jaxlab.data.dataset import (
     no_progress,
     stratified_split,
 )
-from jaxlab.data.pictures import ENDINGS, BadPicture, Pictures, decode, is_animated
+from jaxlab.data.pictures import (
+    ENDINGS,
+    BadPicture,
+    Pictures,
+    decode,
+    files_in,
+    is_litter,
+    read,
+)
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
+from pretrained.errors import one_line
 
 # Decoded pictures up to this size are kept; more are decoded anew in every epoch.
 RESIDENT_BYTES = 1 << 30
-LONGEST = 100  # times the short side: resized, a longer picture could fill the memory
 SPLIT_SEED = 0
 TEST_NAMES = ("val", "test")
-# What systems and tools leave beside pictures.
-_LITTER = frozenset(("thumbs.db", "desktop.ini"))
 _EXAMPLES = 3  # of each kind of problem
 
 
@@ -64,9 +69,9 @@ def load_folder(
     Raises InputError for a folder that is none, has no such layout, or holds anything
     that is no good picture: all problems in one message, by kind.
     """
-    class_names, files = _scan(root)
+    class_names, files, problems = _scan(root)
     resident = len(files) * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
-    files, checked = _checked(root, files, resident, preprocess, progress)
+    files, checked = _checked(root, files, problems, resident, preprocess, progress)
     labels = np.array([file.label for file in files], np.int32)
     if files[0].split:
         held_out = np.array([file.split == "test" for file in files])
@@ -111,8 +116,8 @@ def load_folder(
     )
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], list[_File]]:
-    """Return class names and all files, sorted; refuse another layout."""
+def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
+    """Return class names, all files, and what is wrong; refuse another layout."""
     if not root.exists():
         raise InputError(f"{root}: no such folder; check the path")
     if not root.is_dir():
@@ -145,20 +150,20 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File]]:
     files = []
     for split, classes in splits.items():
         for name in sorted(classes):
-            found = sorted(_files_in(classes[name]))
+            found = sorted(files_in(classes[name]))
             for path in found:
                 if path.is_dir():
                     kind = "links to folders inside a class"
-                    problems[kind].append(str(path.relative_to(root)))
+                    problems[kind].append(_relative(path, root))
                 elif path.suffix.lower() not in ENDINGS:
                     kind = "files with another ending than a picture's"
-                    problems[kind].append(str(path.relative_to(root)))
+                    problems[kind].append(_relative(path, root))
                 else:
                     label = names.index(name) if name in names else 0
                     files.append(_File(path, label, split))
             if not found:
                 problems["classes without a file"].append(
-                    str(classes[name].relative_to(root))
+                    _relative(classes[name], root)
                 )
     if not names:
         loose = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
@@ -168,8 +173,11 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File]]:
         )
     if len(names) == 1:
         problems["classes: one alone is nothing to tell apart"].append(names[0])
-    _refuse(root, problems)
-    return names, files
+    for place in (root, *(folders[name] for name in folders if len(splits) > 1)):
+        loose = [path for path in place.iterdir() if not path.is_dir()]
+        for path in sorted(path for path in loose if not is_litter(path.name)):
+            problems["files outside of the class folders"].append(_relative(path, root))
+    return names, files, problems
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -180,15 +188,8 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     }
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth, and links to folders, which are not followed."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = (Path(place, name) for name in folders)
-        yield from (path for path in inside if path.is_symlink())
-        for name in names:
-            if not name.startswith(".") and name.lower() not in _LITTER:
-                yield Path(place, name)
+def _relative(path: Path, root: Path) -> str:
+    return one_line(str(path.relative_to(root)))
 
 
 class _Checked(NamedTuple):
@@ -202,6 +203,7 @@ class _Checked(NamedTuple):
 def _checked(
     root: Path,
     files: Sequence[_File],
+    problems: dict[str, list[str]],
     keep: bool,
     preprocess: Preprocess,
     progress: Progress,
@@ -210,20 +212,16 @@ def _checked(
 
     def check(file: _File) -> _Checked:
         try:
-            content = file.path.read_bytes()
+            content = read(file.path)
             picture = decode(content)
-            if preprocess.crop and max(picture.size) > LONGEST * min(picture.size):
-                raise BadPicture(f"over {LONGEST} times as long as wide")
             return _Checked(
                 digest=hashlib.sha256(content).hexdigest(),
                 content=hashlib.sha256(np.asarray(picture)).digest(),
-                animated=is_animated(content),
+                animated=picture.info["animated"],
                 pixels=preprocess.fit(picture) if keep else None,
             )
         except BadPicture as problem:
             return _Checked(problem=problem)
-        except OSError as error:
-            return _Checked(problem=BadPicture("unreadable file", error.strerror))
 
     checked = []
     with (
@@ -236,10 +234,9 @@ def _checked(
         for result in pool.map(check, files):
             checked.append(result)
             bar.update(1)
-    problems: dict[str, list[str]] = defaultdict(list)
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:
-            problems[result.problem.kind].append(str(file.path.relative_to(root)))
+            problems[result.problem.kind].append(_relative(file.path, root))
     _refuse(root, problems)
     # Not the names' order: split and selection depend on the pictures alone.
     order = sorted(range(len(files)), key=lambda place: checked[place].content)
@@ -271,7 +268,7 @@ def _tell_of_oddities(
         say(f"warning: {animated:,} animated pictures: their first frame is used")
     trained = {c.digest for c, out in zip(checked, held_out, strict=True) if not out}
     twice = [
-        str(file.path.relative_to(root))
+        _relative(file.path, root)
         for file, result, out in zip(files, checked, held_out, strict=True)
         if out and result.digest in trained
     ]

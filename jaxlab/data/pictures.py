@@ -6,12 +6,20 @@ Nothing is guessed and nothing substituted: a file either is the picture it says
 
 import dataclasses
 import io
+import logging
+import os
+import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pretrained.errors import one_line
+
+# Pillow also logs what it raises.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 # Named, because Pillow would otherwise try EPS too, which runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -20,6 +28,8 @@ ENDINGS = frozenset(
     + (".ppm", ".pgm")
 )
 MAX_PIXELS = 50_000_000
+LONGEST = 100  # times the short side
+_LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # What Pillow's readers were seen to raise for a third of a million damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _DAMAGE += (TypeError, ArithmeticError, LookupError)
@@ -34,13 +44,27 @@ class BadPicture(Exception):
         self.kind = kind
 
 
+def read(path: Path) -> bytes:
+    """Return a regular file's bytes; raises BadPicture for what cannot be read."""
+    try:
+        # A pipe would be waited for, and a device may never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadPicture("no regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadPicture("unreadable file", error.strerror or "") from None
+
+
 def decode(content: bytes) -> Image.Image:
     """Return a picture in mode "L" or "RGB", upright, its first frame.
 
     EXIF's orientation is applied; transparency is composited on white; 16-bit grey is
-    scaled to 8 bits; palettes, CMYK and other colour spaces become RGB. Raises
-    BadPicture for another format, more than 50 million pixels (from the header, before
-    anything is unpacked), floating-point pixels, and damaged files.
+    scaled to 8 bits; palettes, CMYK and other colour spaces become RGB. `info` of the
+    result tells under "animated" whether there are further frames.
+
+    Raises BadPicture for another format, more than 50 million pixels (from the header,
+    before anything is unpacked), floating-point pixels, more than 100 times as long as
+    wide, and damaged files.
     """
     if not content:
         raise BadPicture("empty file")
@@ -49,21 +73,41 @@ def decode(content: bytes) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadPicture("over 50 million pixels", f"{width}×{height}")
+            # Resized by its short side, a longer one could fill the memory.
+            if max(width, height) > LONGEST * min(width, height):
+                raise BadPicture(f"over {LONGEST} times as long as wide")
+            # An MPO's further frames are previews and depth maps of the same shot.
+            animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+            image.seek(0)
             image.load()
-            return _plain(ImageOps.exif_transpose(image))
+            plain = _plain(ImageOps.exif_transpose(image))
+            plain.info = {"animated": animated}
+            return plain
     except UnidentifiedImageError:
         raise BadPicture("no picture in a known format") from None
     except Image.DecompressionBombError:
         raise BadPicture("over 50 million pixels") from None
     except _DAMAGE as error:
-        raise BadPicture("damaged", str(error)) from None
+        raise BadPicture("damaged", one_line(str(error))[:100]) from None
 
 
-def is_animated(content: bytes) -> bool:
-    """Return whether a picture that decodes holds further frames."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        # An MPO's further frames are previews and depth maps of the same shot.
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth but hidden ones and what systems leave there.
+
+    Links to folders are yielded too, and not followed.
+    """
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = (Path(place, name) for name in folders)
+        yield from (path for path in inside if path.is_symlink())
+        for name in names:
+            if not is_litter(name):
+                yield Path(place, name)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file is hidden or one that systems leave beside pictures."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import filelock
 
@@ -93,6 +94,10 @@ def _require_network(
     hosts = {}
     for url in files.values():
         parts = urlsplit(url)
+        # Behind a proxy it is the proxy that must answer.
+        proxy = getproxies().get(parts.scheme)
+        if proxy and not proxy_bypass(parts.hostname):
+            parts = urlsplit(proxy)
         hosts[parts.hostname] = parts.port or (443 if parts.scheme == "https" else 80)
     reason = "--offline forbids the download"
     if not offline:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxlab.data.pictures import BadPicture, Pictures, decode
+from jaxlab.data.pictures import BadPicture, Pictures, decode, read
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
 from jaxlab.train import Batch, Loader, batches
@@ -30,14 +30,14 @@ class _Fit:
     def __call__(self, picture: tuple[Path, str]) -> np.ndarray:
         path, digest = picture
         try:
-            content = path.read_bytes()
+            content = read(path)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise InputError(
                     f"{path}: has changed since the run began; leave the folder as it "
                     "is, and run again"
                 )
             return self.preprocess.fit(decode(content))
-        except (OSError, BadPicture) as error:
+        except BadPicture as error:
             raise InputError(
                 f"{path}: cannot be read any more: {error}; leave the folder as it is, "
                 "and run again"

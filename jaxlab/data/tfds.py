@@ -1,4 +1,4 @@
-"""TensorFlow Datasets' image-classification sets, read without TensorFlow or a network."""
+"""TensorFlow Datasets' image-classification sets, once prepared: only read."""
 
 import importlib.util
 import io
@@ -22,6 +22,7 @@ from jaxlab.data.dataset import (
 )
 from jaxlab.data.prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
+from pretrained.errors import one_line
 
 SPLIT_SEED = 0
 MAX_BYTES = 4 << 30  # of a split's pixels; all of them are held in memory
@@ -119,14 +120,27 @@ def _builder(name: str, data_dir: str | None) -> Any:
             f"--dataset: {name!r} is neither mnist5k, nor a folder, nor a name of "
             "TensorFlow Datasets'; see --help"
         )
+    # Imported by tfds already; what it raises for a dataset_info.json that was cut.
+    from google.protobuf.json_format import ParseError
+
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         raise UsageError(f"--dataset: no set has the name {name!r}") from error
-    except (ValueError, AssertionError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except ParseError as error:
         raise InputError(
-            f"{name}: cannot be opened: {reason}; check the name and --data-dir"
+            f"{name}: its dataset_info.json under --data-dir is damaged; remove the "
+            "set's folder and run again, it is prepared anew"
+        ) from error
+    except (ValueError, AssertionError, OSError) as error:
+        reason = one_line(str(error))
+        if "File format is already set" in reason:
+            raise InputError(
+                f"{name}: is prepared there in another file format than ArrayRecord; "
+                "pass another --data-dir, where it is prepared anew"
+            ) from error
+        raise InputError(
+            f"{name}: cannot be opened: {reason[:300]}; check the name and --data-dir"
         ) from error
 
 
