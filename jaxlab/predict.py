@@ -153,16 +153,16 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
         matches = exact or sorted(map(Path, glob.glob(pattern, recursive=True)))
         if not matches:
             raise InputError(f"{pattern}: no such file; check the path")
-        before = len(found)
+        pictures: list[Path] = []
         for path in matches:
             if path.is_dir():
                 inside = (file for file in files_in(path) if not file.is_dir())
-                pictures = (f for f in inside if f.suffix.lower() in ENDINGS)
-                found |= dict.fromkeys(sorted(pictures))
+                pictures += sorted(f for f in inside if f.suffix.lower() in ENDINGS)
             else:
-                found[path] = None
-        if len(found) == before and all(path.is_dir() for path in matches):
-            raise InputError(f"{pattern}: holds no further pictures; pass others")
+                pictures.append(path)
+        if not pictures:
+            raise InputError(f"{pattern}: holds no pictures; pass another folder")
+        found |= dict.fromkeys(pictures)
     return list(found)
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 from test_finetune import assert_one_line, command
 
 from jaxlab import finetune, overfit
-from jaxlab.data import prepare, tfds
+from jaxlab.data import pictures, prepare, tfds
 from jaxlab.data.dataset import content_order
+from jaxlab.data.stream import streamed
 from jaxlab.data.tfds import load_tfds
 from jaxlab.errors import InputError, NetworkError, UsageError
+from jaxlab.preprocess import Preprocess
 
 ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "fashion_mnist"
 needs_originals = pytest.mark.skipif(
@@ -170,7 +172,7 @@ def test_a_label_without_a_class_is_noticed(prepared, tmp_path):
     builder = tfds._builder("fashion_mnist", str(tmp_path / "data"))
     builder.info.features["label"]._num_classes = 9
     with pytest.raises(InputError, match="labels from 0 to 9, but 9 classes"):
-        tfds._read(builder, "test")
+        tfds._read(builder, "test", tfds._pixels)
 
 
 @needs_originals
@@ -234,13 +236,13 @@ def test_a_host_that_answers_is_reached():
         ("fashion_mnst", "did you mean fashion_mnist?"),
         ("huggingface:x/y", "'huggingface:x/y' is neither mnist5k, nor a folder"),
         ("imdb_reviews", "is no image-classification set: its features are"),
-        ("tf_flowers", "has images of shape (None, None, 3)"),
+        ("tf_flowers", "not prepared in"),
         ("mnist:9.9.9", "mnist:9.9.9: cannot be opened"),
     ],
 )
 def test_names_that_do_not_fit_are_told(name, message, tmp_path):
     flags = ["--dataset", name, "--data-dir", str(tmp_path), "--offline"]
-    with pytest.raises((UsageError, InputError)) as raised:
+    with pytest.raises((UsageError, InputError, NetworkError)) as raised:
         finetune.main([*flags, "--out", str(tmp_path / "run")])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -271,3 +273,60 @@ def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
 def test_the_lab_takes_no_folder(tmp_path):
     with pytest.raises(UsageError, match="is a folder, and the lab takes images of"):
         overfit.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run")])
+
+
+VARYING = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+random = np.random.default_rng(0)
+examples = []
+for i in range(20):
+    size, low = random.integers(30, 80, 2), 110 * (i % 2)
+    image = random.integers(low, low + 145, (*size, 3), np.uint8)
+    examples.append((i, {"image": image, "label": i % 2}))
+tfds.dataset_builders.store_as_tfds_dataset(
+    name="varying",
+    version="1.0.0",
+    data_dir=sys.argv[1],
+    split_datasets={"train": examples},
+    features=tfds.features.FeaturesDict({
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["dark", "light"]),
+    }),
+    description="",
+    homepage="",
+    file_format="array_record",
+    disable_shuffling=True,
+)
+"""
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_images_of_different_sizes_are_fitted_or_streamed(
+    resident, tmp_path, monkeypatch
+):
+    script = [sys.executable, "-c", VARYING, tmp_path]
+    subprocess.run(script, check=True, capture_output=True)
+    whole = tfds._tfds()
+    (folder,) = tmp_path.glob("varying/1.0.0")
+    builder = whole.builder_from_directory(folder)
+    monkeypatch.setattr(tfds, "_builder", lambda name, data_dir: builder)
+    if not resident:
+        monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
+    preprocess = Preprocess(63)
+    data = load_tfds("varying", preprocess, val_fraction=0.25)
+    assert data.fitted and data.class_names == ("dark", "light")
+    assert np.bincount(data.train.labels).tolist() == [8, 8]
+    assert np.bincount(data.test.labels).tolist() == [2, 2]
+    if resident:
+        images = data.train.images
+        assert images.shape == (16, 63, 63, 3)
+    else:
+        load = streamed(data.train.images, data.train.labels, preprocess)
+        images = next(load(np.arange(16), 16)).inputs
+    light = np.asarray(images).mean((1, 2, 3)) > 127
+    np.testing.assert_array_equal(light, data.train.labels == 1)
+    with pytest.raises(UsageError, match=r"shape \(None, None, 3\), and the lab"):
+        load_tfds("varying")

@@ -39,8 +39,13 @@ class Split:
 
         Raises UsageError when there are fewer.
         """
-        size = checked_size(count, len(self), flag)
-        return Split(self.images[:size], self.labels[:size])
+        return self.take(np.arange(checked_size(count, len(self), flag)))
+
+    def take(self, places: np.ndarray) -> "Split":
+        """Return the examples at these places, int[k], in this order."""
+        if isinstance(self.images, Pictures):
+            return Split(self.images.take(places), self.labels[places])
+        return Split(self.images[places], self.labels[places])
 
 
 def checked_size(asked: int | None, available: int, flag: str) -> int:

@@ -5,11 +5,8 @@
 wrong is reported together, and nothing is left out in silence.
 """
 
-import hashlib
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +23,17 @@ from jaxlab.data.dataset import (
 )
 from jaxlab.data.pictures import (
     ENDINGS,
-    BadPicture,
+    RESIDENT_BYTES,
+    Checked,
     Pictures,
-    decode,
+    check_pictures,
     files_in,
     is_litter,
-    read,
 )
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
-# Decoded pictures up to this size are kept; more are decoded anew in every epoch.
-RESIDENT_BYTES = 1 << 30
 SPLIT_SEED = 0
 TEST_NAMES = ("val", "test")
 _EXAMPLES = 3  # of each kind of problem
@@ -87,10 +82,9 @@ def load_folder(
             )
         asked = train_size if name == "train" else test_size
         size = checked_size(asked, len(places), f"--{name}-size")
-        order = balanced_order(labels[places], SPLIT_SEED)[:size]
-        chosen[name] = places[
-            np.sort(order)
-        ]  # chosen balanced, kept in content's order
+        # Chosen by a balanced order, and kept in content's.
+        order = np.sort(balanced_order(labels[places], SPLIT_SEED)[:size])
+        chosen[name] = places[order]
     _tell_of_oddities(root, files, checked, held_out, say)
 
     def split(places: np.ndarray) -> Split:
@@ -192,14 +186,6 @@ def _relative(path: Path, root: Path) -> str:
     return one_line(str(path.relative_to(root)))
 
 
-class _Checked(NamedTuple):
-    digest: str = ""  # of the file
-    content: bytes = b""  # a digest of the pixels as they are in the file
-    animated: bool = False
-    pixels: np.ndarray | None = None  # fitted, where they are kept
-    problem: BadPicture | None = None
-
-
 def _checked(
     root: Path,
     files: Sequence[_File],
@@ -207,33 +193,12 @@ def _checked(
     keep: bool,
     preprocess: Preprocess,
     progress: Progress,
-) -> tuple[list[_File], list[_Checked]]:
+) -> tuple[list[_File], list[Checked]]:
     """Decode every file; refuse the folder when one is bad. Returns content's order."""
 
-    def check(file: _File) -> _Checked:
-        try:
-            content = read(file.path)
-            picture = decode(content)
-            return _Checked(
-                digest=hashlib.sha256(content).hexdigest(),
-                content=hashlib.sha256(np.asarray(picture)).digest(),
-                animated=picture.info["animated"],
-                pixels=preprocess.fit(picture) if keep else None,
-            )
-        except BadPicture as problem:
-            return _Checked(problem=problem)
-
-    checked = []
-    with (
-        ThreadPoolExecutor() as pool,
-        warnings.catch_warnings(),
-        progress(len(files), "pictures", "picture") as bar,
-    ):
-        # Pillow warns of odd metadata in pictures that decode.
-        warnings.simplefilter("ignore")
-        for result in pool.map(check, files):
-            checked.append(result)
-            bar.update(1)
+    with progress(len(files), "pictures", "picture") as bar:
+        paths = [file.path for file in files]
+        checked = check_pictures(paths, preprocess, keep, bar.update)
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:
             problems[result.problem.kind].append(_relative(file.path, root))
@@ -259,7 +224,7 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
 def _tell_of_oddities(
     root: Path,
     files: Sequence[_File],
-    checked: Sequence[_Checked],
+    checked: Sequence[Checked],
     held_out: np.ndarray,
     say: Callable[[str], None],
 ) -> None:

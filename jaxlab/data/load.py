@@ -63,6 +63,7 @@ def load(
         )
     return tfds.load_tfds(
         name,
+        preprocess,
         data_dir=data_dir,
         manual_dir=manual_dir,
         offline=offline,

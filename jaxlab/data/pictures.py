@@ -5,17 +5,22 @@ Nothing is guessed and nothing substituted: a file either is the picture it says
 """
 
 import dataclasses
+import hashlib
 import io
 import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
 # Pillow also logs what it raises.
@@ -28,6 +33,8 @@ ENDINGS = frozenset(
     + (".ppm", ".pgm")
 )
 MAX_PIXELS = 50_000_000
+# Fitted pictures up to this size are kept; more are decoded anew in every epoch.
+RESIDENT_BYTES = 1 << 30
 LONGEST = 100  # times the short side
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # What Pillow's readers were seen to raise for a third of a million damaged files.
@@ -44,8 +51,17 @@ class BadPicture(Exception):
         self.kind = kind
 
 
-def read(path: Path) -> bytes:
+class Record(Protocol):
+    """What stands for a file where there is none; `str` names it."""
+
+    def read_bytes(self) -> bytes:
+        """Return the encoded picture."""
+
+
+def read(path: Path | Record) -> bytes:
     """Return a regular file's bytes; raises BadPicture for what cannot be read."""
+    if not isinstance(path, Path):
+        return path.read_bytes()
     try:
         # A pipe would be waited for, and a device may never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -139,7 +155,7 @@ class Pictures:
     `digests` are the SHA-256 of the files' bytes.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | Record, ...]
     digests: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -152,3 +168,44 @@ class Pictures:
             tuple(self.paths[i] for i in indices),
             tuple(self.digests[i] for i in indices),
         )
+
+
+class Checked(NamedTuple):
+    """What reading a picture once has shown."""
+
+    digest: str = ""  # of the file
+    content: bytes = b""  # a digest of the pixels as they are in the file
+    animated: bool = False
+    pixels: np.ndarray | None = None  # fitted, where they are kept
+    problem: BadPicture | None = None
+
+
+def check_pictures(
+    paths: Sequence[Path | Record],
+    preprocess: Preprocess,
+    keep: bool,
+    on_picture: Callable[[int], object],
+) -> list[Checked]:
+    """Decode every picture, in threads, and fit and keep the pixels if asked to."""
+
+    def check(path: Path | Record) -> Checked:
+        try:
+            content = read(path)
+            picture = decode(content)
+            return Checked(
+                digest=hashlib.sha256(content).hexdigest(),
+                content=hashlib.sha256(np.asarray(picture)).digest(),
+                animated=picture.info["animated"],
+                pixels=preprocess.fit(picture) if keep else None,
+            )
+        except BadPicture as problem:
+            return Checked(problem=problem)
+
+    checked = []
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        # Pillow warns of odd metadata in pictures that decode.
+        warnings.simplefilter("ignore")
+        for result in pool.map(check, paths):
+            checked.append(result)
+            on_picture(1)
+    return checked

@@ -1,15 +1,17 @@
 """TensorFlow Datasets' image-classification sets, once prepared: only read."""
 
+import functools
 import importlib.util
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from jaxlab.data import pictures
 from jaxlab.data.dataset import (
     Dataset,
     Progress,
@@ -20,17 +22,20 @@ from jaxlab.data.dataset import (
     no_progress,
     stratified_split,
 )
+from jaxlab.data.pictures import Pictures
 from jaxlab.data.prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
+from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
 SPLIT_SEED = 0
-MAX_BYTES = 4 << 30  # of a split's pixels; all of them are held in memory
+MAX_BYTES = 4 << 30  # of a split's pixels as they are; more are fitted and streamed
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
 def load_tfds(
     name: str,
+    preprocess: Preprocess | None = None,
     *,
     data_dir: str | None = None,
     manual_dir: str | None = None,
@@ -41,12 +46,15 @@ def load_tfds(
     progress: Progress = no_progress,
     say: Callable[[str], None] = print,
 ) -> Dataset:
-    """Return a set's images, uint8[n, h, w, c], in a fixed class-balanced order.
+    """Return a set's images, uint8[n, h, w, c], chosen by a fixed balanced order.
 
-    It is prepared under `data_dir` (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)
-    when it is not yet, from the original files in `manual_dir` or else downloaded,
-    checksums verified. The test images are the split "test", else "validation", else
-    `val_fraction` of "train".
+    Images of different sizes, and splits over 4 GB, are fitted by `preprocess`, and
+    streamed when they do not fit into memory; without it such sets are refused.
+
+    The set is prepared under `data_dir` (default: TFDS_DATA_DIR, else
+    ~/tensorflow_datasets) when it is not yet, from the original files in `manual_dir`
+    or else downloaded, checksums verified. The test images are the split "test", else
+    "validation", else `val_fraction` of "train".
 
     Raises UsageError for a name or a set that does not fit, InputError for damaged
     files or a missing package, NetworkError within seconds where a download is needed
@@ -60,10 +68,11 @@ def load_tfds(
             f"{', '.join(features or ['none'])}; pass one with image and label"
         )
     shape, class_names = features["image"].shape, tuple(features["label"].names)
-    if None in shape or shape[-1] not in (1, 3):
+    fitted = None in shape or shape[-1] not in (1, 3)
+    if fitted and preprocess is None:
         raise UsageError(
-            f"--dataset: {name} has images of shape {shape}; pass a set whose images "
-            "have one size, or write it as a folder of class folders"
+            f"--dataset: {name} has images of shape {shape}, and the lab takes images "
+            "of one small size; pass another set"
         )
     if not is_prepared(builder):
         prepare(builder, name, manual_dir, offline, progress, say)
@@ -71,24 +80,32 @@ def load_tfds(
     splits = builder.info.splits
     if "train" not in splits:
         raise UsageError(f"--dataset: {name} has no split train; pass another set")
-    train = _read(builder, "train")
     test = next((split for split in ("test", "validation") if split in splits), None)
-    if test:
-        parts = {"train": train, "test": _read(builder, test)}
-    else:
+    names = ("train", test) if test else ("train",)
+    if not fitted:
+        most = max(splits[split].num_examples for split in names)
+        fitted = most * math.prod(shape) > MAX_BYTES and preprocess is not None
+    read = (
+        functools.partial(_pictures, preprocess=preprocess, progress=progress)
+        if fitted
+        else _pixels
+    )
+    parts = dict(
+        zip(("train", "test"), (_read(builder, n, read) for n in names), strict=False)
+    )
+    if not test:
+        train = parts["train"]
         held_out = stratified_split(train.labels, val_fraction, SPLIT_SEED)
-        parts = {
-            part: Split(train.images[members], train.labels[members])
-            for part, members in (("train", ~held_out), ("test", held_out))
-        }
+        parts["train"] = train.take(np.flatnonzero(~held_out))
+        parts["test"] = train.take(np.flatnonzero(held_out))
     sizes = {"train": train_size, "test": test_size}
     for part, split in parts.items():
         size = checked_size(sizes[part], len(split), f"--{part}-size")
         # Which ones, a balanced order says; then they stand in content's order again,
         # so that the same choice is the same data set wherever it is stored.
         order = np.sort(balanced_order(split.labels, SPLIT_SEED)[:size])
-        parts[part] = Split(split.images[order], split.labels[order])
-    return Dataset(name, parts["train"], parts["test"], class_names)
+        parts[part] = split.take(order)
+    return Dataset(name, parts["train"], parts["test"], class_names, fitted)
 
 
 def known_names() -> list[str]:
@@ -144,19 +161,17 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
 
 
-def _read(builder: Any, name: str) -> Split:
-    """Return a split, in an order of its content; refuse files that were damaged."""
+def _read(
+    builder: Any, name: str, read: Callable[[Any, Any], tuple[Any, np.ndarray]]
+) -> Split:
+    """Return a split, in an order of its content; refuse files that were damaged.
+
+    `read` makes images of a source of examples, and content's order.
+    """
     tfds = _tfds()
     remedy = f"remove {builder.data_dir} and run again, it is prepared anew"
     expected = builder.info.splits[name].num_examples
-    features = builder.info.features
-    shape, classes = features["image"].shape, features["label"].num_classes
-    if expected * math.prod(shape) > MAX_BYTES:
-        raise UsageError(
-            f"--dataset: {builder.name} has {expected:,} images in its split {name}, "
-            f"more than {MAX_BYTES / 1e9:.0f} GB; write those you need as a folder of "
-            "class folders, which is streamed"
-        )
+    classes = builder.info.features["label"].num_classes
     try:
         source = builder.as_data_source(
             split=name, decoders={"image": tfds.decode.SkipDecoding()}
@@ -168,22 +183,72 @@ def _read(builder: Any, name: str) -> Split:
                 f"{builder.data_dir}: the split {name} has {found:,} records, "
                 f"dataset_info.json says {expected:,}; {remedy}"
             )
-        examples = source.__getitems__(list(range(expected)))
-        labels = np.array([example["label"] for example in examples], np.int64)
-        images = _decoded([example["image"] for example in examples], shape)
+        labels = np.concatenate(
+            [
+                [example["label"] for example in source.__getitems__(places)]
+                for places in _chunks(expected)
+            ]
+        ).astype(np.int64)
+        images, order = read(builder, source)
     except (OSError, SyntaxError, ValueError, IndexError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{builder.data_dir}: the split {name} cannot be read: {reason[:200]}; "
             f"{remedy}"
         ) from error
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(
             f"{builder.data_dir}: the split {name} has labels from {labels.min()} to "
             f"{labels.max()}, but {classes} classes; {remedy}"
         )
-    order = content_order(images)
-    return Split(images[order], labels[order].astype(np.int32))
+    return Split(images, labels.astype(np.int32)).take(order)
+
+
+def _chunks(count: int) -> Iterator[list[int]]:
+    """Yield all places, so many at a time that their bytes need little memory."""
+    for start in range(0, count, 1000):
+        yield list(range(start, min(start + 1000, count)))
+
+
+def _pixels(builder: Any, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of one size as they are, uint8[n, h, w, c], and their order."""
+    shape = builder.info.features["image"].shape
+    images = np.empty((len(source), *shape), np.uint8)
+    for places in _chunks(len(source)):
+        encoded = [example["image"] for example in source.__getitems__(places)]
+        images[places] = _decoded(encoded, shape)
+    return images, content_order(images)
+
+
+def _pictures(
+    _builder: Any, source: Any, preprocess: Preprocess, progress: Progress
+) -> tuple[np.ndarray | Pictures, np.ndarray]:
+    """Return pictures of any size, fitted or to be streamed, and their order."""
+    count = len(source)
+    keep = count * preprocess.image_size**2 * 3 <= pictures.RESIDENT_BYTES
+    records = [_Record(source, place) for place in range(count)]
+    with progress(count, "pictures", "picture") as bar:
+        checked = pictures.check_pictures(records, preprocess, keep, bar.update)
+    for record, result in zip(records, checked, strict=True):
+        if result.problem is not None:
+            raise ValueError(f"{record}: {result.problem}")
+    order = np.array(sorted(range(count), key=lambda place: checked[place].content))
+    if keep:
+        return np.stack([result.pixels for result in checked]), order
+    return Pictures(tuple(records), tuple(c.digest for c in checked)), order
+
+
+class _Record:
+    """An encoded picture of a prepared set, which is read like a file."""
+
+    def __init__(self, source: Any, place: int):
+        self.source, self.place = source, place
+
+    def read_bytes(self) -> bytes:
+        return self.source[self.place]["image"]
+
+    def __str__(self) -> str:
+        return f"record {self.place}"
 
 
 def _decoded(encoded: Sequence[bytes], shape: tuple[int, int, int]) -> np.ndarray:
