@@ -112,6 +112,10 @@ def write_confusion(
     axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong")
     axes.set(xlabel="predicted class", ylabel="true class (images)")
     axes.set_xticks(range(count), class_names)
+    if max(map(len, class_names)) > 4:  # side by side they would run into each other
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     rows = matrix.sum(axis=1)
     axes.set_yticks(
         range(count), [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
