@@ -9,7 +9,7 @@ from PIL import Image
 from test_pictures import BAD, JPEG, encoded
 
 from jaxlab import finetune
-from jaxlab.data import folder as folder_module
+from jaxlab.data import pictures
 from jaxlab.data.dataset import Dataset, Split, stratified_split
 from jaxlab.data.folder import load_folder
 from jaxlab.data.pictures import Pictures
@@ -138,7 +138,7 @@ def test_a_test_picture_that_is_trained_on_is_told(tmp_path):
 
 def test_many_pictures_stay_on_the_disk(pets, monkeypatch):
     whole = load(pets)[0]
-    monkeypatch.setattr(folder_module, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 1000)
     data, _ = load(pets)
     assert isinstance(data.train.images, Pictures)
     assert data.files == whole.files
@@ -333,7 +333,7 @@ def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys
 def test_a_streamed_run_is_the_one_from_memory(pets, tmp_path, monkeypatch):
     job = ["--dataset", str(pets), "--image-size", "63", "--epochs", "2"]
     in_memory = finetune.main([*job, "--out", str(tmp_path / "memory")])
-    monkeypatch.setattr(folder_module, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
     streaming = finetune.main([*job, "--out", str(tmp_path / "streaming")])
     assert in_memory.test_accuracy == streaming.test_accuracy
     first, second = (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_folder import load, pets, picture  # noqa: F401 (a fixture)
 
-from jaxlab.data import folder as folder_module
+from jaxlab.data import pictures
 from jaxlab.data.stream import streamed
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
@@ -18,7 +18,7 @@ SQUASH = Preprocess(63)
 def both(pets, monkeypatch):  # noqa: F811 (the fixture)
     """The same pictures in memory and on the disk."""
     whole = load(pets)[0].train
-    monkeypatch.setattr(folder_module, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
     return whole, load(pets)[0].train
 
 

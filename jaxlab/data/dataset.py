@@ -13,6 +13,7 @@ import numpy as np
 from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
 
+SPLIT_SEED = 0  # of what is held out and chosen, whatever a run's own seed
 # Makes a bar from a total, a label and a unit, with an `update(count)`.
 Progress = Callable[[int, str, str], AbstractContextManager[Any]]
 
@@ -122,17 +123,30 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(round_of[shuffled], kind="stable")]
 
 
-def content_order(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return an order, int64[n], that depends on the images' pixels alone.
+def content_order(digests: Iterable[bytes]) -> np.ndarray:
+    """Return an order, int64[n], that depends on the images' `pixel_digest`s alone.
 
     Split and selection start from it, so that they are the same however a data set is
     stored: in TFDS' shards or as files of any name.
     """
-    digests = [hashlib.sha256(np.ascontiguousarray(x).data).digest() for x in images]
+    digests = list(digests)
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndarray:
+    """Return the places, int64[k] and sorted, of `asked` examples (all for None).
+
+    A seeded, class-balanced order says which; they stay in the order they stand in, so
+    that the same choice is the same data set wherever it is stored. Raises UsageError,
+    which names `flag`, when there are fewer.
+    """
+    size = checked_size(asked, len(labels), flag)
+    return np.sort(balanced_order(labels, SPLIT_SEED)[:size])
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED
+) -> np.ndarray:
     """Return bool[n]: which examples to hold out, a `fraction` of each class, rounded.
 
     A class of two or more keeps one on either side.

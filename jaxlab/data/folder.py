@@ -16,25 +16,24 @@ from jaxlab.data.dataset import (
     Dataset,
     Progress,
     Split,
-    balanced_order,
-    checked_size,
+    balanced_choice,
+    content_order,
     no_progress,
     stratified_split,
 )
 from jaxlab.data.pictures import (
     ENDINGS,
-    RESIDENT_BYTES,
     Checked,
-    Pictures,
+    are_kept,
     check_pictures,
     files_in,
+    images_of,
     is_litter,
 )
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
-SPLIT_SEED = 0
 TEST_NAMES = ("val", "test")
 _EXAMPLES = 3  # of each kind of problem
 
@@ -65,13 +64,12 @@ def load_folder(
     that is no good picture: all problems in one message, by kind.
     """
     class_names, files, problems = _scan(root)
-    resident = len(files) * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
-    files, checked = _checked(root, files, problems, resident, preprocess, progress)
+    files, checked = _checked(root, files, problems, preprocess, progress)
     labels = np.array([file.label for file in files], np.int32)
     if files[0].split:
         held_out = np.array([file.split == "test" for file in files])
     else:
-        held_out = stratified_split(labels, val_fraction, SPLIT_SEED)
+        held_out = stratified_split(labels, val_fraction)
     chosen = {}
     for name, members in (("train", ~held_out), ("test", held_out)):
         places = np.flatnonzero(members)
@@ -81,30 +79,22 @@ def load_folder(
                 "add pictures"
             )
         asked = train_size if name == "train" else test_size
-        size = checked_size(asked, len(places), f"--{name}-size")
-        # Chosen by a balanced order, and kept in content's.
-        order = np.sort(balanced_order(labels[places], SPLIT_SEED)[:size])
-        chosen[name] = places[order]
+        chosen[name] = places[balanced_choice(labels[places], asked, f"--{name}-size")]
     _tell_of_oddities(root, files, checked, held_out, say)
 
-    def split(places: np.ndarray) -> Split:
-        if resident:
-            images = np.stack([checked[place].pixels for place in places])
-        else:
-            images = Pictures(
-                tuple(files[place].path for place in places),
-                tuple(checked[place].digest for place in places),
-            )
-        return Split(images, labels[places])
-
+    paths = [file.path for file in files]
+    parts = {
+        name: Split(images_of(paths, checked, places), labels[places])
+        for name, places in chosen.items()
+    }
     return Dataset(
         name=str(root),
-        train=split(chosen["train"]),
-        test=split(chosen["test"]),
+        train=parts["train"],
+        test=parts["test"],
         class_names=class_names,
         fitted=True,
         files={
-            name: [str(files[place].path.relative_to(root)) for place in places]
+            name: [str(paths[place].relative_to(root)) for place in places]
             for name, places in chosen.items()
         },
     )
@@ -190,12 +180,11 @@ def _checked(
     root: Path,
     files: Sequence[_File],
     problems: dict[str, list[str]],
-    keep: bool,
     preprocess: Preprocess,
     progress: Progress,
 ) -> tuple[list[_File], list[Checked]]:
     """Decode every file; refuse the folder when one is bad. Returns content's order."""
-
+    keep = are_kept(len(files), preprocess)
     with progress(len(files), "pictures", "picture") as bar:
         paths = [file.path for file in files]
         checked = check_pictures(paths, preprocess, keep, bar.update)
@@ -204,7 +193,7 @@ def _checked(
             problems[result.problem.kind].append(_relative(file.path, root))
     _refuse(root, problems)
     # Not the names' order: split and selection depend on the pictures alone.
-    order = sorted(range(len(files)), key=lambda place: checked[place].content)
+    order = content_order(result.content for result in checked)
     return [files[place] for place in order], [checked[place] for place in order]
 
 

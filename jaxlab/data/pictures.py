@@ -170,14 +170,36 @@ class Pictures:
         )
 
 
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """Return a digest of an image's pixels, the same in whatever file they were."""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+
+
 class Checked(NamedTuple):
     """What reading a picture once has shown."""
 
     digest: str = ""  # of the file
-    content: bytes = b""  # a digest of the pixels as they are in the file
+    content: bytes = b""  # the pixel_digest of what is in the file
     animated: bool = False
     pixels: np.ndarray | None = None  # fitted, where they are kept
     problem: BadPicture | None = None
+
+
+def are_kept(count: int, preprocess: Preprocess) -> bool:
+    """Return whether so many fitted pictures are kept in memory, not streamed."""
+    return count * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
+
+
+def images_of(
+    paths: Sequence[Path | Record], checked: Sequence[Checked], places: Sequence[int]
+) -> np.ndarray | Pictures:
+    """Return the good pictures at these places: the pixels if kept, else the files."""
+    if all(checked[place].pixels is not None for place in places):
+        return np.stack([checked[place].pixels for place in places])
+    return Pictures(
+        tuple(paths[place] for place in places),
+        tuple(checked[place].digest for place in places),
+    )
 
 
 def check_pictures(
@@ -194,7 +216,7 @@ def check_pictures(
             picture = decode(content)
             return Checked(
                 digest=hashlib.sha256(content).hexdigest(),
-                content=hashlib.sha256(np.asarray(picture)).digest(),
+                content=pixel_digest(np.asarray(picture)),
                 animated=picture.info["animated"],
                 pixels=preprocess.fit(picture) if keep else None,
             )

@@ -52,13 +52,13 @@ def prepare(
     """
     target = Path(builder.data_dir)
     files = {info.filename: url for url, info in builder.url_infos.items()}
-    at_hand = (
-        manual_dir is not None
-        and bool(files)
-        and all(Path(manual_dir, file).is_file() for file in files)
-    )
-    if not at_hand:
-        _require_network(name, target, manual_dir, files, offline)
+    absent = [
+        file
+        for file in files
+        if manual_dir is None or not Path(manual_dir, file).is_file()
+    ]
+    if absent or not files:
+        _require_network(name, target, manual_dir, files, absent, offline)
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"{name}: not prepared, and that needs TensorFlow; "
@@ -88,6 +88,7 @@ def _require_network(
     target: Path,
     manual_dir: str | None,
     files: dict[str, str],
+    absent: list[str],
     offline: bool,
 ) -> None:
     """Raise NetworkError with the three ways out, unless a host answers."""
@@ -109,7 +110,6 @@ def _require_network(
         reason = f"no connection to {unreachable}"
     missing = ""
     if manual_dir is not None:
-        absent = [file for file in files if not Path(manual_dir, file).is_file()]
         missing = f" ({manual_dir} lacks {', '.join(absent[:4])})"
     raise NetworkError(
         f"{name}: not prepared in {target}, and {reason}; run once with a network, or "

@@ -11,24 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.data import pictures
 from jaxlab.data.dataset import (
     Dataset,
     Progress,
     Split,
-    balanced_order,
-    checked_size,
+    balanced_choice,
     content_order,
     no_progress,
     stratified_split,
 )
-from jaxlab.data.pictures import Pictures
+from jaxlab.data.pictures import (
+    are_kept,
+    check_pictures,
+    images_of,
+    pixel_digest,
+)
 from jaxlab.data.prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
 from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
-SPLIT_SEED = 0
 MAX_BYTES = 4 << 30  # of a split's pixels as they are; more are fitted and streamed
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -90,21 +92,18 @@ def load_tfds(
         if fitted
         else _pixels
     )
-    parts = dict(
-        zip(("train", "test"), (_read(builder, n, read) for n in names), strict=False)
-    )
-    if not test:
+    parts = {"train": _read(builder, "train", read)}
+    if test:
+        parts["test"] = _read(builder, test, read)
+    else:
         train = parts["train"]
-        held_out = stratified_split(train.labels, val_fraction, SPLIT_SEED)
+        held_out = stratified_split(train.labels, val_fraction)
         parts["train"] = train.take(np.flatnonzero(~held_out))
         parts["test"] = train.take(np.flatnonzero(held_out))
     sizes = {"train": train_size, "test": test_size}
     for part, split in parts.items():
-        size = checked_size(sizes[part], len(split), f"--{part}-size")
-        # Which ones, a balanced order says; then they stand in content's order again,
-        # so that the same choice is the same data set wherever it is stored.
-        order = np.sort(balanced_order(split.labels, SPLIT_SEED)[:size])
-        parts[part] = split.take(order)
+        chosen = balanced_choice(split.labels, sizes[part], f"--{part}-size")
+        parts[part] = split.take(chosen)
     return Dataset(name, parts["train"], parts["test"], class_names, fitted)
 
 
@@ -162,11 +161,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def _read(
-    builder: Any, name: str, read: Callable[[Any, Any], tuple[Any, np.ndarray]]
+    builder: Any, name: str, read: Callable[[Any, Any], tuple[Split, np.ndarray]]
 ) -> Split:
     """Return a split, in an order of its content; refuse files that were damaged.
 
-    `read` makes images of a source of examples, and content's order.
+    `read` makes a split of a source of examples, and says content's order.
     """
     tfds = _tfds()
     remedy = f"remove {builder.data_dir} and run again, it is prepared anew"
@@ -183,59 +182,58 @@ def _read(
                 f"{builder.data_dir}: the split {name} has {found:,} records, "
                 f"dataset_info.json says {expected:,}; {remedy}"
             )
-        labels = np.concatenate(
-            [
-                [example["label"] for example in source.__getitems__(places)]
-                for places in _chunks(expected)
-            ]
-        ).astype(np.int64)
-        images, order = read(builder, source)
+        split, order = read(builder, source)
     except (OSError, SyntaxError, ValueError, IndexError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{builder.data_dir}: the split {name} cannot be read: {reason[:200]}; "
             f"{remedy}"
         ) from error
+    labels = split.labels
     if not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(
             f"{builder.data_dir}: the split {name} has labels from {labels.min()} to "
             f"{labels.max()}, but {classes} classes; {remedy}"
         )
-    return Split(images, labels.astype(np.int32)).take(order)
+    return Split(split.images, labels.astype(np.int32)).take(order)
 
 
-def _chunks(count: int) -> Iterator[list[int]]:
-    """Yield all places, so many at a time that their bytes need little memory."""
-    for start in range(0, count, 1000):
-        yield list(range(start, min(start + 1000, count)))
+def _chunks(source: Any) -> Iterator[tuple[list[int], list[Any]]]:
+    """Yield all places and examples, a thousand at a time: they need little memory."""
+    for start in range(0, len(source), 1000):
+        places = list(range(start, min(start + 1000, len(source))))
+        yield places, source.__getitems__(places)
 
 
-def _pixels(builder: Any, source: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(builder: Any, source: Any) -> tuple[Split, np.ndarray]:
     """Return images of one size as they are, uint8[n, h, w, c], and their order."""
     shape = builder.info.features["image"].shape
     images = np.empty((len(source), *shape), np.uint8)
-    for places in _chunks(len(source)):
-        encoded = [example["image"] for example in source.__getitems__(places)]
-        images[places] = _decoded(encoded, shape)
-    return images, content_order(images)
+    labels = np.empty(len(source), np.int64)
+    for places, examples in _chunks(source):
+        images[places] = _decoded([example["image"] for example in examples], shape)
+        labels[places] = [example["label"] for example in examples]
+    return Split(images, labels), content_order(map(pixel_digest, images))
 
 
 def _pictures(
     _builder: Any, source: Any, preprocess: Preprocess, progress: Progress
-) -> tuple[np.ndarray | Pictures, np.ndarray]:
+) -> tuple[Split, np.ndarray]:
     """Return pictures of any size, fitted or to be streamed, and their order."""
     count = len(source)
-    keep = count * preprocess.image_size**2 * 3 <= pictures.RESIDENT_BYTES
+    labels = np.empty(count, np.int64)
+    for places, examples in _chunks(source):
+        labels[places] = [example["label"] for example in examples]
     records = [_Record(source, place) for place in range(count)]
     with progress(count, "pictures", "picture") as bar:
-        checked = pictures.check_pictures(records, preprocess, keep, bar.update)
+        checked = check_pictures(
+            records, preprocess, are_kept(count, preprocess), bar.update
+        )
     for record, result in zip(records, checked, strict=True):
         if result.problem is not None:
             raise ValueError(f"{record}: {result.problem}")
-    order = np.array(sorted(range(count), key=lambda place: checked[place].content))
-    if keep:
-        return np.stack([result.pixels for result in checked]), order
-    return Pictures(tuple(records), tuple(c.digest for c in checked)), order
+    images = images_of(records, checked, range(count))
+    return Split(images, labels), content_order(result.content for result in checked)
 
 
 class _Record:
