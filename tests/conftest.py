@@ -61,3 +61,15 @@ def x64():
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def recompiled():
+    """A function that forgets compiled programs, for a control that patches the code.
+
+    They are forgotten once more after the test, so that nobody else meets wrong ones.
+    """
+    import jax
+
+    yield jax.clear_caches
+    jax.clear_caches()

@@ -1,5 +1,7 @@
 """AlexNet against the real torchvision: every named layer, sizes, precisions."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,18 +73,19 @@ def torch_layers(model, images):
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run_captured(model, params, images):
+    """The logits and Flax's record of every layer; compiled once for each shape."""
+    logits, captured = model.apply(
+        {"params": params}, images, train=False, capture_intermediates=True
+    )
+    return logits, captured["intermediates"]
+
+
 def our_layers(model, params, images):
     """Every named layer's output, as our model computes it."""
-
-    @jax.jit
-    def run(params, images):
-        logits, captured = model.apply(
-            {"params": params}, images, train=False, capture_intermediates=True
-        )
-        return logits, captured["intermediates"]
-
     with jax.default_matmul_precision("highest"):
-        logits, captured = run(params, images)
+        logits, captured = run_captured(model, params, images)
     outputs = {name: captured[name]["__call__"][0] for name in LAYERS}
     np.testing.assert_array_equal(outputs["fc8"], logits)
     return outputs
@@ -130,9 +133,10 @@ def test_every_layer_equals_torchvision_in_float64(weights, num_classes, x64):
         assert same_top1, size
 
 
-def same_padded(*args, **kwargs):
+def same_padded(*args, kernel_size, **kwargs):
     """Negative control: Flax's default padding instead of torch's."""
-    return layers.conv(*args, **kwargs).clone(padding="SAME")
+    kwargs["padding"] = kernel_size // 2
+    return layers.Conv(*args, kernel_size=kernel_size, **kwargs)
 
 
 def plain_pool(x, output_size):
@@ -142,7 +146,7 @@ def plain_pool(x, output_size):
     return nn.avg_pool(x, window, strides=window)[:, :rows, :columns]
 
 
-def test_wrong_variants_fail_the_parity_bar(monkeypatch):
+def test_wrong_variants_fail_the_parity_bar(monkeypatch, recompiled):
     oracle = torch_alexnet(10)
     params = to_flax(oracle.state_dict())
     images = random_images((320, 320))
@@ -162,11 +166,13 @@ def test_wrong_variants_fail_the_parity_bar(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(alexnet, "adaptive_avg_pool", plain_pool)
+        recompiled()
         found, _ = errors(AlexNet(10), params, images, oracle)
         assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
 
     # Only the logits have the same shape: SAME gives conv1 one row and column more.
-    monkeypatch.setattr(alexnet, "conv", same_padded)
+    monkeypatch.setattr(alexnet, "Conv", same_padded)
+    recompiled()
     ours = our_layers(AlexNet(10), params, images)["fc8"]
     assert relative_error(ours, torch_layers(oracle, images)["fc8"]) > CLEARLY_WRONG
 
@@ -205,7 +211,8 @@ def test_unusable_inputs_are_refused_with_what_is_expected(shape, dtype, message
 
 def test_fresh_layers_are_drawn_as_torch_draws_them():
     model = AlexNet(10)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)), train=False)
+    init = jax.jit(lambda key, x: model.init(key, x, train=False))
+    params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))
     oracle = to_flax(torch_alexnet(10).state_dict())
     for name, layer in params["params"].items():
         fan_in = np.prod(layer["kernel"].shape[:-1])

@@ -18,7 +18,7 @@ from conftest import TRAJECTORY_FLOAT64, narrow_table, relative_error, torch_ale
 
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.finetune import FREEZE
-from jaxlab.models.layers import conv, linear
+from jaxlab.models.layers import Conv, linear
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
@@ -34,11 +34,11 @@ class NarrowAlexNet(AlexNet):
     """AlexNet with 8 to 16 channels and 32 hidden units."""
 
     def setup(self):
-        self.conv1 = conv(3, 8, kernel=11, stride=4, padding=2)
-        self.conv2 = conv(8, 12, kernel=5, padding=2)
-        self.conv3 = conv(12, 16, kernel=3, padding=1)
-        self.conv4 = conv(16, 12, kernel=3, padding=1)
-        self.conv5 = conv(12, 12, kernel=3, padding=1)
+        self.conv1 = Conv(3, 8, kernel_size=11, stride=4, padding=2)
+        self.conv2 = Conv(8, 12, kernel_size=5, padding=2)
+        self.conv3 = Conv(12, 16, kernel_size=3, padding=1)
+        self.conv4 = Conv(16, 12, kernel_size=3, padding=1)
+        self.conv5 = Conv(12, 12, kernel_size=3, padding=1)
         self.drop6 = nn.Dropout(self.dropout_rate)
         self.fc6 = linear(12 * 6 * 6, 32)
         self.drop7 = nn.Dropout(self.dropout_rate)

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models.layers import adaptive_avg_pool, conv, linear
+from jaxlab.models.cpu import max_pool
+from jaxlab.models.layers import Conv, adaptive_avg_pool, linear
 
 MIN_SIZE = 63  # below, the last max pool has no 3x3 window
 
@@ -28,11 +29,11 @@ class AlexNet(nn.Module):
     def setup(self):
         """Create the named layers."""
         dtype = self.dtype
-        self.conv1 = conv(3, 64, kernel=11, stride=4, padding=2, dtype=dtype)
-        self.conv2 = conv(64, 192, kernel=5, padding=2, dtype=dtype)
-        self.conv3 = conv(192, 384, kernel=3, padding=1, dtype=dtype)
-        self.conv4 = conv(384, 256, kernel=3, padding=1, dtype=dtype)
-        self.conv5 = conv(256, 256, kernel=3, padding=1, dtype=dtype)
+        self.conv1 = Conv(3, 64, kernel_size=11, stride=4, padding=2, dtype=dtype)
+        self.conv2 = Conv(64, 192, kernel_size=5, padding=2, dtype=dtype)
+        self.conv3 = Conv(192, 384, kernel_size=3, padding=1, dtype=dtype)
+        self.conv4 = Conv(384, 256, kernel_size=3, padding=1, dtype=dtype)
+        self.conv5 = Conv(256, 256, kernel_size=3, padding=1, dtype=dtype)
         self.drop6 = nn.Dropout(self.dropout_rate)
         self.fc6 = linear(256 * 6 * 6, 4096, dtype=dtype)
         self.drop7 = nn.Dropout(self.dropout_rate)
@@ -46,13 +47,13 @@ class AlexNet(nn.Module):
     def features(self, x: jax.Array) -> jax.Array:
         """Run the convolutions and pools: float[b, h, w, 3] -> float[b, 6, 6, 256]."""
         _check_images(x)
-        # Shapes for 224 pixels                      [b, 224, 224, 3]
-        x = max_pool(nn.relu(self.conv1(x)))  #      [b, 27, 27, 64]
-        x = max_pool(nn.relu(self.conv2(x)))  #      [b, 13, 13, 192]
-        x = nn.relu(self.conv3(x))  #                [b, 13, 13, 384]
-        x = nn.relu(self.conv4(x))  #                [b, 13, 13, 256]
-        x = max_pool(nn.relu(self.conv5(x)))  #      [b, 6, 6, 256]
-        return adaptive_avg_pool(x, (6, 6))  #       [b, 6, 6, 256], at any size
+        # Shapes for 224 pixels                            [b, 224, 224, 3]
+        x = max_pool(nn.relu(self.conv1(x)), 3, 2)  #      [b, 27, 27, 64]
+        x = max_pool(nn.relu(self.conv2(x)), 3, 2)  #      [b, 13, 13, 192]
+        x = nn.relu(self.conv3(x))  #                      [b, 13, 13, 384]
+        x = nn.relu(self.conv4(x))  #                      [b, 13, 13, 256]
+        x = max_pool(nn.relu(self.conv5(x)), 3, 2)  #      [b, 6, 6, 256]
+        return adaptive_avg_pool(x, (6, 6))  #             [b, 6, 6, 256], at any size
 
     def classify(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Run the classifier: float[b, 6, 6, 256] -> logits[b, num_classes]."""
@@ -62,11 +63,6 @@ class AlexNet(nn.Module):
         x = self.drop7(x, deterministic=not train)
         x = nn.relu(self.fc7(x))
         return self.fc8(x)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 windows, 2 apart, unpadded: float[b, h, w, c] -> float[b, h', w', c]."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def _check_images(x: jax.Array) -> None:
