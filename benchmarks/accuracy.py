@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess, make_eval_step
-from jaxlab.train import TrainState, evaluate, resident
+from jaxlab.train import Resident, TrainState, evaluate
 from pretrained import to_flax
 
 
@@ -98,7 +98,7 @@ def on_mnist_test(folder: Path, images: np.ndarray, labels: np.ndarray) -> float
     score, _ = evaluate(
         make_eval_step(apply_fn),
         state,
-        resident(jnp.asarray(images), jnp.asarray(labels)),
+        Resident(jnp.asarray(images), jnp.asarray(labels)),
         count=len(labels),
         batch_size=100,
     )

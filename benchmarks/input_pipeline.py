@@ -32,7 +32,7 @@ from jaxlab.data.digits import mnist5k
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.stream import streamed
 from jaxlab.preprocess import Preprocess, resize_bilinear
-from jaxlab.train import Loader, resident
+from jaxlab.train import Loader, Resident
 from jaxlab.verify import import_torch
 
 BATCH = 64
@@ -133,7 +133,7 @@ def our_photographs(folder: Path) -> Callable[[], int]:
 
 def _digits(count: int) -> Loader:
     data = mnist5k().first(count, None).train
-    return resident(jnp.asarray(data.images), jnp.asarray(data.labels))
+    return Resident(jnp.asarray(data.images), jnp.asarray(data.labels))
 
 
 def _epoch(

@@ -341,7 +341,7 @@ def _network_inputs(
                 split.images, split.labels, preprocess, config.workers
             )
         else:
-            loaders[name] = train.resident(
+            loaders[name] = train.Resident(
                 jnp.asarray(split.images), jnp.asarray(split.labels)
             )
     to_input = preprocess.normalize if data.fitted else preprocess
@@ -369,7 +369,7 @@ def _network_inputs(
         flush=True,
     )
     return {
-        name: train.resident(features[name], jnp.asarray(split.labels))
+        name: train.Resident(features[name], jnp.asarray(split.labels))
         for name, split in data.splits.items()
     }, functools.partial(model.apply, method="classify")
 

@@ -4,8 +4,10 @@ The steps know no model and no optimiser by name: they take an `apply_fn` with t
 signature of a Linen module's `apply`, and an Optax transformation.
 """
 
+import functools
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax
@@ -14,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+
+# How long the device may work without the host: what a progress bar, or who interrupts
+# the run, has to wait.
+SECONDS_AWAY = 0.5
 
 
 class TrainState(struct.PyTreeNode):
@@ -178,22 +184,24 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 Loader = Callable[[np.ndarray, int], Iterator[Batch]]
 
 
-def resident(inputs: jax.Array, labels: jax.Array) -> Loader:
-    """Return a loader that gathers, inside jit, from inputs [n, ...], labels int32[n].
+class Resident(NamedTuple):
+    """A loader of examples on the device: inputs [n, ...], labels int32[n].
 
-    Both stay on the device; a batch moves its indices only.
+    A batch moves its indices only, and `train_epoch` takes its steps without the host.
     """
 
-    def load(order, size):
-        for indices, weights in batches(order, size):
-            yield _gather(inputs, labels, indices, weights)
+    inputs: jax.Array
+    labels: jax.Array
 
-    return load
+    def __call__(self, order: np.ndarray, size: int) -> Iterator[Batch]:
+        """Yield the batches of an order, gathered inside jit."""
+        for indices, weights in batches(order, size):
+            yield _gather(self, indices, weights)
 
 
 @jax.jit
-def _gather(inputs, labels, indices, weights) -> Batch:
-    return Batch(inputs[indices], labels[indices], weights)
+def _gather(data: Resident, indices, weights) -> Batch:
+    return Batch(data.inputs[indices], data.labels[indices], weights)
 
 
 def train_epoch(
@@ -208,23 +216,69 @@ def train_epoch(
 ) -> tuple[TrainState, Score]:
     """Take one step for every batch of `order`; return the state and the mean score.
 
-    `on_batch` gets each batch's score and size, one batch late, so that the device
-    never waits for the host.
+    `on_batch` gets the score and the number of examples since its last call. The device
+    does not wait for the host: with a `Resident` loader many steps are one program,
+    else each step's metrics are fetched while the next one runs.
     """
     scores: list[Metrics] = []
-    pending: deque[Metrics] = deque()
 
-    def collect():
-        scores.append(jax.device_get(pending.popleft()))
-        on_batch(_score(scores[-1:]), int(scores[-1].count))
+    def collect(metrics):
+        scores.extend(metrics)
+        score = _score(metrics)
+        on_batch(score, int(sum(step.count for step in metrics)))
 
-    for batch in load(order, batch_size):
-        state, metrics = train_step(state, batch, key)
-        pending.append(metrics)
-        if len(pending) > 1:
-            collect()
-    collect()
+    if isinstance(load, Resident):
+        indices, weights = map(np.stack, zip(*batches(order, batch_size), strict=True))
+        start, count = 0, 1
+        while start < len(indices):
+            stop = min(start + count, len(indices))
+            began = time.perf_counter()
+            state, metrics = _steps(
+                train_step, state, load, indices, weights, key, start, stop
+            )
+            metrics = jax.device_get(metrics)
+            collect([Metrics(*step) for step in zip(*metrics, strict=True)][start:stop])
+            # The same program for any number of steps, so the same result to the bit.
+            count *= 2 if time.perf_counter() - began < SECONDS_AWAY / 2 else 1
+            start = stop
+        return state, _score(scores)
+
+    def steps():
+        nonlocal state
+        for batch in load(order, batch_size):
+            state, metrics = train_step(state, batch, key)
+            yield metrics
+
+    for metrics in _fetched_late(steps()):
+        collect([metrics])
     return state, _score(scores)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _steps(train_step, state, data, indices, weights, key, start, stop):
+    """Take the steps of batches start to stop; metrics are [number of batches]."""
+
+    def take(i, state):
+        return train_step(state, _gather(data, indices[i], weights[i]), key)
+
+    def body(i, carry):
+        state, history = carry
+        state, metrics = take(i, state)
+        return state, jax.tree.map(lambda a, b: a.at[i].set(b), history, metrics)
+
+    _, metrics = jax.eval_shape(take, 0, state)
+    history = jax.tree.map(lambda a: jnp.zeros(len(indices), a.dtype), metrics)
+    return jax.lax.fori_loop(start, stop, body, (state, history))
+
+
+def _fetched_late(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield device results on the host, each when the next one is under way."""
+    pending: deque[Any] = deque()
+    for result in results:
+        pending.append(result)
+        if len(pending) > 1:
+            yield jax.device_get(pending.popleft())
+    yield from jax.device_get(list(pending))
 
 
 def evaluate(
@@ -237,8 +291,8 @@ def evaluate(
 ) -> tuple[Score, np.ndarray]:
     """Return the mean score and predictions int32[count]; each example counts once."""
     scores, predictions = [], []
-    for batch in load(np.arange(count), batch_size):
-        metrics, predicted = jax.device_get(eval_step(state, batch))
+    steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))
+    for metrics, predicted in _fetched_late(steps):
         scores.append(metrics)
         predictions.append(predicted[: int(metrics.count)])  # padding stands last
     return _score(scores), np.concatenate(predictions)

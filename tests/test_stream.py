@@ -9,7 +9,7 @@ from jaxlab.data import pictures
 from jaxlab.data.stream import streamed
 from jaxlab.errors import InputError
 from jaxlab.preprocess import Preprocess
-from jaxlab.train import epoch_order, resident
+from jaxlab.train import Resident, epoch_order
 
 SQUASH = Preprocess(63)
 
@@ -26,7 +26,7 @@ def both(pets, monkeypatch):  # noqa: F811 (the fixture)
 def test_batches_are_those_from_memory(both, workers):
     whole, files = both
     order = epoch_order(12, seed=0, epoch=1)
-    expected = resident(jnp.asarray(whole.images), jnp.asarray(whole.labels))
+    expected = Resident(jnp.asarray(whole.images), jnp.asarray(whole.labels))
     stream = streamed(files.images, files.labels, SQUASH, workers)
     for ours, theirs in zip(stream(order, 5), expected(order, 5), strict=True):
         np.testing.assert_array_equal(ours.inputs, theirs.inputs)

@@ -14,16 +14,18 @@ from jaxlab import (
     make_eval_step,
     make_optimizer,
     make_train_step,
+    train,
     trainable_tree,
 )
 from jaxlab.finetune import FREEZE
+from jaxlab.models import cpu
 from jaxlab.train import (
     Batch,
+    Resident,
     batches,
     epoch_order,
     evaluate,
     init_state,
-    resident,
     train_epoch,
 )
 
@@ -73,19 +75,50 @@ def test_a_padded_batch_takes_the_step_of_the_short_one():
 def test_the_last_short_batch_does_not_recompile_and_loses_nothing():
     _, step, state, inputs, labels = linear_job()
     seen = []
+    programs = train._steps._cache_size()
     state, score = train_epoch(
         step,
         state,
-        resident(inputs, labels),
+        Resident(inputs, labels),
         order=epoch_order(10, seed=0, epoch=0),
         batch_size=4,
         key=jax.random.key(0),
         on_batch=lambda score, count: seen.append(count),
     )
-    assert seen == [4, 4, 2]
+    assert sum(seen) == 10
     assert int(state.step) == 3
-    assert step._cache_size() == 1
+    assert train._steps._cache_size() == programs + 1
     assert np.isfinite(score.loss)
+
+
+def test_steps_give_the_same_bits_by_one_and_by_many(monkeypatch):
+    def job(load_of, seconds_away):
+        monkeypatch.setattr(train, "SECONDS_AWAY", seconds_away)
+        _, step, state, inputs, labels = linear_job(count=50)
+        calls = []
+        state, score = train_epoch(
+            step,
+            state,
+            load_of(Resident(inputs, labels)),
+            order=epoch_order(50, seed=0, epoch=0),
+            batch_size=4,
+            key=jax.random.key(0),
+            on_batch=lambda score, count: calls.append(count),
+        )
+        return jax.tree.leaves(jax.device_get(state)), score, calls
+
+    whole, score, calls = job(lambda data: data, np.inf)
+    assert calls == [4, 8, 16, 22]  # 1, 2, 4 and 6 batches; the last one holds 2
+    # A plain function: any other loader, whose batches pass by the host.
+    loaders = {"one": lambda data: data, "host": lambda data: data.__call__}
+    for name, load_of in loaders.items():
+        found, found_score, calls = job(load_of, 0)
+        assert calls == [4] * 12 + [2], name
+        # By the host it is another program, which may round otherwise.
+        tolerance = {"one": 0, "host": 1e-6}[name]
+        np.testing.assert_allclose(found_score, score, rtol=tolerance)
+        for ours, theirs in zip(found, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 64])
@@ -94,7 +127,7 @@ def test_evaluation_counts_every_example_exactly_once(batch_size):
     score, predictions = evaluate(
         make_eval_step(model.apply),
         state,
-        resident(inputs, labels),
+        Resident(inputs, labels),
         count=10,
         batch_size=batch_size,
     )
@@ -149,7 +182,10 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("freeze", FREEZE)
-def test_no_gradient_is_computed_for_frozen_layers(freeze):
+def test_no_gradient_is_computed_for_frozen_layers(freeze, monkeypatch, recompiled):
+    # What other devices run: a convolution there is one operation.
+    monkeypatch.setattr(cpu, "_is_cpu", lambda x: False)
+    recompiled()
     model = AlexNet(10)
     images = jax.ShapeDtypeStruct((2, 63, 63, 3), jnp.float32)
     params = jax.eval_shape(
