@@ -119,25 +119,6 @@ def run(main: Callable[[], Any]) -> int:
         return _report(error, f"{where}: {error.strerror or error}; {advice}", 3)
 
 
-def device_kind() -> str:
-    """Return the name of the device JAX computes on.
-
-    Raises JaxlabError when the one that JAX_PLATFORMS asks for is not there.
-    """
-    import jax
-
-    try:
-        return jax.devices()[0].device_kind
-    # JAX asserts, without a word, where the platform asked for has no plugin installed.
-    except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise JaxlabError(
-            f"JAX: found no device for JAX_PLATFORMS={asked}: "
-            f"{str(error) or 'its plugin is not installed'}; unset it, or for an "
-            "NVIDIA GPU pip install 'jaxlab[cuda]'"
-        ) from error
-
-
 def progress(total: int, label: str, unit: str = "image") -> "tqdm":
     """Return a tqdm bar on stderr, which shows on a terminal only."""
     from tqdm import tqdm

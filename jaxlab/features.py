@@ -3,45 +3,139 @@
 Without augmentation a frozen layer gives the same output for an image in every epoch,
 so training on stored outputs is exact. The store stops before the first dropout, whose
 output changes from step to step even where its neighbours are frozen.
+
+Later runs find what was computed on disk, under a key of all that decides it: pixels,
+weights, device, and the program itself.
 """
 
+import hashlib
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.store import ArrayStore, Damaged, NoRoom
+from jaxlab.train import Batch, Loader, Resident, batches, fetched_late
 
-def compute_features(
+# A split's outputs up to this size are held in memory, larger ones read from the disk.
+RESIDENT_BYTES = 1 << 32
+
+
+class Images(NamedTuple):
+    """Images: their loader, the shape of one, their labels, their pixels' SHA-256."""
+
+    load: Loader
+    shape: tuple[int, ...]
+    labels: np.ndarray
+    sha256: str
+
+
+def feature_loader(
     feature_fn: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
-    splits: Mapping[str, tuple[Callable[[np.ndarray, int], Iterator[Any]], int]],
-    preprocess: Callable[[jax.Array], jax.Array],
+    images: Images,
+    store: ArrayStore,
     *,
     batch_size: int,
+    facts: Mapping[str, Any],
     on_batch: Callable[[int], None] = lambda count: None,
-) -> dict[str, jax.Array]:
-    """Run `feature_fn(variables, preprocess(images))` once over each split's images.
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Loader, bool]:
+    """Return a loader of the images' outputs, and whether they come from the store.
 
-    `splits` holds for each a loader, from an order and a batch size to batches with
-    `inputs` uint8[b, h, w, c], and the number n of images. The result is float[n, ...]
-    by split, on the device. All splits share one compiled program.
-    `on_batch` gets the number of images done in each batch.
+    `feature_fn(variables, uint8[batch_size, *shape]) -> float[batch_size, ...]` is
+    pure. Outputs that the store does not hold are computed and put there; `facts` are
+    what decides the images besides their hash, such as a decoder's version. `on_batch`
+    gets the number of images done in each batch, `say` a line for what is unusual.
+
+    Raises NoRoom, or OSError, when there are too many to be held in memory and the
+    store cannot take them.
     """
+    batch = jax.ShapeDtypeStruct((batch_size, *images.shape), jnp.uint8)
+    lowered = jax.jit(feature_fn).lower(variables, batch)
+    shape = (len(images.labels), *lowered.out_info.shape[1:])
+    dtype = np.dtype(lowered.out_info.dtype)
+    size = math.prod(shape) * dtype.itemsize
+    resident = size <= RESIDENT_BYTES
+    about = {
+        "images": images.sha256,
+        "variables": _sha256(variables),
+        # The text names every operation, constant, shape and precision.
+        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "device": jax.devices()[0].device_kind,
+        **facts,
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    @jax.jit
-    def run(variables, images):
-        return feature_fn(variables, preprocess(images))
+    def compute(append: Callable[[np.ndarray], None]) -> np.ndarray | None:
+        array = np.empty(shape, dtype) if resident else None
+        start = 0
+        for outputs in _outputs(lowered.compile(), variables, images, batch_size):
+            append(outputs)
+            if resident:
+                array[start : start + len(outputs)] = outputs
+            start += len(outputs)
+            on_batch(len(outputs))
+        return array
 
-    def over(load, count):
-        outputs = []
-        for start, batch in zip(
-            range(0, count, batch_size), load(np.arange(count), batch_size), strict=True
+    found = None
+    try:
+        with store.lock(
+            key, lambda: say("features: waiting for the run that makes them")
         ):
-            new = min(batch_size, count - start)
-            outputs.append(run(variables, batch.inputs)[:new].block_until_ready())
-            on_batch(new)
-        return jnp.concatenate(outputs)
+            try:
+                found = array = store.read(key, shape, dtype, mapped=not resident)
+            except Damaged as error:
+                say(f"warning: {error}; computing it anew")
+            if found is None:
+                with store.write(key, size, about) as append:
+                    array = compute(append)
+                if not resident:
+                    array = store.read(key, shape, dtype, mapped=True)
+    except (NoRoom, OSError) as error:
+        if not resident:
+            raise
+        say(f"warning: {store.folder}: features are not kept: {error}")
+        array = compute(lambda outputs: None)
+    labels = np.asarray(images.labels, np.int32)
+    if resident:
+        loader = Resident(jnp.asarray(array), jnp.asarray(labels))
+    else:
+        loader = _on_disk(array, labels)
+    return loader, found is not None
 
-    return {name: over(*split) for name, split in splits.items()}
+
+def _outputs(
+    run: Callable, variables: Any, images: Images, batch_size: int
+) -> Iterator[np.ndarray]:
+    left = len(images.labels)
+    load = images.load(np.arange(left), batch_size)
+    for outputs in fetched_late(run(variables, batch.inputs) for batch in load):
+        yield outputs[:left]  # without the padding of the last batch
+        left -= len(outputs)
+
+
+def _on_disk(array: np.ndarray, labels: np.ndarray) -> Loader:
+    """Return a loader that reads a mapped array's rows as they are asked for."""
+
+    def load(order, size):
+        for indices, weights in batches(order, size):
+            yield Batch(
+                jnp.asarray(array[indices]), jnp.asarray(labels[indices]), weights
+            )
+
+    return load
+
+
+def _sha256(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()

@@ -9,16 +9,16 @@ import functools
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder
+from jaxlab import cli, run_folder, runtime
 from jaxlab.cli import flag
 from jaxlab.errors import JaxlabError, UsageError
+from pretrained.download import cache_folder
 from pretrained.errors import one_line
 
 # Ordered patterns over parameter paths; the first that matches decides.
@@ -106,6 +106,9 @@ class Config:
     )
     offline: bool = flag(False, "open no connection")
     feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
+    feature_cache_size: float = flag(
+        5, "GB of frozen layers' outputs to keep for later runs", at_least=0
+    )
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
     debug: bool = flag(False, "show tracebacks")
@@ -152,6 +155,7 @@ def finetune(config: Config) -> Result:
     folder = run_folder.choose(config.out, config.overwrite)
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    device = runtime.set_up()
     import jax
     import jax.numpy as jnp
 
@@ -162,7 +166,6 @@ def finetune(config: Config) -> Result:
     from jaxlab.weights import in_words, initial_params
     from pretrained import to_torch
 
-    device = cli.device_kind()
     preprocess = Preprocess(config.image_size, config.crop)
     data = load(
         config.dataset,
@@ -216,7 +219,8 @@ def finetune(config: Config) -> Result:
         print(words)
     print(report.layer_table(params, trainable, weights["layers"]), flush=True)
 
-    loaders, apply_fn = _network_inputs(model, params, data, preprocess, config)
+    clock = runtime.Clock()
+    loaders, apply_fn = _network_inputs(model, params, data, preprocess, config, clock)
     train_step = train.make_train_step(
         apply_fn, optimizer, trainable, class_weights=class_weights
     )
@@ -227,7 +231,7 @@ def finetune(config: Config) -> Result:
     history = []
     for epoch in range(config.epochs):
         rate = schedule(epoch * steps_per_epoch)
-        started = time.perf_counter()
+        started = clock()
         with cli.progress(len(data.train), f"epoch {epoch + 1}") as bar:
             state, trained = train.train_epoch(
                 train_step,
@@ -238,7 +242,7 @@ def finetune(config: Config) -> Result:
                 key=dropout_key,
                 on_batch=functools.partial(_show, bar, rate),
             )
-        training_seconds = time.perf_counter() - started
+        training_seconds = clock() - started
         tested, predictions = train.evaluate(
             eval_step,
             state,
@@ -261,7 +265,7 @@ def finetune(config: Config) -> Result:
             "test_accuracy": tested.accuracy,
             "learning_rate": rate,
             "examples_per_second": len(data.train) / training_seconds,
-            "seconds": time.perf_counter() - started,
+            "seconds": clock() - started,
         }
         history.append(entry)
         run_folder.append_metrics(folder, entry)
@@ -287,6 +291,7 @@ def finetune(config: Config) -> Result:
         data.class_names,
         f"{data.name}: test accuracy {tested.accuracy:.1%}",
     )
+    print(f"compilation: {clock.compile_seconds:.1f} s, left out of the times above")
     print(f"test_accuracy={tested.accuracy:.4f} run={folder}")
     return Result(tested.accuracy, str(folder))
 
@@ -319,59 +324,86 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
 
 
 def _network_inputs(
-    model: Any, params: Any, data: Any, preprocess: Any, config: Config
+    model: Any,
+    params: Any,
+    data: Any,
+    preprocess: Any,
+    config: Config,
+    clock: runtime.Clock,
 ) -> tuple[dict[str, Any], Any]:
     """Return a loader for each split, and the function the steps apply to its batches.
 
     They load the stored outputs of the frozen convolutions, for the classifier, or,
-    when nothing is frozen or nothing shall be stored, images, for the whole network.
+    when nothing is frozen or nothing can be stored, images, for the whole network.
     """
     import jax.numpy as jnp
 
     from jaxlab import train
     from jaxlab.data.pictures import Pictures
-    from jaxlab.features import compute_features
 
-    loaders = {}
+    loaders, shapes = {}, {}
     for name, split in data.splits.items():
         if isinstance(split.images, Pictures):
             from jaxlab.data.stream import streamed  # Grain takes a second to import
 
+            shapes[name] = (preprocess.image_size, preprocess.image_size, 3)
             loaders[name] = streamed(
                 split.images, split.labels, preprocess, config.workers
             )
         else:
+            shapes[name] = split.images.shape[1:]
             loaders[name] = train.Resident(
                 jnp.asarray(split.images), jnp.asarray(split.labels)
             )
     to_input = preprocess.normalize if data.fitted else preprocess
+
+    def of_images(variables, images, **kwargs):
+        return model.apply(variables, to_input(images), **kwargs)
+
     if config.freeze == "none" or not config.feature_cache:
+        return loaders, of_images
 
-        def apply_fn(variables, images, **kwargs):
-            return model.apply(variables, to_input(images), **kwargs)
+    from jaxlab.features import Images, feature_loader
+    from jaxlab.store import ArrayStore, NoRoom
 
-        return loaders, apply_fn
-
-    started = time.perf_counter()
-    counts = {name: len(split) for name, split in data.splits.items()}
-    with cli.progress(sum(counts.values()), "features") as bar:
-        features = compute_features(
-            functools.partial(model.apply, method="features"),
-            {"params": params},
-            {name: (loaders[name], counts[name]) for name in loaders},
-            to_input,
-            batch_size=FORWARD_BATCH,
-            on_batch=bar.update,
-        )
-    seconds = time.perf_counter() - started
-    print(
-        f"features: every image once through the frozen layers, {seconds:.1f} s",
-        flush=True,
-    )
-    return {
-        name: train.Resident(features[name], jnp.asarray(split.labels))
-        for name, split in data.splits.items()
-    }, functools.partial(model.apply, method="classify")
+    folder = cache_folder() / "features"
+    store = ArrayStore(folder, int(config.feature_cache_size * 1e9))
+    convolutions = {name: params[name] for name in params if name.startswith("conv")}
+    features = {}
+    counts, seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+    with cli.progress(sum(map(len, data.splits.values())), "features") as bar:
+        for name, split in data.splits.items():
+            started = clock()
+            try:
+                features[name], found = feature_loader(
+                    functools.partial(of_images, method="features"),
+                    {"params": convolutions},
+                    Images(
+                        loaders[name], shapes[name], split.labels, split.images_sha256()
+                    ),
+                    store,
+                    batch_size=FORWARD_BATCH,
+                    facts={
+                        "preprocessing": dataclasses.asdict(preprocess),
+                        "versions": run_folder.versions(),
+                    },
+                    on_batch=bar.update,
+                    say=_say,
+                )
+            except (NoRoom, OSError) as error:
+                _say(
+                    f"warning: {folder}: no place for the features of "
+                    f"{len(split):,} images: {error}; the frozen layers run anew in "
+                    "every epoch"
+                )
+                return loaders, of_images
+            counts[found] += len(split)
+            seconds[found] += clock() - started
+    for found, how in ((True, f"from {folder}"), (False, "through the frozen layers")):
+        if counts[found]:
+            line = f"features: {counts[found]:,} images {how}, {seconds[found]:.1f} s"
+            print(line, flush=True)
+    return features, functools.partial(model.apply, method="classify")
 
 
 def _record(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxlab import cli, run_folder
+from jaxlab import cli, run_folder, runtime
 from jaxlab.cli import flag
 from jaxlab.errors import UsageError
 
@@ -118,13 +118,13 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     folder = run_folder.choose(config.out, config.overwrite)
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    device = runtime.set_up()
     import jax
     import jax.numpy as jnp
 
     from jaxlab import report
     from jaxlab.data.load import load
 
-    device = cli.device_kind()
     data = load(
         config.dataset,
         None,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder
+from jaxlab import cli, run_folder, runtime
 from jaxlab.cli import flag
 from jaxlab.errors import InputError, UsageError
 from pretrained.errors import one_line
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("pictures: none given; pass files, folders or patterns")
     paths = _paths(patterns)
     network = _of_run(Path(run)) if run else _published(config)
+    runtime.set_up()
 
     bad: list[str] = []
     odd: list[str] = []

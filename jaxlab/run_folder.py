@@ -20,7 +20,16 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 _FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, SPLIT, RESULTS, OVERFIT)
-_PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors")
+_PACKAGES = (
+    "jaxlab",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
 
 
 def choose(out: str | None, overwrite: bool) -> Path:

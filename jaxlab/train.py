@@ -113,7 +113,7 @@ def make_train_step(
 
         gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
         # The optimiser wants a whole tree. Nothing reads these zeros: XLA drops them.
-        zeros = {path: jnp.zeros_like(flat[path]) for path in flat.keys() - trained}
+        zeros = {p: jnp.zeros_like(flat[p]) for p in flat if p not in trained}
         updates, opt_state = optimizer.update(
             flax.traverse_util.unflatten_dict({**zeros, **gradients}),
             state.opt_state,
@@ -249,7 +249,7 @@ def train_epoch(
             state, metrics = train_step(state, batch, key)
             yield metrics
 
-    for metrics in _fetched_late(steps()):
+    for metrics in fetched_late(steps()):
         collect([metrics])
     return state, _score(scores)
 
@@ -271,7 +271,7 @@ def _steps(train_step, state, data, indices, weights, key, start, stop):
     return jax.lax.fori_loop(start, stop, body, (state, history))
 
 
-def _fetched_late(results: Iterable[Any]) -> Iterator[Any]:
+def fetched_late(results: Iterable[Any]) -> Iterator[Any]:
     """Yield device results on the host, each when the next one is under way."""
     pending: deque[Any] = deque()
     for result in results:
@@ -292,7 +292,7 @@ def evaluate(
     """Return the mean score and predictions int32[count]; each example counts once."""
     scores, predictions = [], []
     steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))
-    for metrics, predicted in _fetched_late(steps):
+    for metrics, predicted in fetched_late(steps):
         scores.append(metrics)
         predictions.append(predicted[: int(metrics.count)])  # padding stands last
     return _score(scores), np.concatenate(predictions)

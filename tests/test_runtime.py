@@ -1,0 +1,131 @@
+"""The process under a run: what is compiled is kept, memory too, and time is told."""
+
+import os
+import platform
+import stat
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlab import runtime
+
+# A command with its number of programs compiled, and found compiled, on the last line.
+COUNTED = """
+import sys, jax
+from jaxlab import {command} as command
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+command.main(sys.argv[1:])
+count = lambda what: seen.count("/jax/compilation_cache/cache_" + what)
+print(count("misses"), count("hits"))
+"""
+JOBS = {
+    "finetune": ["--train-size", "20", "--test-size", "10", "--image-size", "63"]
+    + ["--epochs", "1", "--overwrite", "--out"],
+    "overfit": ["--train-size", "20", "--test-size", "10", "--epochs", "1"]
+    + ["--seeds", "1", "--variants", "baseline", "--overwrite", "--out"],
+}
+
+
+def script(code, *arguments, **environment):
+    process = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()[-1], process.stderr
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_the_second_time_nothing_is_compiled(command, tmp_path):
+    home = tmp_path / "home"
+    code = COUNTED.format(command=command)
+
+    def counts(seed):
+        # Another order of sets and dicts must not make other programs.
+        said, stderr = script(
+            code,
+            *JOBS[command],
+            tmp_path / "run",
+            JAXLAB_HOME=str(home),
+            PYTHONHASHSEED=str(seed),
+        )
+        assert stderr == ""
+        return [int(count) for count in said.split()]
+
+    misses, hits = counts(seed=1)
+    assert misses > 5 and hits < misses
+    assert stat.S_IMODE((home / "compiled").stat().st_mode) == 0o700
+    misses, hits = counts(seed=2)
+    assert misses == 0 and hits > 5
+
+
+SET_UP = """
+import jax
+from jaxlab import runtime
+runtime.set_up()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_the_users_own_cache_of_compiled_programs_is_left_alone(tmp_path):
+    own, home = str(tmp_path / "own"), tmp_path / "home"
+    environment = dict(JAXLAB_HOME=str(home))
+    assert script(SET_UP, **environment)[0] == str(home / "compiled")  # the control
+    assert script(SET_UP, JAX_COMPILATION_CACHE_DIR=own, **environment)[0] == own
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_does_without(tmp_path):
+    (tmp_path / "file").touch()
+    said, stderr = script(SET_UP, JAXLAB_HOME=str(tmp_path / "file"))
+    assert said == "None"
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"warning: {tmp_path}/file/compiled: Not a directory; ")
+
+
+# Allocates and frees 100 MB ten times; says how many pages the system had to clear.
+FAULTS = """
+import resource, sys
+import numpy as np
+from jaxlab import runtime
+if sys.argv[1] == "kept":
+    runtime._keep_freed_memory()
+np.ones(100 << 20, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(100 << 20, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again():
+    pages = 10 * (100 << 20) // os.sysconf("SC_PAGE_SIZE")
+    kept, given_back = (int(script(FAULTS, how)[0]) for how in ("kept", "given back"))
+    # Huge pages, where the system gives them unasked, would hide the difference.
+    assert kept < pages / 100
+    assert kept <= given_back
+
+
+def test_the_clock_stands_still_while_jax_compiles():
+    clock = runtime.Clock()
+    wall, told = time.perf_counter(), clock()
+
+    def slow_to_trace(x):
+        time.sleep(0.3)
+        return x + 1
+
+    jax.block_until_ready(jax.jit(slow_to_trace)(jnp.ones(3)))
+    told, wall = clock() - told, time.perf_counter() - wall
+    assert clock.compile_seconds >= 0.3
+    assert told == pytest.approx(wall - clock.compile_seconds, abs=0.1)
+
+    told, compiled = clock(), clock.compile_seconds
+    time.sleep(0.3)
+    assert clock() - told >= 0.3 and clock.compile_seconds == compiled
