@@ -33,8 +33,6 @@ IMBALANCE = 10  # largest class to smallest, from where a warning is due
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
-# Images a batch where nothing is learnt: a compromise of speed and memory, no result.
-FORWARD_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -159,10 +157,11 @@ def finetune(config: Config) -> Result:
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import optim, report, train
+    from jaxlab import inputs, optim, report, train
     from jaxlab.data.load import load
     from jaxlab.models.alexnet import AlexNet
     from jaxlab.preprocess import Preprocess
+    from jaxlab.store import ArrayStore
     from jaxlab.weights import in_words, initial_params
     from pretrained import to_torch
 
@@ -220,11 +219,25 @@ def finetune(config: Config) -> Result:
     print(report.layer_table(params, trainable, weights["layers"]), flush=True)
 
     clock = runtime.Clock()
-    loaders, apply_fn = _network_inputs(model, params, data, preprocess, config, clock)
+    fed = inputs.images(model, data, preprocess, config.workers)
+    if config.freeze != "none" and config.feature_cache:
+        size = int(config.feature_cache_size * 1e9)
+        fed = inputs.features(
+            fed,
+            model,
+            params,
+            data,
+            preprocess,
+            config.freeze,
+            ArrayStore(cache_folder() / "features", size),
+            clock=clock,
+            progress=cli.progress,
+            say=_say,
+        )
     train_step = train.make_train_step(
-        apply_fn, optimizer, trainable, class_weights=class_weights
+        fed["train"].apply_fn, optimizer, trainable, class_weights=class_weights
     )
-    eval_step = train.make_eval_step(apply_fn)
+    eval_step = train.make_eval_step(fed["test"].apply_fn)
     state = train.init_state(params, optimizer)
     del params  # the state holds its own copy, and the steps reuse that memory
 
@@ -236,7 +249,7 @@ def finetune(config: Config) -> Result:
             state, trained = train.train_epoch(
                 train_step,
                 state,
-                loaders["train"],
+                fed["train"].load,
                 order=train.epoch_order(len(data.train), config.seed, epoch),
                 batch_size=config.batch_size,
                 key=dropout_key,
@@ -246,9 +259,9 @@ def finetune(config: Config) -> Result:
         tested, predictions = train.evaluate(
             eval_step,
             state,
-            loaders["test"],
+            fed["test"].load,
             count=len(data.test),
-            batch_size=FORWARD_BATCH,
+            batch_size=inputs.FORWARD_BATCH,
         )
         # Both: the training loss does not yet see what the last update did.
         if not math.isfinite(trained.loss + tested.loss):
@@ -321,89 +334,6 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
             f"smallest {present.min():,}; --class-weights balanced weighs them alike"
         )
     return None
-
-
-def _network_inputs(
-    model: Any,
-    params: Any,
-    data: Any,
-    preprocess: Any,
-    config: Config,
-    clock: runtime.Clock,
-) -> tuple[dict[str, Any], Any]:
-    """Return a loader for each split, and the function the steps apply to its batches.
-
-    They load the stored outputs of the frozen convolutions, for the classifier, or,
-    when nothing is frozen or nothing can be stored, images, for the whole network.
-    """
-    import jax.numpy as jnp
-
-    from jaxlab import train
-    from jaxlab.data.pictures import Pictures
-
-    loaders, shapes = {}, {}
-    for name, split in data.splits.items():
-        if isinstance(split.images, Pictures):
-            from jaxlab.data.stream import streamed  # Grain takes a second to import
-
-            shapes[name] = (preprocess.image_size, preprocess.image_size, 3)
-            loaders[name] = streamed(
-                split.images, split.labels, preprocess, config.workers
-            )
-        else:
-            shapes[name] = split.images.shape[1:]
-            loaders[name] = train.Resident(
-                jnp.asarray(split.images), jnp.asarray(split.labels)
-            )
-    to_input = preprocess.normalize if data.fitted else preprocess
-
-    def of_images(variables, images, **kwargs):
-        return model.apply(variables, to_input(images), **kwargs)
-
-    if config.freeze == "none" or not config.feature_cache:
-        return loaders, of_images
-
-    from jaxlab.features import Images, feature_loader
-    from jaxlab.store import ArrayStore, NoRoom
-
-    folder = cache_folder() / "features"
-    store = ArrayStore(folder, int(config.feature_cache_size * 1e9))
-    convolutions = {name: params[name] for name in params if name.startswith("conv")}
-    features = {}
-    counts, seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
-    with cli.progress(sum(map(len, data.splits.values())), "features") as bar:
-        for name, split in data.splits.items():
-            started = clock()
-            try:
-                features[name], found = feature_loader(
-                    functools.partial(of_images, method="features"),
-                    {"params": convolutions},
-                    Images(
-                        loaders[name], shapes[name], split.labels, split.images_sha256()
-                    ),
-                    store,
-                    batch_size=FORWARD_BATCH,
-                    facts={
-                        "preprocessing": dataclasses.asdict(preprocess),
-                        "versions": run_folder.versions(),
-                    },
-                    on_batch=bar.update,
-                    say=_say,
-                )
-            except (NoRoom, OSError) as error:
-                _say(
-                    f"warning: {folder}: no place for the features of "
-                    f"{len(split):,} images: {error}; the frozen layers run anew in "
-                    "every epoch"
-                )
-                return loaders, of_images
-            counts[found] += len(split)
-            seconds[found] += clock() - started
-    for found, how in ((True, f"from {folder}"), (False, "through the frozen layers")):
-        if counts[found]:
-            line = f"features: {counts[found]:,} images {how}, {seconds[found]:.1f} s"
-            print(line, flush=True)
-    return features, functools.partial(model.apply, method="classify")
 
 
 def _record(

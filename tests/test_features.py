@@ -12,15 +12,18 @@ from test_training_parity import NarrowAlexNet
 from jaxlab import (
     Preprocess,
     features,
+    inputs,
     make_eval_step,
     make_optimizer,
     make_train_step,
     store,
     trainable_tree,
 )
+from jaxlab.data.dataset import no_progress
 from jaxlab.data.digits import mnist5k
 from jaxlab.features import Images, feature_loader
 from jaxlab.finetune import FREEZE
+from jaxlab.runtime import Clock
 from jaxlab.store import ArrayStore, NoRoom
 from jaxlab.train import Resident, epoch_order, evaluate, init_state, train_epoch
 
@@ -208,54 +211,48 @@ def test_training_on_stored_outputs_is_training_on_images(freeze, tmp_path, x64,
     """In float64, dropout on: the same parameters, losses and predictions."""
     model, preprocess = NarrowAlexNet(10), Preprocess(63)
     data = mnist5k().first(24, 12)
-    labels = {name: split.labels for name, split in data.splits.items()}
     init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     trainable = trainable_tree(params, FREEZE[freeze])
     optimizer = make_optimizer("adam", 1e-3, trainable=trainable, l2=5e-4)
 
-    def of_images(variables, images, **kwargs):
-        inputs = preprocess(images).astype(np.float64)
-        return model.apply(variables, inputs, **kwargs)
-
-    def train(loaders, apply_fn):
-        step = make_train_step(apply_fn, optimizer, trainable)
+    def train(fed):
+        step = make_train_step(fed["train"].apply_fn, optimizer, trainable)
         state = init_state(params, optimizer)
         for epoch in range(3):
             state, score = train_epoch(
                 step,
                 state,
-                loaders["train"],
+                fed["train"].load,
                 order=epoch_order(24, seed=0, epoch=epoch),
                 batch_size=10,
                 key=jax.random.key(1),
             )
         tested = evaluate(
-            make_eval_step(apply_fn), state, loaders["test"], count=12, batch_size=5
+            make_eval_step(fed["test"].apply_fn),
+            state,
+            fed["test"].load,
+            count=12,
+            batch_size=5,
         )
         return state.params, score, tested
 
-    images = {
-        name: Resident(jnp.asarray(split.images), jnp.asarray(split.labels))
-        for name, split in data.splits.items()
-    }
-    place = ArrayStore(tmp_path / "features", 1 << 30)
-    stored = {
-        name: feature_loader(
-            functools.partial(of_images, method="features"),
-            {"params": params},
-            Images(images[name], (28, 28, 1), labels[name], name),
-            place,
-            batch_size=7,
-            facts={},
-        )[0]
-        for name in images
-    }
-    wanted, wanted_score, (wanted_test, wanted_answers) = train(images, of_images)
-    found, score, (test, answers) = train(
-        stored, functools.partial(model.apply, method="classify")
+    fed = inputs.images(model, data, preprocess, workers=0)
+    stored = inputs.features(
+        fed,
+        model,
+        params,
+        data,
+        preprocess,
+        freeze,
+        ArrayStore(tmp_path / "features", 1 << 30),
+        clock=Clock(),
+        progress=no_progress,
+        say=lambda line: None,
     )
+    wanted, wanted_score, (wanted_test, wanted_answers) = train(fed)
+    found, score, (test, answers) = train(stored)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
         assert ours.dtype == np.float64
         assert relative_error(ours, theirs) <= FORWARD_FLOAT64

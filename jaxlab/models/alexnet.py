@@ -57,11 +57,18 @@ class AlexNet(nn.Module):
 
     def classify(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Run the classifier: float[b, 6, 6, 256] -> logits[b, num_classes]."""
+        return self.head(self.hidden(x, train=train), train=train)
+
+    def hidden(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Run all of the classifier but the head: float[b, 6, 6, 256] -> [b, 4096]."""
         x = x.reshape(x.shape[0], -1)  # [b, 9216], rows in H·W·C order
         x = self.drop6(x, deterministic=not train)
         x = nn.relu(self.fc6(x))
         x = self.drop7(x, deterministic=not train)
-        x = nn.relu(self.fc7(x))
+        return nn.relu(self.fc7(x))
+
+    def head(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Run the head: float[b, 4096] -> logits[b, num_classes]; train or not."""
         return self.fc8(x)
 
 

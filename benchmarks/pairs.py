@@ -1,0 +1,131 @@
+"""Ours and PyTorch's in turn, each in a process of its own, and what comes of it.
+
+Two processes that take turns: the machine's moods hit both sides alike, and neither's
+memory, threads or settings touch the other's.
+"""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Measure = Callable[[], float]
+
+
+@contextmanager
+def worker(module: str, **options: Any) -> Iterator[Measure]:
+    """Start `python -m module --worker OPTIONS`; yield a function that lets it measure.
+
+    The process is one that calls `serve`. It waits between two measurements.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, "--worker", json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def measure() -> float:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{module} {options}: ended, exit code {process.wait()}")
+        return json.loads(line)
+
+    try:
+        yield measure
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def serve(build: Callable[[], Measure]) -> None:
+    """Build a measure; take it once for each line on stdin, and answer the number."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed
+    measure = build()
+    for _ in sys.stdin:
+        print(json.dumps(measure()), file=answers, flush=True)
+
+
+def compare(
+    name: str,
+    ours: Measure,
+    theirs: Measure,
+    *,
+    pairs: int,
+    images: int = 0,
+    floor: float | None = None,
+    **about: Any,
+) -> dict[str, Any]:
+    """Measure seconds of both in turn after a warm-up, print, and return the summary.
+
+    With `images` the table shows images a second. Ratios above 1 say that ours is
+    faster. `floor` are the seconds that the device's rates alone would allow.
+    """
+    ours(), theirs()
+    rows = []
+    for pair in range(pairs):
+        # Each goes first as often as the other.
+        if pair % 2:
+            their_seconds, our_seconds = theirs(), ours()
+        else:
+            our_seconds, their_seconds = ours(), theirs()
+        rows.append((our_seconds, their_seconds))
+        print(f"{name:<34}{pair:>3}  {_shown(*rows[-1], images)}", flush=True)
+    if floor:
+        about["of_roofline"] = round(floor / statistics.median(o for o, _ in rows), 3)
+    return summary(name, rows, images=images, **about)
+
+
+def summary(
+    name: str, rows: list[tuple[float, float]], *, images: int = 0, **about: Any
+) -> dict[str, Any]:
+    """Print, as the JSON line, and return medians, and the ratio with its range."""
+    ratios = [theirs / ours for ours, theirs in rows]
+    ours, theirs = (statistics.median(column) for column in zip(*rows, strict=True))
+    shown = (images / ours, images / theirs) if images else (ours, theirs)
+    result = {
+        "name": name,
+        "unit": "images/s" if images else "s",
+        "ours": round(shown[0], 2),
+        "torch": round(shown[1], 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "pairs": len(rows),
+        **about,
+    }
+    return published(result)
+
+
+def published(result: dict[str, Any]) -> dict[str, Any]:
+    """Print a result with where and when it was measured, as a JSON line."""
+    result = {**result, "date": f"{datetime.date.today()}", "machine": machine()}
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def machine() -> str:
+    """Return the processor and the number of cores."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        # Fields are padded with tabs.
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+        model = fields.get("model name", model)
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _shown(ours: float, theirs: float, images: int) -> str:
+    ratio = f"{theirs / ours:>7.2f}×"
+    if images:
+        return f"{images / ours:>9.1f}/s{images / theirs:>9.1f}/s{ratio}"
+    return f"{ours:>9.2f} s{theirs:>9.2f} s{ratio}"

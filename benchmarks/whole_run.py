@@ -1,0 +1,82 @@
+"""The whole default run beside the same job in PyTorch, process start to end.
+
+    python -m benchmarks.whole_run
+
+Five epochs, three times in turn: `python -m jaxlab.finetune` with an empty cache
+folder, the same once more, and `python -m benchmarks.lab_torch` with its best memory
+layout and loader. Ours also writes weights, curves and a confusion matrix; PyTorch's
+writes its weights.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks.alexnet import in_words, torch_at_its_best
+from benchmarks.pairs import published, summary
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run, print, and return the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args(argv)
+    # Eager: what compiling takes, five epochs do not bring back.
+    way = torch_at_its_best(job="epoch", freeze="features") | {"compiled": False}
+    flags = ["--workers", str(way["workers"])]
+    flags += ["--channels-last"] if way["channels_last"] else []
+    rows = []
+    for pair in range(options.pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            out = ["--overwrite", "--out", f"{folder}/run"]
+            first = run("jaxlab.finetune", *out, JAXLAB_HOME=f"{folder}/home")
+            second = run("jaxlab.finetune", *out, JAXLAB_HOME=f"{folder}/home")
+        theirs = run("benchmarks.lab_torch", *flags)
+        rows.append((first, second, theirs))
+        print(
+            f"{pair:>3}  first {first[0]:.1f} s, second {second[0]:.1f} s, torch "
+            f"{theirs[0]:.1f} s: {theirs[0] / first[0]:.2f}×, "
+            f"{theirs[0] / second[0]:.2f}×",
+            flush=True,
+        )
+    return [
+        *(
+            summary(
+                f"whole_run/{name}",
+                [(row[place][0], row[2][0]) for row in rows],
+                torch_way=in_words(way),
+            )
+            for place, name in enumerate(("first", "second"))
+        ),
+        published(
+            {
+                "name": "whole_run/peak memory",
+                "unit": "MB",
+                "ours": max(row[0][1] for row in rows),
+                "torch": max(row[2][1] for row in rows),
+            }
+        ),
+    ]
+
+
+def run(module: str, *flags: str, **environment: str) -> tuple[float, int]:
+    """Run a command; return its seconds and its peak memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *flags],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{module}: exit code {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss >> 10
+
+
+if __name__ == "__main__":
+    main()
