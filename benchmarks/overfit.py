@@ -10,6 +10,7 @@ last line is JSON; ratios above 1 say that ours is faster.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,10 @@ def run_ours(seeds: int) -> tuple[float, float, dict[str, float]]:
         command = ["jaxlab.overfit", "--seeds", str(seeds), "--out", folder]
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", *command],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "JAXLAB_HOME": f"{folder}/home"},  # nothing compiled yet
         )
         seconds = time.perf_counter() - started
         results = json.loads((Path(folder) / "results.json").read_text())["variants"]
