@@ -45,7 +45,7 @@ def _keep_freed_memory() -> None:
 
     XLA allocates the intermediate results of every call anew; glibc maps and unmaps
     blocks of such sizes, and the system clears each page again. That was a fourth of
-    the time of a step; what is kept instead is a few hundred MB.
+    the time of a step. The peak grows by a few hundred MB, and stays.
     """
     if os.name != "posix":
         return
@@ -54,7 +54,7 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_ARENA_MAX, 1)  # the others map and unmap whatever is set below
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never; the largest number would mean 2 GB
 
 
 def _keep_compiled_programs() -> None:
