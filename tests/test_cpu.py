@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import FORWARD_FLOAT32, FORWARD_FLOAT64, relative_error
 
-from jaxlab.models import cpu
+from jaxlab.models import cpu, winograd
 
 # height, width, in, out, kernel, stride, padding: AlexNet's own, then odd sizes, tiles
 # that stand over the edge, and each padding that a kernel allows
@@ -60,13 +60,13 @@ def test_convolution_equals_xlas_in_float32(name):
 
 
 def test_convolution_with_a_wrong_transform_fails(monkeypatch, recompiled, x64):
-    transforms = cpu._transforms
+    transforms = winograd._transforms
 
     def wrong(size):
         to_output, to_kernel, to_tile = transforms(size)
         return to_output, to_kernel * (1 + 1e-9), to_tile
 
-    monkeypatch.setattr(cpu, "_transforms", wrong)
+    monkeypatch.setattr(winograd, "_transforms", wrong)
     recompiled()
     assert min(convolutions(CONVOLUTIONS["conv3"], np.float64)) > FORWARD_FLOAT64
 

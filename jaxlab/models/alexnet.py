@@ -18,6 +18,8 @@ class AlexNet(nn.Module):
     [in, out]. With `train=True` dropout needs `rngs={"dropout": key}`. `dtype` is the
     precision of the computation; by default that of parameters and input.
 
+    On a CPU it can be differentiated in reverse mode only (`jax.grad`, `jax.vjp`).
+
     Raises ValueError for inputs of another shape, too small, or not floating-point.
     Unlike torch's, images are channels last, and fc6's input is flattened so.
     """

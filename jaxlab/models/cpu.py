@@ -1,25 +1,17 @@
 """Convolution and max-pool as a CPU computes them fastest, gradients included.
 
-XLA's own gradients of both are slow on a CPU. Here a convolution is Winograd's: tiles
-of input and kernel are transformed, multiplied by plain matrix products, and
-transformed back, with 2.25 (3x3) or 2.8 (5x5) times fewer multiplications. The sums are
-the same up to roundoff. Reverse-mode differentiation only, as often as wanted.
-
-Source: Lavin and Gray, "Fast algorithms for convolutional neural networks",
-arXiv:1509.09308; the transforms are Cook and Toom's, built here from their points.
+XLA's own gradients of both are slow on a CPU, and its convolutions slower than
+Winograd's. Reverse-mode differentiation only, as often as wanted.
 """
 
 import functools
-from collections.abc import Sequence
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-TILE = 2  # outputs a side of each tile; larger saves more products and rounds worse
-# Where the polynomials are evaluated, besides infinity: small, so that little cancels.
-_POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2")))
+from jaxlab.models import winograd
+
 _SIZES = (3, 5)  # of the kernels that win
 _MIN_CHANNELS = 32  # of the output; with fewer, the transforms cost more than they save
 
@@ -34,9 +26,15 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
     """
     size = -(-kernel.shape[0] // stride)
     wins = size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
-    if _is_cpu(x) and wins and padding < kernel.shape[0]:
-        return _conv(x, kernel, stride, padding)
-    return _plain_conv(x, kernel, stride, padding)
+    if not (_is_cpu(x) and wins and padding < kernel.shape[0]):
+        return _plain_conv(x, kernel, stride, padding)
+    if stride > 1:
+        output = [
+            (n + 2 * padding - kernel.shape[0]) // stride + 1 for n in x.shape[1:3]
+        ]
+        x = _fold(x, output, size, stride, padding)
+        kernel, padding = _fold_kernel(kernel, size, stride), 0
+    return _conv(x, kernel, padding)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "stride"), inline=True)
@@ -79,150 +77,25 @@ def _plain_max_pool(x, window, stride):
 # Convolution.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, stride, padding):
-    # A strided forward pass does not win: conv1 has too few channels.
-    if stride > 1:
-        return _plain_conv(x, kernel, stride, padding)
-    return _winograd(x, kernel, padding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, kernel, padding):
+    return winograd.conv(x, kernel, padding)
 
 
-def _conv_forward(x, kernel, stride, padding):
-    return _conv(x, kernel, stride, padding), (x, kernel)
+def _conv_forward(x, kernel, padding):
+    return _conv(x, kernel, padding), (x, kernel)
 
 
-def _conv_backward(stride, padding, residuals, dy):
+def _conv_backward(padding, residuals, dy):
     x, kernel = residuals
-    if stride > 1:
-        # Of images nobody asks the gradient, so XLA drops this one.
-        _, of_x = jax.vjp(lambda x: _plain_conv(x, kernel, stride, padding), x)
-        size = -(-kernel.shape[0] // stride)
-        folded = _winograd_kernel_gradient(
-            _fold(x, dy.shape[1:3], size, stride, padding), dy, size, 0
-        )
-        return of_x(dy)[0], _unfold_kernel(folded, kernel.shape, stride)
+    size = kernel.shape[0]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
-    return dx, _winograd_kernel_gradient(x, dy, kernel.shape[0], padding)
+    # XLA drops the gradient that nobody asks for, as that of images.
+    dx = _conv(dy, turned, size - 1 - padding)
+    return dx, winograd.kernel_gradient(x, dy, size, padding)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-
-
-def _winograd(x, kernel, padding):
-    size, _, _, channels = kernel.shape
-    height, width = (n + 2 * padding - size + 1 for n in x.shape[1:3])
-    to_output, to_kernel, _ = _transforms(size)
-    kernels = _both_axes(to_kernel, kernel)
-    sums = [
-        _combine(
-            to_output,
-            [tile @ kernels[a, b] for b, tile in enumerate(row)],
-        )
-        for a, row in enumerate(_input_tiles(x, size, padding))
-    ]
-    # [a][column] -> [column][row], each [b, rows, columns, channels]
-    columns = [_combine(to_output, parts) for parts in zip(*sums, strict=True)]
-    y = jnp.stack([jnp.stack(column, 2) for column in columns], 4)
-    rows_and_columns = -(-height // TILE) * TILE, -(-width // TILE) * TILE
-    y = y.reshape(len(x), *rows_and_columns, channels)
-    return y[:, :height, :width]
-
-
-def _winograd_kernel_gradient(x, dy, size, padding):
-    """Return the gradient of the kernel, float[size, size, c, o]."""
-    to_output, to_kernel, _ = _transforms(size)
-    height, width = dy.shape[1:3]
-    dy = jnp.pad(dy, ((0, 0), (0, -height % TILE), (0, -width % TILE), (0, 0)))
-    rows = _combine(to_output.T, [dy[:, i::TILE] for i in range(TILE)])
-    products = [
-        [
-            tile.reshape(-1, tile.shape[-1]).T @ d.reshape(-1, d.shape[-1])
-            for tile, d in zip(
-                tiles,
-                _combine(to_output.T, [row[:, :, j::TILE] for j in range(TILE)]),
-                strict=True,
-            )
-        ]
-        for tiles, row in zip(_input_tiles(x, size, padding), rows, strict=True)
-    ]
-    return _both_axes(to_kernel.T, jnp.stack([jnp.stack(row) for row in products]))
-
-
-def _input_tiles(x, size, padding):
-    """Return the transformed tiles: [n][n] of float[b, rows, columns, c]."""
-    *_, to_tile = _transforms(size)
-    n = len(to_tile)
-    counts = [-(-(length + 2 * padding - size + 1) // TILE) for length in x.shape[1:3]]
-    # Pad on the far side to whole tiles.
-    margins = [
-        (padding, count * TILE + size - 1 - length - padding)
-        for count, length in zip(counts, x.shape[1:3], strict=True)
-    ]
-    x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-    down, right = ((count - 1) * TILE + 1 for count in counts)
-    rows = _combine(to_tile, [x[:, i : i + down : TILE] for i in range(n)])
-    return [
-        _combine(to_tile, [row[:, :, j : j + right : TILE] for j in range(n)])
-        for row in rows
-    ]
-
-
-def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Return matrix @ parts over a list, without multiplying by 0 and ±1."""
-
-    def total(row):
-        terms = [
-            part if factor == 1 else part * factor.astype(part.dtype)
-            for factor, part in zip(row, parts, strict=True)
-            if factor
-        ]
-        return functools.reduce(jnp.add, terms)
-
-    return [total(row) for row in matrix]
-
-
-def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    matrix = matrix.astype(x.dtype)
-    return jnp.einsum("ai,bj,ijco->abco", matrix, matrix, x, precision="highest")
-
-
-@functools.cache
-def _transforms(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return to_output [t, n], to_kernel [n, size], to_tile [n, n], n = t + size - 1.
-
-    Of one axis: output = to_output @ ((to_kernel @ kernel) * (to_tile @ tile)). Kernel
-    and output are polynomials evaluated at n - 1 points and at infinity, where only the
-    highest coefficient counts; the tile's transform interpolates, transposed.
-    """
-    n = TILE + size - 1
-    points = _POINTS[: n - 1]
-
-    def powers(length):
-        finite = [[point**i for i in range(length)] for point in points]
-        return [*finite, [Fraction(i == length - 1) for i in range(length)]]
-
-    def product(roots):  # the coefficients of Π (z - root), padded to n
-        coefficients = [Fraction(1)]
-        for root in roots:
-            shifted = [Fraction(0), *coefficients]
-            scaled = [root * c for c in coefficients] + [Fraction(0)]
-            coefficients = [s - c for s, c in zip(shifted, scaled, strict=True)]
-        return coefficients + [Fraction(0)] * (n - len(coefficients))
-
-    others = [[q for q in points if q != point] for point in points]
-    # Lagrange's denominators go to the kernel, which is transformed the least often.
-    scales = [
-        Fraction(1) / np.prod([point - q for q in rest] or [Fraction(1)])
-        for point, rest in zip(points, others, strict=True)
-    ]
-    kernel = [
-        [value * scale for value in row]
-        for row, scale in zip(powers(size), [*scales, Fraction(1)], strict=True)
-    ]
-    tile = [*map(product, others), product(points)]
-    output = np.array(powers(TILE), float).T
-    return output, np.array(kernel, float), np.array(tile, float)
 
 
 def _fold(x, output_size, size, stride, padding):
@@ -242,12 +115,12 @@ def _fold(x, output_size, size, stride, padding):
     return x.swapaxes(2, 3).reshape(batch, *blocks, -1)
 
 
-def _unfold_kernel(folded, shape, stride):
-    """Take float[size, size, stride·stride·c, o] back to float[k, k, c, o]."""
-    size = folded.shape[0]
-    kernel = folded.reshape(size, size, stride, stride, shape[2], shape[3])
-    kernel = kernel.swapaxes(1, 2).reshape(size * stride, size * stride, *shape[2:])
-    return kernel[: shape[0], : shape[1]]
+def _fold_kernel(kernel, size, stride):
+    """Fold a kernel: float[k, k, c, o] -> float[size, size, stride·stride·c, o]."""
+    margin = size * stride - kernel.shape[0]
+    kernel = jnp.pad(kernel, ((0, margin), (0, margin), (0, 0), (0, 0)))
+    kernel = kernel.reshape(size, stride, size, stride, *kernel.shape[2:])
+    return kernel.swapaxes(1, 2).reshape(size, size, -1, kernel.shape[-1])
 
 
 # Max-pool.
