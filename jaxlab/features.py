@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab import runtime
 from jaxlab.store import ArrayStore, Damaged, NoRoom
 from jaxlab.train import Batch, Loader, Resident, batches, fetched_late
 
-# A split's outputs up to this size are held in memory, larger ones read from the disk.
-RESIDENT_BYTES = 1 << 32
+# A split's outputs up to this part of the memory are held in it, larger ones on disk.
+RESIDENT_PART = 1 / 4
 
 
 class Images(NamedTuple):
@@ -60,7 +61,7 @@ def feature_loader(
     shape = (len(images.labels), *lowered.out_info.shape[1:])
     dtype = np.dtype(lowered.out_info.dtype)
     size = math.prod(shape) * dtype.itemsize
-    resident = size <= RESIDENT_BYTES
+    resident = size <= runtime.memory_bytes() * RESIDENT_PART
     about = {
         "images": images.sha256,
         "variables": _sha256(variables),
@@ -71,18 +72,19 @@ def feature_loader(
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def compute(append: Callable[[np.ndarray], None]) -> np.ndarray | None:
-        array = np.empty(shape, dtype) if resident else None
-        start = 0
+    def computed() -> Iterator[np.ndarray]:
         for outputs in _outputs(lowered.compile(), variables, images, batch_size):
-            append(outputs)
-            if resident:
-                array[start : start + len(outputs)] = outputs
-            start += len(outputs)
+            yield outputs
             on_batch(len(outputs))
+
+    def in_memory() -> np.ndarray:
+        array, start = np.empty(shape, dtype), 0
+        for outputs in computed():
+            array[start : start + len(outputs)] = outputs
+            start += len(outputs)
         return array
 
-    found = None
+    found = array = None
     try:
         with store.lock(
             key, lambda: say("features: waiting for the run that makes them")
@@ -92,15 +94,23 @@ def feature_loader(
             except Damaged as error:
                 say(f"warning: {error}; computing it anew")
             if found is None:
+                # In memory they are whole, whatever the disk does next.
+                array = in_memory() if resident else None
                 with store.write(key, size, about) as append:
-                    array = compute(append)
-                if not resident:
-                    array = store.read(key, shape, dtype, mapped=True)
+                    for outputs in computed() if array is None else [array]:
+                        append(outputs)
+            if array is None:
+                array = store.read(key, shape, dtype, mapped=True)
     except (NoRoom, OSError) as error:
         if not resident:
             raise
-        say(f"warning: {store.folder}: features are not kept: {error}")
-        array = compute(lambda outputs: None)
+        say(
+            f"warning: {store.folder}: features are not kept for later runs: {error}; "
+            "see --feature-cache-size, or set JAXLAB_HOME to another disk"
+        )
+        array = in_memory() if array is None else array
+    if found is not None:
+        on_batch(len(found))
     labels = np.asarray(images.labels, np.int32)
     if resident:
         loader = Resident(jnp.asarray(array), jnp.asarray(labels))

@@ -63,8 +63,8 @@ def features(
     """Return each split's frozen outputs, for the rest of the network.
 
     Those of the convolutions; and, where only the head learns, those of fc7 for the
-    test images, which no dropout changes. Where they have no place, `of_images` is
-    returned as it is, and said.
+    test images, which no dropout changes. A split whose outputs have no place keeps its
+    images, and that is said.
     """
     parts = dict.fromkeys(data.splits, _CONVOLUTIONS)
     if freeze == "backbone":
@@ -97,10 +97,11 @@ def features(
             except (NoRoom, OSError) as error:
                 say(
                     f"warning: {store.folder}: no place for the features of "
-                    f"{len(split):,} images: {error}; the frozen layers run anew in "
-                    "every epoch"
+                    f"{len(split):,} images: {error}; the frozen layers run anew for "
+                    "them in every epoch; see --feature-cache-size"
                 )
-                return of_images
+                found[name] = of_images[name]
+                continue
             found[name] = Inputs(load, functools.partial(model.apply, method=rest))
             counts[stored] += len(split)
             seconds[stored] += clock() - started

@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run, *patterns = config.inputs
     if not patterns:
         raise UsageError("pictures: none given; pass files, folders or patterns")
+    runtime.set_up()
     paths = _paths(patterns)
     network = _of_run(Path(run)) if run else _published(config)
-    runtime.set_up()
 
     bad: list[str] = []
     odd: list[str] = []

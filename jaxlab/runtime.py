@@ -11,6 +11,8 @@ from pretrained.errors import one_line
 
 COMPILED_BYTES = 1 << 30  # of compiled programs kept; a run leaves about 1 MB
 
+_MEMORY_UNKNOWN = 8 << 30  # bytes: what a system without sysconf is taken to have
+
 # glibc's numbers for mallopt, of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -38,6 +40,19 @@ def set_up() -> str:
         ) from error
     _keep_compiled_programs()
     return device
+
+
+def memory_bytes() -> int:
+    """Return the memory of JAX's device: its own, or on a CPU the machine's."""
+    import jax
+
+    # A CPU has no statistics.
+    own = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in own:
+        return own["bytes_limit"]
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _MEMORY_UNKNOWN
 
 
 def _keep_freed_memory() -> None:

@@ -40,6 +40,7 @@ class ArrayStore:
         """Nothing is touched before the first use."""
         self.folder = folder
         self.max_bytes = max_bytes
+        self._used: set[str] = set()  # never removed by the run that needs them
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -63,6 +64,7 @@ class ArrayStore:
 
         A `mapped` array stays on disk and is read where it is used.
         """
+        self._used.add(key)
         entry = self.folder / key
         if not entry.exists():
             return None
@@ -72,8 +74,9 @@ class ArrayStore:
             size = (entry / ARRAY).stat().st_size
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(f"{entry}: {error}") from error
-        if size != dtype.itemsize * np.prod(shape, dtype=np.int64):
-            raise Damaged(f"{entry}: has {size:,} bytes")
+        expected_size = dtype.itemsize * np.prod(shape, dtype=np.int64)
+        if size != expected_size:
+            raise Damaged(f"{entry}: has {size:,} bytes instead of {expected_size:,}")
         if mapped:
             array = np.memmap(entry / ARRAY, dtype, "r", shape=shape)
         else:
@@ -93,9 +96,11 @@ class ArrayStore:
     ) -> Iterator[Callable[[np.ndarray], None]]:
         """Make an entry of `size` bytes, of the arrays given to the yielded function.
 
-        An older entry of the key is replaced, and others make room. What breaks off
-        leaves nothing. Raises NoRoom before anything is written.
+        An older entry of the key is replaced, and others make room, but for those that
+        this store has read or written. What breaks off leaves nothing. Raises NoRoom
+        before anything is written.
         """
+        self._used.add(key)
         self._make_room(key, size)
         partial = self._partial(key)
         partial.mkdir()
@@ -117,8 +122,6 @@ class ArrayStore:
             raise
 
     def _make_room(self, key: str, size: int) -> None:
-        if size > self.max_bytes:
-            raise NoRoom(f"{size / 1e9:.2g} of at most {self.max_bytes / 1e9:.2g} GB")
         for old in (self.folder / key, self._partial(key)):
             shutil.rmtree(old, ignore_errors=True)
         for abandoned in self.folder.glob("*.partial"):
@@ -126,24 +129,39 @@ class ArrayStore:
         entries = [
             (*_used_and_size(path), path)
             for path in self.folder.iterdir()
-            if path.is_dir() and not path.suffix
+            if path.is_dir()
         ]
-        held = sum(entry_size for _, entry_size, _ in entries)
-        for _, entry_size, path in sorted(entries):
-            if held + size <= self.max_bytes:
-                break
+        allowed = self.max_bytes - sum(entry_size for _, entry_size, _ in entries)
+        free = shutil.disk_usage(self.folder).free - _FREE_BYTES
+        removable = [
+            (used, entry_size, path)
+            for used, entry_size, path in sorted(entries)
+            if path.name not in self._used and not path.suffix
+        ]
+        gain = sum(entry_size for _, entry_size, _ in removable)
+        # What would not be enough is not even begun.
+        while size > min(allowed, free) and size <= min(allowed, free) + gain:
+            _, entry_size, path = removable.pop(0)
+            gain -= entry_size
             if self._remove(path.name, path):
-                held -= entry_size
-        free = shutil.disk_usage(self.folder).free
-        if free < size + _FREE_BYTES:
-            raise NoRoom(f"{size / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
+                allowed, free = allowed + entry_size, free + entry_size
+        if size > allowed:
+            raise NoRoom(
+                f"{size / 1e9:.2g} GB do not go into what is left of "
+                f"{self.max_bytes / 1e9:.2g} GB"
+            )
+        if size > free:
+            raise NoRoom(
+                f"{size / 1e9:.2g} GB do not go onto the disk, which has "
+                f"{(free + _FREE_BYTES) / 1e9:.2g} GB free"
+            )
 
     def _remove(self, key: str, path: Path) -> bool:
         """Remove a folder of a key, unless another process works on it."""
         try:
             with self._lock(key).acquire(blocking=False):
-                shutil.rmtree(path, ignore_errors=True)
-        except filelock.Timeout:
+                shutil.rmtree(path)
+        except (filelock.Timeout, OSError):
             return False
         return True
 

@@ -217,8 +217,8 @@ def train_epoch(
     """Take one step for every batch of `order`; return the state and the mean score.
 
     `on_batch` gets the score and the number of examples since its last call. The device
-    does not wait for the host: with a `Resident` loader many steps are one program,
-    else each step's metrics are fetched while the next one runs.
+    hardly waits for the host: with a `Resident` loader the steps of half a second are
+    one program, else each step's metrics are fetched while the next one runs.
     """
     scores: list[Metrics] = []
 
@@ -236,8 +236,8 @@ def train_epoch(
             state, metrics = _steps(
                 train_step, state, load, indices, weights, key, start, stop
             )
-            metrics = jax.device_get(metrics)
-            collect([Metrics(*step) for step in zip(*metrics, strict=True)][start:stop])
+            taken = [column[start:stop] for column in jax.device_get(metrics)]
+            collect([Metrics(*step) for step in zip(*taken, strict=True)])
             # The same program for any number of steps, so the same result to the bit.
             count *= 2 if time.perf_counter() - began < SECONDS_AWAY / 2 else 1
             start = stop

@@ -11,11 +11,11 @@ from test_training_parity import NarrowAlexNet
 
 from jaxlab import (
     Preprocess,
-    features,
     inputs,
     make_eval_step,
     make_optimizer,
     make_train_step,
+    runtime,
     store,
     trainable_tree,
 )
@@ -82,7 +82,7 @@ def job(tmp_path, x64):
 @pytest.fixture(params=["in memory", "on disk"])
 def where(request, monkeypatch):
     if request.param == "on disk":
-        monkeypatch.setattr(features, "RESIDENT_BYTES", SIZE - 1)
+        monkeypatch.setattr(runtime, "memory_bytes", lambda: 4 * SIZE - 1)
     return request.param
 
 
@@ -177,7 +177,9 @@ def test_without_room_outputs_stay_in_memory_and_it_is_said(job):
     assert not found and isinstance(loader, Resident)
     check(loader, job)
     (line,) = job.said
-    assert line.startswith(f"warning: {job.place.folder}: features are not kept: ")
+    assert line.startswith(
+        f"warning: {job.place.folder}: features are not kept for later runs: "
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_said(job, tmp_path):
@@ -199,7 +201,7 @@ def test_a_disk_that_fills_up_meanwhile_loses_nothing(job, monkeypatch):
 
 
 def test_outputs_without_any_place_are_refused(job, monkeypatch):
-    monkeypatch.setattr(features, "RESIDENT_BYTES", SIZE - 1)
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: 4 * SIZE - 1)
     job.place.max_bytes = SIZE - 1
     with pytest.raises(NoRoom):
         job.run()
@@ -258,6 +260,37 @@ def test_training_on_stored_outputs_is_training_on_images(freeze, tmp_path, x64,
         assert relative_error(ours, theirs) <= FORWARD_FLOAT64
     np.testing.assert_allclose([*score, *test], [*wanted_score, *wanted_test], 1e-12)
     np.testing.assert_array_equal(answers, wanted_answers)
+
+
+def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
+    model, data = NarrowAlexNet(10), mnist5k().first(24, 12)
+    init = jax.jit(functools.partial(model.init, train=False))
+    params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
+    fed = inputs.images(model, data, Preprocess(63), workers=0)
+    output = jax.eval_shape(
+        lambda: model.apply(
+            {"params": params}, jnp.zeros((12, 63, 63, 3)), method="features"
+        )
+    )
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: 0)
+    said = []
+    found = inputs.features(
+        fed,
+        model,
+        params,
+        data,
+        Preprocess(63),
+        "features",
+        ArrayStore(tmp_path / "features", 4 * output.size),
+        clock=Clock(),
+        progress=no_progress,
+        say=said.append,
+    )
+    assert found["train"] is fed["train"]
+    (batch,) = found["test"].load(np.arange(12), 12)
+    assert batch.inputs.shape == output.shape
+    assert "no place for the features of 24 images" in said[0]
+    assert said[1].startswith("features: 12 images")
 
 
 def test_a_second_run_does_not_compile(job):

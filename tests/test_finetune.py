@@ -188,7 +188,7 @@ def test_damaged_and_refused_features_are_said(tmp_path, monkeypatch, capsys):
     model, said = job("none kept", "--feature-cache-size", "0")
     assert len(said) == 2 and not list((tmp_path / "home" / "features").glob("*/*"))
     for line in said:
-        assert "features are not kept: " in line and " of at most 0 GB" in line
+        assert "features are not kept for later runs: " in line and " of 0 GB" in line
     assert job("kept") == (model, [])
     for array in (tmp_path / "home" / "features").rglob("array.bin"):
         os.truncate(array, 1000)

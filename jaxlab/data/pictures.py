@@ -15,13 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
+
+if TYPE_CHECKING:  # so that reading digits does not wait for JAX
+    from jaxlab.preprocess import Preprocess
 
 # Pillow also logs what it raises.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -185,7 +187,7 @@ class Checked(NamedTuple):
     problem: BadPicture | None = None
 
 
-def are_kept(count: int, preprocess: Preprocess) -> bool:
+def are_kept(count: int, preprocess: "Preprocess") -> bool:
     """Return whether so many fitted pictures are kept in memory, not streamed."""
     return count * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
 
@@ -204,7 +206,7 @@ def images_of(
 
 def check_pictures(
     paths: Sequence[Path | Record],
-    preprocess: Preprocess,
+    preprocess: "Preprocess",
     keep: bool,
     on_picture: Callable[[int], object],
 ) -> list[Checked]:
