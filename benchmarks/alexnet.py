@@ -5,7 +5,6 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,29 +12,31 @@ import numpy as np
 from benchmarks.pairs import Measure, serve, worker
 
 SECONDS = 1.0  # a measurement of repeated calls takes about so long, or one call
-# PyTorch's ways to run one network, to find its best.
-TORCH_WAYS = [
-    {"channels_last": last, "compiled": compiled}
-    for compiled in (False, True)
-    for last in (False, True)
-]
+
+# Starts one side in a process; see the measures below for its options.
+side = functools.partial(worker, "benchmarks.alexnet")
 
 
-@contextlib.contextmanager
-def side(**options: Any) -> Iterator[Measure]:
-    """Start one side in a process; see the measures below for its options."""
-    with worker("benchmarks.alexnet", **options) as measure:
-        yield measure
-
-
-def torch_at_its_best(**options: Any) -> dict[str, Any]:
+def torch_at_its_best(*, eager: bool = False, **options: Any) -> dict[str, Any]:
     """Try every way PyTorch can do a job; return the fastest, as options of its side.
 
-    A way that fails, as torch.compile does without a C++ compiler, is left out. An
-    epoch's way is that of its step, and then the better number of loader processes.
+    Memory layouts, `torch.compile` unless `eager`, and then the update of all
+    parameters in one kernel. A way that fails, as torch.compile does without a C++
+    compiler, is left out. An epoch's way is that of its step, and then the better
+    number of loader processes.
     """
     job = {**options, "who": "torch"}
-    way = _fastest({**job, "job": "step"} if job["job"] == "epoch" else job, TORCH_WAYS)
+    bare = {**job, "job": "step"} if job["job"] == "epoch" else job
+    way = _fastest(
+        bare,
+        [
+            {"channels_last": last, "compiled": compiled, "fused": False}
+            for compiled in ((False,) if eager else (False, True))
+            for last in (False, True)
+        ],
+    )
+    if bare["job"] == "step":
+        way = _fastest(bare, [{**way, "fused": fused} for fused in (False, True)])
     if job["job"] == "epoch":
         trial = {**job, "train_size": 640, "test_size": 100}
         way = _fastest(trial, [{**way, "workers": workers} for workers in (0, 1)])
@@ -56,6 +57,7 @@ def in_words(way: dict[str, Any]) -> str:
     """Return a way PyTorch is run, for a table."""
     words = ["channels_last" if way["channels_last"] else "contiguous"]
     words += ["compiled"] if way["compiled"] else []
+    words += ["fused Adam"] if way["fused"] else []
     words += ["1 loader process"] if way.get("workers") else []
     return ", ".join(words)
 
@@ -171,16 +173,15 @@ def theirs(
     freeze: str,
     batch: int,
     precision: str,
-    channels_last: bool,
-    compiled: bool,
-    **sizes: Any,
+    **lab_options: Any,
 ) -> Measure:
     """Return PyTorch's measure of a job."""
     from benchmarks.lab_torch import Lab, torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    lab = Lab(freeze=freeze, channels_last=channels_last, compiled=compiled, **sizes)
+    torch.backends.cudnn.benchmark = True  # XLA tries its kernels out, too
+    lab = Lab(freeze=freeze, **lab_options)
     if job == "epoch":
         return timed(lab.epoch)
     lab.plain.to(device)

@@ -3,8 +3,8 @@
     python -m benchmarks.lab_torch
 
 torchvision's AlexNet with ImageNet's convolutions frozen, a DataLoader with transforms,
-Adam with weight decay, StepLR. All threads; memory layout, `torch.compile` and loader
-processes are flags, so that the benchmarks can give it its best.
+Adam with weight decay, StepLR. All threads; memory layout, `torch.compile`, the fused
+Adam and loader processes are flags, so that the benchmarks can give it its best.
 """
 
 import argparse
@@ -57,6 +57,7 @@ class Lab:
         freeze: str = "features",
         channels_last: bool = False,
         compiled: bool = False,
+        fused: bool = False,
         workers: int = 0,
         train_size: int | None = None,
         test_size: int | None = None,
@@ -78,7 +79,9 @@ class Lab:
         self.plain = alexnet(freeze).to(memory_format=self.layout)
         self.model = torch.compile(self.plain) if compiled else self.plain
         trainable = [p for p in self.plain.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=1e-4, weight_decay=5e-4)
+        self.optimizer = torch.optim.Adam(
+            trainable, lr=1e-4, weight_decay=5e-4, fused=fused or None
+        )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.1)
 
     def step(self, images: Any, labels: Any) -> Any:
@@ -131,6 +134,7 @@ def main() -> None:
     parser.add_argument("--freeze", default="features")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--fused", action="store_true", help="Adam as one kernel")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--train-size", type=int)
     parser.add_argument("--test-size", type=int)

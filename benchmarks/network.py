@@ -2,11 +2,12 @@
 
 import argparse
 import functools
+import json
 import time
 from typing import Any
 
 from benchmarks.alexnet import in_words, side, torch_at_its_best
-from benchmarks.pairs import compare
+from benchmarks.pairs import compare, serve, worker
 
 # Multiplications and additions for one image of 224×224, as the layers define them.
 FORWARD_OPERATIONS = 2 * 710_133_440  # of five convolutions and three products
@@ -27,17 +28,19 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="on an NVIDIA GPU")
     options = parser.parse_args(argv)
-    import jax
-
-    if options.gpu and jax.default_backend() != "gpu":
-        print("no GPU: nothing measured")
-        return []
     plan, where = (GPU, "gpu") if options.gpu else (CPU, "cpu")
     results = []
     for precision in plan["precisions"]:
-        rate, bandwidth = roofline(precision)
+        # In a process that ends: what it takes of a GPU's memory is given back.
+        with worker("benchmarks.network", gpu=options.gpu, precision=precision) as ask:
+            rate, bandwidth, platform, device = ask()
+        if options.gpu and platform != "gpu":
+            print("no GPU: nothing measured")
+            return []
+        about = {"machine": device} if options.gpu else {}
         for batch in plan["batches"]:
             task = {"job": job, "batch": batch, "precision": precision}
+            task |= {"gpu": options.gpu}
             floor = batch * OPERATIONS[job] / rate
             if job == "step":
                 floor += STEP_BYTES / bandwidth
@@ -58,21 +61,21 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
                     images=batch,
                     floor=floor,
                     torch_way=in_words(way),
+                    **about,
                 )
             results.append(result)
     return results
 
 
-@functools.cache
-def roofline(precision: str) -> tuple[float, float]:
-    """Return what the device reaches: operations and bytes a second, best of ten."""
+def rates(precision: str) -> tuple[float, float, str, str]:
+    """Return what the device reaches, operations and bytes a second, and its names."""
     import jax
     import jax.numpy as jnp
 
     size = 2048 if jax.default_backend() == "cpu" else 8192
     square = jnp.ones((size, size), precision)
     product = jax.jit(lambda x: x @ x)
-    # Read and written: as much as the network's parameters, four times over.
+    # Read and written: as much as the network's parameters.
     long = jnp.ones(PARAMETERS, jnp.float32)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -90,4 +93,18 @@ def roofline(precision: str) -> tuple[float, float]:
         long.block_until_ready()
 
     rate = 2 * size**3 / best(lambda: product(square).block_until_ready())
-    return rate, 2 * long.nbytes / best(once_over)
+    device = jax.devices()[0]
+    bandwidth = 2 * long.nbytes / best(once_over)
+    return rate, bandwidth, device.platform, device.device_kind
+
+
+def main() -> None:
+    """Serve the rates."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", type=json.loads, required=True)
+    options = parser.parse_args().worker
+    serve(lambda: functools.partial(rates, **options))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,10 +22,16 @@ Measure = Callable[[], float]
 def worker(module: str, **options: Any) -> Iterator[Measure]:
     """Start `python -m module --worker OPTIONS`; yield a function that lets it measure.
 
-    The process is one that calls `serve`. It waits between two measurements.
+    The process is one that calls `serve`. It waits between two measurements. With
+    `gpu=True` it may use one; otherwise it sees none.
     """
+    # Two sides share a GPU: neither may take all of its memory in advance.
+    device = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if not options.pop("gpu", False):
+        device = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, "-m", module, "--worker", json.dumps(options)],
+        env={**os.environ, **device},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -88,7 +94,7 @@ def compare(
 def summary(
     name: str, rows: list[tuple[float, float]], *, images: int = 0, **about: Any
 ) -> dict[str, Any]:
-    """Print, as the JSON line, and return medians, and the ratio with its range."""
+    """Print, as the JSON line, and return medians, their ratio, the pairs' range."""
     ratios = [theirs / ours for ours, theirs in rows]
     ours, theirs = (statistics.median(column) for column in zip(*rows, strict=True))
     shown = (images / ours, images / theirs) if images else (ours, theirs)
@@ -97,7 +103,7 @@ def summary(
         "unit": "images/s" if images else "s",
         "ours": round(shown[0], 2),
         "torch": round(shown[1], 2),
-        "ratio": round(statistics.median(ratios), 3),
+        "ratio": round(theirs / ours, 3),
         "range": [round(min(ratios), 3), round(max(ratios), 3)],
         "pairs": len(rows),
         **about,
@@ -107,7 +113,8 @@ def summary(
 
 def published(result: dict[str, Any]) -> dict[str, Any]:
     """Print a result with where and when it was measured, as a JSON line."""
-    result = {**result, "date": f"{datetime.date.today()}", "machine": machine()}
+    result = {**result, "date": f"{datetime.date.today()}"}
+    result.setdefault("machine", machine())
     print(json.dumps(result), flush=True)
     return result
 
