@@ -17,13 +17,15 @@ SECONDS = 1.0  # a measurement of repeated calls takes about so long, or one cal
 side = functools.partial(worker, "benchmarks.alexnet")
 
 
-def torch_at_its_best(*, eager: bool = False, **options: Any) -> dict[str, Any]:
+def torch_at_its_best(
+    *, eager: bool = False, plain_adam: bool = False, **options: Any
+) -> dict[str, Any]:
     """Try every way PyTorch can do a job; return the fastest, as options of its side.
 
-    Memory layouts, `torch.compile` unless `eager`, and then the update of all
-    parameters in one kernel. A way that fails, as torch.compile does without a C++
-    compiler, is left out. An epoch's way is that of its step, and then the better
-    number of loader processes.
+    Memory layouts, `torch.compile` unless `eager`, and then, unless `plain_adam`, the
+    fused Adam. A way that fails, as torch.compile does without a C++ compiler, is left
+    out. An epoch's way is that of its step, and then the better number of loader
+    processes.
     """
     job = {**options, "who": "torch"}
     bare = {**job, "job": "step"} if job["job"] == "epoch" else job
@@ -35,7 +37,7 @@ def torch_at_its_best(*, eager: bool = False, **options: Any) -> dict[str, Any]:
             for last in (False, True)
         ],
     )
-    if bare["job"] == "step":
+    if bare["job"] == "step" and not plain_adam:
         way = _fastest(bare, [{**way, "fused": fused} for fused in (False, True)])
     if job["job"] == "epoch":
         trial = {**job, "train_size": 640, "test_size": 100}
