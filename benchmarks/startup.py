@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def first_step(flags: list[str]) -> None:
     """Run the command up to the first finished step."""
-    from jaxlab import finetune
+    from jaxlab import finetune, fit
 
     class Finished(Exception):
         pass
@@ -56,7 +56,7 @@ def first_step(flags: list[str]) -> None:
     def stop(*_):
         raise Finished
 
-    finetune._show = stop  # what the command calls after each step
+    fit._show = stop  # what the command calls after each step
     with tempfile.TemporaryDirectory() as out:
         try:
             finetune.main([*flags, "--epochs", "1", "--out", f"{out}/run"])

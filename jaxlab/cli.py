@@ -10,9 +10,10 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jaxlab import signals
 from jaxlab.errors import JaxlabError, UsageError
 from pretrained.errors import WeightsError, one_line
 
@@ -33,13 +34,15 @@ def flag(
     below: float | None = None,
     default_help: str | None = None,
     operand: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """Declare one flag as a dataclass field: its default, help text and valid values.
 
     The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
     default is False, `--no-name` where it is True. `default_help` replaces the default
     in the help text. An `operand` is given by its place, without a name; a tuple takes
-    all that are left.
+    all that are left. A flag with `bare` may stand without a value, and has that one
+    then.
     """
     return dataclasses.field(
         default=default,
@@ -58,14 +61,22 @@ def flag(
             },
             default_help=default_help,
             operand=operand,
+            bare=bare,
         ),
     )
 
 
 def parse(
-    config_type: type[Config], argv: Sequence[str] | None, *, prog: str, about: str
+    config_type: type[Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    about: str,
+    unset: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read `argv` (default: the process's) into a `config_type`; all fields are flags.
+
+    Flags that are not given have their defaults, or their values in `unset`.
 
     Raises UsageError naming the flag, what was expected and the nearest known name.
     """
@@ -85,29 +96,31 @@ def parse(
         for field in fields
         if getattr(values, field.name) is not None
     }
-    return config_type(**converted)
+    return config_type(**{**(unset or {}), **converted})
 
 
 def run(main: Callable[[], Any]) -> int:
     """Run a command's main; return its exit code, with one line on stderr for an error.
 
-    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 130 interrupted,
-    141 stdout closed by its reader. `--debug` shows the traceback before the line.
+    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 5 checkpoint, 130
+    and 143 stopped by SIGINT and SIGTERM, 141 stdout closed by its reader. `--debug`
+    shows the traceback before the line.
     """
     # stdout is None where the shell closed it; print then does nothing.
     if sys.stdout is not None:
         # A terminal without Unicode gets ? for ×, instead of a run that breaks off.
         sys.stdout.reconfigure(errors="replace")
     try:
-        main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with signals.handled():
+            main()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         return 0
     except (JaxlabError, WeightsError) as error:
         return _report(error, str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 130
+        return getattr(error, "exit_code", 130)
     except BrokenPipeError:
         # The reader of stdout is gone (`| head`): end quietly, as other tools do, and
         # keep the interpreter from flushing into the closed pipe once more.
@@ -179,6 +192,8 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -
         _flag_of(field),
         dest=field.name,
         metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind,
+        nargs="?" if meta["bare"] else None,
+        const=meta["bare"],
         help=f"{meta['help']} (default: {meta['default_help'] or field.default})",
     )
 

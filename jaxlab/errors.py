@@ -22,6 +22,12 @@ class InputError(JaxlabError):
     exit_code = 3
 
 
+class CheckpointError(JaxlabError):
+    """A checkpoint that cannot be written, or cannot be resumed from."""
+
+    exit_code = 5
+
+
 class NetworkError(JaxlabError):
     """Something that needs a network, and there is none."""
 

@@ -4,18 +4,20 @@ The frozen part runs once over the data; the rest trains on its outputs. What th
 was and what it reached goes to a folder, with weights that torchvision loads.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder, runtime
+from jaxlab import cli, resume, run_folder, runtime
 from jaxlab.cli import flag
 from jaxlab.errors import JaxlabError, UsageError
 from pretrained.download import cache_folder
@@ -109,6 +111,15 @@ class Config:
     )
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
+    resume: str | None = flag(
+        None,
+        "go on with the run in --out, from its last step saved or from step STEP; its "
+        "settings need not be given again",
+        default_help="begin anew",
+        bare=resume.LAST,
+    )
+    checkpoint_every: int = flag(1, "epochs between checkpoints; 0: none", at_least=0)
+    keep: int = flag(2, "checkpoints to keep, the last ones", at_least=1)
     debug: bool = flag(False, "show tracebacks")
 
 
@@ -121,13 +132,23 @@ class Result(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> Result:
     """Parse the flags and run; raises JaxlabError or WeightsError for what is wrong."""
-    config = cli.parse(Config, argv, prog="python -m jaxlab.finetune", about=__doc__)
+    parse = functools.partial(
+        cli.parse, Config, argv, prog="python -m jaxlab.finetune", about=__doc__
+    )
+    config = parse()
+    if config.resume is not None:
+        then = resume.settings(config)
+        config = _resolved(parse(unset=then))
+        resume.compare(config, then, then.keys() - resume.MAY_DIFFER - resume.OF_DATA)
+        return finetune(config)
     return finetune(_resolved(config))
 
 
 def _resolved(config: Config) -> Config:
     """Fill in the defaults that depend on other flags; refuse what cannot be meant."""
-    if config.weights not in WEIGHTS and not os.path.lexists(config.weights):
+    # Of a run that is resumed, the weights are among what was saved.
+    known = config.weights in WEIGHTS or config.resume is not None
+    if not known and not os.path.lexists(config.weights):
         raise UsageError(
             f"--weights: {config.weights!r} is neither a file nor one of "
             f"{', '.join(WEIGHTS)}{cli.nearest(config.weights, WEIGHTS)}"
@@ -150,20 +171,19 @@ def _resolved(config: Config) -> Config:
 
 def finetune(config: Config) -> Result:
     """Run one job, of a config whose every setting is resolved; returns its result."""
-    folder = run_folder.choose(config.out, config.overwrite)
+    resuming = config.resume is not None
+    folder = run_folder.choose(config.out, config.overwrite, resuming)
+    if config.resume == resume.LAST:
+        accuracy = resume.finished(folder, config.epochs)
+        if accuracy is not None:
+            print("the run is finished; with more --epochs it can go on")
+            print(f"test_accuracy={accuracy:.4f} run={folder}")
+            return Result(accuracy, str(folder))
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
     device = runtime.set_up()
-    import jax
-    import jax.numpy as jnp
-
-    from jaxlab import inputs, optim, report, train
     from jaxlab.data.load import load
-    from jaxlab.models.alexnet import AlexNet
     from jaxlab.preprocess import Preprocess
-    from jaxlab.store import ArrayStore
-    from jaxlab.weights import in_words, initial_params
-    from pretrained import to_torch
 
     preprocess = Preprocess(config.image_size, config.crop)
     data = load(
@@ -178,7 +198,6 @@ def finetune(config: Config) -> Result:
         progress=cli.progress,
         say=_say,
     )
-    class_weights = _class_weights(data, config.class_weights)
     config = dataclasses.replace(
         config,
         out=str(folder),
@@ -186,12 +205,39 @@ def finetune(config: Config) -> Result:
         test_size=len(data.test),
         batch_size=min(config.batch_size, len(data.train)),
     )
+    with run_folder.held(folder), _memory_named(config, device):
+        # Once more: another process may have been there meanwhile.
+        run_folder.choose(config.out, config.overwrite, resuming)
+        record = run_folder.record(folder) if resuming else None
+        if record is not None:
+            resume.compare(config, record["settings"], resume.OF_DATA)
+            resume.check_data(record, data)
+        return _run(config, data, preprocess, device, record)
+
+
+def _run(
+    config: Config,
+    data: Any,
+    preprocess: Any,
+    device: str,
+    record: dict[str, Any] | None,
+) -> Result:
+    """Run in a folder that is held; `record` is config.json's of a run to resume."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import checkpoint, fit, inputs, optim, report, train
+    from jaxlab.models.alexnet import AlexNet
+    from jaxlab.store import ArrayStore
+    from jaxlab.weights import in_words, initial_params, param_shapes
+    from pretrained import to_torch
+
+    folder = Path(config.out)
+    class_weights = _class_weights(data, config.class_weights)
     model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    params, weights = initial_params(
-        model, init_key, config.weights, offline=config.offline
-    )
-    trainable = optim.trainable_tree(params, FREEZE[config.freeze])
+    shapes = param_shapes(model)
+    trainable = optim.trainable_tree(shapes, FREEZE[config.freeze])
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     schedule = optim.step_decay(
         config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
@@ -203,20 +249,45 @@ def finetune(config: Config) -> Result:
         momentum=config.momentum,
         l2=config.l2,
     )
-
-    run_folder.create(folder)
-    if data.files:
-        run_folder.write_json(folder / run_folder.SPLIT, data.files)
+    checkpoints = checkpoint.Checkpoints(
+        folder / run_folder.CHECKPOINTS, config.keep, _say
+    )
+    saved = record and resume.saved_step(checkpoints, config.resume, _say)
+    if saved:
+        template = jax.eval_shape(lambda p: train.init_state(p, optimizer), shapes)
+        state = jax.tree.map(jnp.array, checkpoint.filled(template, saved))
+        position, weights = fit.Position.of(saved), record["weights"]
+        resume.check_versions(record, device, _say)
+    else:
+        params, weights = initial_params(
+            model, init_key, config.weights, offline=config.offline
+        )
+        state, position = train.init_state(params, optimizer), fit.Position()
+        del params  # the state holds its own copy
+    disk = config.checkpoint_every and fit.check_room(
+        folder, state, trainable, config.keep
+    )
+    if not saved:
+        run_folder.clear(folder)
     run_folder.write_json(
         folder / run_folder.CONFIG, _record(config, data, weights, preprocess, device)
     )
+    if data.files:
+        run_folder.write_json(folder / run_folder.SPLIT, data.files)
+    if position.history:
+        run_folder.write_metrics(folder, position.history)
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
         f"images, {len(data.class_names)} classes, on {device}"
     )
     if words := in_words(weights):
         print(words)
-    print(report.layer_table(params, trainable, weights["layers"]), flush=True)
+    print(report.layer_table(state.params, trainable, weights["layers"]), flush=True)
+    if disk:
+        _say(
+            f"checkpoints: {disk / 1e9:.1f} GB in {checkpoints.folder}, the last "
+            f"{config.keep} and the best weights"
+        )
 
     clock = runtime.Clock()
     fed = inputs.images(model, data, preprocess, config.workers)
@@ -225,7 +296,7 @@ def finetune(config: Config) -> Result:
         fed = inputs.features(
             fed,
             model,
-            params,
+            state.params,
             data,
             preprocess,
             config.freeze,
@@ -234,62 +305,27 @@ def finetune(config: Config) -> Result:
             progress=cli.progress,
             say=_say,
         )
-    train_step = train.make_train_step(
-        fed["train"].apply_fn, optimizer, trainable, class_weights=class_weights
+    job = fit.Job(
+        folder=folder,
+        fed=fed,
+        counts={name: len(split) for name, split in data.splits.items()},
+        train_step=train.make_train_step(
+            fed["train"].apply_fn, optimizer, trainable, class_weights=class_weights
+        ),
+        eval_step=train.make_eval_step(fed["test"].apply_fn),
+        rate=lambda epoch: schedule(epoch * steps_per_epoch),
+        trainable=trainable,
+        weights=to_torch,
+        key=dropout_key,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        every=config.checkpoint_every,
+        clock=clock,
     )
-    eval_step = train.make_eval_step(fed["test"].apply_fn)
-    state = train.init_state(params, optimizer)
-    del params  # the state holds its own copy, and the steps reuse that memory
+    state, history, predictions = fit.fit(job, state, position, checkpoints)
 
-    history = []
-    for epoch in range(config.epochs):
-        rate = schedule(epoch * steps_per_epoch)
-        started = clock()
-        with cli.progress(len(data.train), f"epoch {epoch + 1}") as bar:
-            state, trained = train.train_epoch(
-                train_step,
-                state,
-                fed["train"].load,
-                order=train.epoch_order(len(data.train), config.seed, epoch),
-                batch_size=config.batch_size,
-                key=dropout_key,
-                on_batch=functools.partial(_show, bar, rate),
-            )
-        training_seconds = clock() - started
-        tested, predictions = train.evaluate(
-            eval_step,
-            state,
-            fed["test"].load,
-            count=len(data.test),
-            batch_size=inputs.FORWARD_BATCH,
-        )
-        # Both: the training loss does not yet see what the last update did.
-        if not math.isfinite(trained.loss + tested.loss):
-            raise JaxlabError(
-                f"training: the loss is {trained.loss}, on the test images "
-                f"{tested.loss}, in epoch {epoch + 1} at learning rate {rate:g}; "
-                "lower --lr"
-            )
-        entry = {
-            "epoch": epoch + 1,
-            "train_loss": trained.loss,
-            "train_accuracy": trained.accuracy,
-            "test_loss": tested.loss,
-            "test_accuracy": tested.accuracy,
-            "learning_rate": rate,
-            "examples_per_second": len(data.train) / training_seconds,
-            "seconds": clock() - started,
-        }
-        history.append(entry)
-        run_folder.append_metrics(folder, entry)
-        print(
-            f"epoch {epoch + 1}/{config.epochs}  "
-            f"train loss {trained.loss:.4f} accuracy {trained.accuracy:.4f}  "
-            f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.4f}  "
-            f"lr {rate:.2g}  {entry['examples_per_second']:,.0f} images/s",
-            flush=True,
-        )
-
+    accuracy = history[-1]["test_accuracy"]
     run_folder.write_model(folder, to_torch(jax.device_get(state.params)))
     report.write_curves(
         folder / run_folder.CURVES,
@@ -302,17 +338,27 @@ def finetune(config: Config) -> Result:
         data.test.labels,
         predictions,
         data.class_names,
-        f"{data.name}: test accuracy {tested.accuracy:.1%}",
+        f"{data.name}: test accuracy {accuracy:.1%}",
     )
     print(f"compilation: {clock.compile_seconds:.1f} s, left out of the times above")
-    print(f"test_accuracy={tested.accuracy:.4f} run={folder}")
-    return Result(tested.accuracy, str(folder))
+    print(f"test_accuracy={accuracy:.4f} run={folder}")
+    return Result(accuracy, str(folder))
 
 
-def _show(bar: Any, rate: float, score: Any, count: int) -> None:
-    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
-    bar.set_postfix_str(status, refresh=False)
-    bar.update(count)
+@contextlib.contextmanager
+def _memory_named(config: Config, device: str) -> Iterator[None]:
+    import jax
+
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and type(error) is not MemoryError:
+            raise
+        raise JaxlabError(
+            f"memory: {device} has too little for batches of {config.batch_size} "
+            f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
+            "--image-size"
+        ) from error
 
 
 def _say(line: str) -> None:

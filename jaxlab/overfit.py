@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlab import cli, run_folder, runtime
@@ -119,10 +120,8 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
     device = runtime.set_up()
-    import jax
     import jax.numpy as jnp
 
-    from jaxlab import report
     from jaxlab.data.load import load
 
     data = load(
@@ -139,7 +138,24 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
         for name, split in data.splits.items()
     }
-    run_folder.create(folder)
+    with run_folder.held(folder):
+        run_folder.clear(folder)
+        return _lab(config, variants, data, splits, device, folder)
+
+
+def _lab(
+    config: Config,
+    variants: dict[str, Variant],
+    data: Any,
+    splits: Any,
+    device: str,
+    folder: Path,
+) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import report
+
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
         f"images, {config.seeds} seeds, {config.epochs} epochs, on {device}"

@@ -6,11 +6,13 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from jaxlab.errors import UsageError
@@ -19,7 +21,11 @@ from pretrained.files import write_safetensors
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
-_FILES = (CONFIG, METRICS, MODEL, CURVES, CONFUSION, SPLIT, RESULTS, OVERFIT)
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
+# The first two make a folder a run's: they go last.
+_FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
+# What a process leaves that dies before its run begins.
+_NOTHING_YET = {LOCK, CONFIG + ".partial"}
 _PACKAGES = (
     "jaxlab",
     "jax",
@@ -32,11 +38,11 @@ _PACKAGES = (
 )
 
 
-def choose(out: str | None, overwrite: bool) -> Path:
+def choose(out: str | None, overwrite: bool, resume: bool = False) -> Path:
     """Return the folder to use; by default `runs/` and the time. Creates nothing.
 
     Raises UsageError when `out` is a file, cannot be written, or holds something and
-    `overwrite` is not asked for.
+    neither `overwrite` nor `resume` is asked for.
     """
     if out == "":
         raise UsageError("--out: is empty; pass the name of a folder")
@@ -54,27 +60,61 @@ def choose(out: str | None, overwrite: bool) -> Path:
             raise UsageError(f"--out: {above} is no folder; pass the name of a folder")
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if above == folder and any(folder.iterdir()):
-            if not overwrite:
+        if above == folder and {path.name for path in folder.iterdir()} - _NOTHING_YET:
+            if not overwrite and not resume:
                 raise UsageError(
                     f"--out: {folder} is not empty; pass another folder, or --overwrite"
                 )
             if not any(_is_ours(folder / name) for name in (CONFIG, RESULTS)):
+                what = "resume" if resume else "overwrite"
                 raise UsageError(
-                    f"--out: {folder} holds no run to overwrite; pass another folder"
+                    f"--out: {folder} holds no run to {what}; pass another folder"
                 )
     return folder
 
 
-def create(folder: Path) -> None:
-    """Create the folder, or clear an earlier run's files from it and nothing else.
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Create the folder and keep other processes out of it; a dead one does not.
+
+    Raises UsageError when another process has it, or the file system refuses.
+    """
+    with _refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UsageError(
+                f"--out: {folder} is another process's at the moment; wait for its "
+                "end, or pass another folder"
+            ) from error
+    try:
+        yield
+    finally:
+        if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing has begun
+            (folder / LOCK).unlink()
+            folder.rmdir()
+        lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier run's files and checkpoints from the folder, nothing else.
 
     Raises UsageError when the file system refuses.
     """
     with _refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
+        if (folder / CHECKPOINTS).exists():
+            shutil.rmtree(folder / CHECKPOINTS)
+        for name in reversed(_FILES):
             (folder / name).unlink(missing_ok=True)
+
+
+def record(folder: Path) -> dict[str, Any] | None:
+    """Return what config.json holds; None where no run has begun."""
+    return (
+        json.loads((folder / CONFIG).read_text()) if _is_ours(folder / CONFIG) else None
+    )
 
 
 @contextlib.contextmanager
@@ -108,10 +148,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def append_metrics(folder: Path, epoch: Mapping[str, float]) -> None:
-    """Add one line to metrics.jsonl."""
-    with open(folder / METRICS, "a") as file:
-        file.write(json.dumps(epoch, allow_nan=False) + "\n")
+def write_metrics(folder: Path, epochs: Sequence[Mapping[str, float]]) -> None:
+    """Write metrics.jsonl, a line an epoch, whole or not at all."""
+    partial = folder / (METRICS + ".partial")
+    lines = (json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
+    partial.write_text("".join(lines))
+    partial.replace(folder / METRICS)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the epochs in metrics.jsonl; none where there is no such file."""
+    path = folder / METRICS
+    return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
 
 
 def write_model(folder: Path, state_dict: Mapping[str, np.ndarray]) -> None:

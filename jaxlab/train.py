@@ -51,6 +51,16 @@ class Metrics(NamedTuple):
     count: jax.Array
 
 
+class NotFinite(Exception):
+    """A loss that is not finite: the number of its step in the epoch, and its value."""
+
+    def __init__(self, step: int, loss: float):
+        """Keep both."""
+        super().__init__(f"step {step}: the loss is {loss}")
+        self.step = step
+        self.loss = loss
+
+
 class Score(NamedTuple):
     """Means over examples."""
 
@@ -212,6 +222,8 @@ def train_epoch(
     order: np.ndarray,
     batch_size: int,
     key: jax.Array,
+    taken: list[Metrics] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Score, int], None] = lambda score, count: None,
 ) -> tuple[TrainState, Score]:
     """Take one step for every batch of `order`; return the state and the mean score.
@@ -219,33 +231,44 @@ def train_epoch(
     `on_batch` gets the score and the number of examples since its last call. The device
     hardly waits for the host: with a `Resident` loader the steps of half a second are
     one program, else each step's metrics are fetched while the next one runs.
+
+    `taken` are the metrics of the steps for the first batches, where an earlier call
+    took them; those of this call are appended. It returns early when `stop()` says so
+    between two steps. Raises NotFinite when a loss is not.
     """
-    scores: list[Metrics] = []
+    scores = [] if taken is None else taken
+    done = len(scores)
 
     def collect(metrics):
-        scores.extend(metrics)
+        for step in metrics:
+            if not np.isfinite(step.loss):
+                raise NotFinite(len(scores) + 1, float(step.loss / step.count))
+            scores.append(step)
         score = _score(metrics)
         on_batch(score, int(sum(step.count for step in metrics)))
 
     if isinstance(load, Resident):
         indices, weights = map(np.stack, zip(*batches(order, batch_size), strict=True))
-        start, count = 0, 1
-        while start < len(indices):
-            stop = min(start + count, len(indices))
+        start, count = done, 1
+        while start < len(indices) and not stop():
+            end = min(start + count, len(indices))
             began = time.perf_counter()
             state, metrics = _steps(
-                train_step, state, load, indices, weights, key, start, stop
+                train_step, state, load, indices, weights, key, start, end
             )
-            taken = [column[start:stop] for column in jax.device_get(metrics)]
-            collect([Metrics(*step) for step in zip(*taken, strict=True)])
+            new = [column[start:end] for column in jax.device_get(metrics)]
+            collect([Metrics(*step) for step in zip(*new, strict=True)])
             # The same program for any number of steps, so the same result to the bit.
             count *= 2 if time.perf_counter() - began < SECONDS_AWAY / 2 else 1
-            start = stop
+            start = end
         return state, _score(scores)
 
     def steps():
         nonlocal state
-        for batch in load(order, batch_size):
+        left = order[done * batch_size :]
+        for batch in load(left, batch_size) if len(left) else ():
+            if stop():
+                return
             state, metrics = train_step(state, batch, key)
             yield metrics
 
@@ -299,5 +322,7 @@ def evaluate(
 
 
 def _score(metrics: list[Metrics]) -> Score:
+    if not metrics:
+        return Score(float("nan"), float("nan"))
     loss, correct, count = np.sum(metrics, axis=0, dtype=np.float64)
     return Score(float(loss / count), float(correct / count))

@@ -61,6 +61,13 @@ def initial_params(
     return {**fresh, **loaded}, {**record, "layers": layers}
 
 
+def param_shapes(model: nn.Module) -> Any:
+    """Return a network's params as shapes and dtypes, without computing any."""
+    images = jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), images)["params"]
+
+
 def whole_network(name: str, *, offline: bool = False) -> Weights:
     """Return all layers: of published weights by their name, or of a file."""
     if name in SOURCES:

@@ -23,6 +23,11 @@ TRAJECTORY_FLOAT64 = 1e-9
 ROUNDOFF_FLOAT32 = 1e-6
 
 
+# A checkpoint of the full-size network is half a gigabyte; test_resume.py has a narrow
+# one's.
+NO_CHECKPOINTS = ["--checkpoint-every", "0"]
+
+
 def relative_error(ours, reference) -> float:
     """‖ours - reference‖ / ‖reference‖ in float64, of arrays of equal shape."""
     ours = np.asarray(ours, np.float64)

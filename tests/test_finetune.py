@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import FORWARD_FLOAT32, relative_error, torch_alexnet
+from conftest import FORWARD_FLOAT32, NO_CHECKPOINTS, relative_error, torch_alexnet
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess
@@ -21,8 +21,9 @@ from pretrained import embedded, to_flax
 # The smallest job that still learns: seconds, not minutes.
 SMALL = ["--train-size", "200", "--test-size", "100", "--image-size", "63"]
 SMALL += ["--epochs", "4", "--lr-step", "4"]
+SMALL += NO_CHECKPOINTS
 FILES = {"config.json", "metrics.jsonl", "model.safetensors"}
-FILES |= {"curves.png", "confusion.png"}
+FILES |= {"curves.png", "confusion.png", ".lock"}
 
 
 def command(*flags, cwd=None, **environment):
@@ -84,7 +85,7 @@ def test_config_holds_all_that_decides_the_run(run):
     assert config["settings"]["lr"] == 1e-4
     assert config["settings"]["out"] == str(run[1])
     unset = {name for name, value in config["settings"].items() if value is None}
-    assert unset == {"data_dir", "manual_dir"}
+    assert unset == {"data_dir", "manual_dir", "resume"}
     assert config["dataset"]["train_images"] == 200
     assert config["dataset"]["sha256"] == mnist5k().first(200, 100).fingerprint()
     assert config["weights"]["sha256"] == embedded.SHA256
@@ -130,7 +131,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(run, tmp_p
 
 
 TINY = ["--train-size", "40", "--test-size", "20", "--image-size", "63"]
-TINY += ["--epochs", "2", "--optimizer", "sgd"]
+TINY += ["--epochs", "2", "--optimizer", "sgd", *NO_CHECKPOINTS]
 
 
 def test_the_feature_cache_changes_nothing_but_roundoff(tmp_path):
@@ -332,10 +333,11 @@ def test_a_damaged_weights_file_is_refused(damage, code, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(epochs, tmp_path):
     # One step an epoch: with one epoch only the test loss sees what the update did.
     job = ["--train-size", "10", "--test-size", "10", "--image-size", "63"]
-    job += ["--optimizer", "sgd", "--lr", "1e30", "--epochs", epochs]
+    job += ["--optimizer", "sgd", "--lr", "1e30", "--epochs", epochs, *NO_CHECKPOINTS]
     process = command(*job, "--out", tmp_path / "run")
     assert_one_line(process, 1, "lower --lr")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.json", ".lock"}
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path):
@@ -353,7 +355,8 @@ def test_the_smallest_image_size_is_the_networks():
 
 
 def test_a_closed_or_plain_stdout_does_not_break_a_run(tmp_path):
-    job = "--train-size 10 --test-size 10 --image-size 63 --epochs 1 --overwrite"
+    job = "--train-size 10 --test-size 10 --image-size 63 --epochs 1 --overwrite "
+    job += " ".join(NO_CHECKPOINTS)
     line = f"{sys.executable} -m jaxlab.finetune {job} --out '{tmp_path}'"
     closed = subprocess.run(f"{line} >&-", shell=True, capture_output=True, text=True)
     assert (closed.returncode, closed.stderr) == (0, "")
@@ -371,7 +374,8 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_closed_stdout_ends_quietly(tmp_path):
-    job = " ".join(["--train-size 10 --test-size 10 --image-size 63 --epochs 1"])
+    job = "--train-size 10 --test-size 10 --image-size 63 --epochs 1 "
+    job += " ".join(NO_CHECKPOINTS)
     process = subprocess.run(
         f"{sys.executable} -m jaxlab.finetune {job} --out '{tmp_path}/run' | head -n 1",
         shell=True,

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import NO_CHECKPOINTS
 from PIL import Image
 from test_pictures import BAD, JPEG, encoded
 
@@ -313,7 +314,8 @@ def test_odd_file_names_are_no_fault(pets):
 def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys):
     for i in range(100):
         picture(1000 + i).save(pets / "cat" / f"more {i}.png")
-    job = ["--dataset", str(pets), "--image-size", "63", "--epochs", "1"]
+    job = ["--dataset", str(pets), "--image-size", "63"]
+    job += ["--epochs", "1", *NO_CHECKPOINTS]
     finetune.main([*job, "--out", str(tmp_path / "plain")])
     warned = capsys.readouterr().err
     assert warned == (
@@ -331,7 +333,8 @@ def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys
 
 
 def test_a_streamed_run_is_the_one_from_memory(pets, tmp_path, monkeypatch):
-    job = ["--dataset", str(pets), "--image-size", "63", "--epochs", "2"]
+    job = ["--dataset", str(pets), "--image-size", "63"]
+    job += ["--epochs", "2", *NO_CHECKPOINTS]
     in_memory = finetune.main([*job, "--out", str(tmp_path / "memory")])
     monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
     streaming = finetune.main([*job, "--out", str(tmp_path / "streaming")])

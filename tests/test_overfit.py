@@ -100,7 +100,11 @@ def test_files_hold_every_seeds_curves_and_a_picture(tmp_path):
     assert results["settings"]["epochs"] == 3
     with Image.open(folder / "overfit.png") as picture:
         assert min(picture.size) > 400
-    assert {path.name for path in folder.iterdir()} == {"results.json", "overfit.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "results.json",
+        "overfit.png",
+        ".lock",
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import NO_CHECKPOINTS
 from PIL import Image
 from test_pictures import encoded
 
@@ -30,7 +31,9 @@ def run(tmp_path_factory):
     """A run on digits, in a folder with its test digits as PNGs: run, pictures."""
     folder = tmp_path_factory.mktemp("predict")
     job = ["--train-size", "300", "--test-size", "100", "--image-size", "63"]
-    finetune.main([*job, "--epochs", "3", "--out", str(folder / "run")])
+    finetune.main(
+        [*job, "--epochs", "3", *NO_CHECKPOINTS, "--out", str(folder / "run")]
+    )
     test = mnist5k().test
     for i in range(100):
         image = Image.fromarray(test.images[i, :, :, 0])
@@ -65,7 +68,9 @@ def test_a_run_on_pictures_answers_them_as_it_trained(crop, tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "data"), "--image-size", "63"]
     flags += ["--crop"] if crop else []
     out = tmp_path / "run"
-    result = finetune.main([*flags, "--epochs", "2", "--out", str(out)])
+    result = finetune.main(
+        [*flags, "--epochs", "2", *NO_CHECKPOINTS, "--out", str(out)]
+    )
     config = json.loads((out / "config.json").read_text())
     assert config["class_names"] == ["dark", "light"]
     assert config["preprocessing"]["crop"] is crop

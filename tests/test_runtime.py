@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import NO_CHECKPOINTS
 
 from jaxlab import runtime
 
@@ -28,7 +29,7 @@ print(count("misses"), count("hits"))
 """
 JOBS = {
     "finetune": ["--train-size", "20", "--test-size", "10", "--image-size", "63"]
-    + ["--epochs", "1", "--overwrite", "--out"],
+    + ["--epochs", "1", *NO_CHECKPOINTS, "--overwrite", "--out"],
     "overfit": ["--train-size", "20", "--test-size", "10", "--epochs", "1"]
     + ["--seeds", "1", "--variants", "baseline", "--overwrite", "--out"],
 }

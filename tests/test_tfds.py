@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NO_CHECKPOINTS
 from PIL import Image
 from test_finetune import assert_one_line, command
 
@@ -24,7 +25,7 @@ ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "fashion_mnist"
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason=f"needs Fashion-MNIST's four files in {ORIGINALS}"
 )
-JOB = ["--image-size", "63", "--epochs", "2"]
+JOB = ["--image-size", "63", "--epochs", "2", *NO_CHECKPOINTS]
 LOAD = (
     "import sys\n"
     "events = []\n"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import torch_alexnet
+from conftest import NO_CHECKPOINTS, torch_alexnet
 from safetensors.numpy import load_file
 from test_alexnet import with_imagenet_convolutions
 from test_download import Server
@@ -21,7 +21,7 @@ from pretrained import DownloadError, to_flax
 from pretrained.sources import SOURCES
 
 JOB = ["--train-size", "40", "--test-size", "50", "--image-size", "63"]
-JOB += ["--epochs", "1"]
+JOB += ["--epochs", "1", *NO_CHECKPOINTS]
 
 
 @pytest.fixture(scope="module")

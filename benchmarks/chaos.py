@@ -1,0 +1,143 @@
+"""Kill runs, resume them, and compare every bit with a run in one piece.
+
+    python -m benchmarks.chaos [--kills 50]
+
+SIGKILL at random moments, chosen so that enough of them fall into saves, into deletions
+and before anything is saved; then at each of eight named points of the writing, the
+first three times it is reached. After each, `--resume` runs to the end: parameters,
+optimiser state, weights and metrics must be those of the run in one piece, and nothing
+half-written may be left.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.narrow import POINTS
+from benchmarks.pairs import published
+
+TIMES = ("seconds", "examples_per_second")  # of metrics.jsonl, which differ
+# Enough epochs, and a rate that learns, for every point to be reached three times.
+JOB = ("--epochs", "6", "--lr", "0.003", "--lr-step", "6")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run, print, and return the result; raises AssertionError for what is lost."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--times", type=int, default=3, help="that a point is reached")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        whole = finish(home / "whole", *JOB)
+        seconds = whole.pop("seconds")
+        found: Counter[str] = Counter()
+        plan = plan_of(options.kills, options.seed, seconds)
+        plan += [(f"{p}:{i}", 0) for p in POINTS for i in range(1, options.times + 1)]
+        for number, (how, delay) in enumerate(plan, start=1):
+            out = home / str(number)
+            kill(out, how, delay, *JOB)
+            moment = moment_of(out)
+            found[moment] += 1
+            again = finish(out, "--resume", *JOB)
+            again.pop("seconds")
+            other = [part for part in whole if again[part] != whole[part]]
+            assert not other, f"{how}, {moment}: resumed to other {', '.join(other)}"
+            print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: same bits", flush=True)
+    return published(
+        {"name": "chaos", "resumed": len(plan), "of": len(plan), "moments": dict(found)}
+    )
+
+
+def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
+    """Return how to choose each moment: what to wait for, and how long after it."""
+    dice = random.Random(seed)
+    saving = [("saving", dice.uniform(0, 0.05)) for _ in range(kills // 2)]
+    deleting = [("deleting", dice.uniform(0, 0.003)) for _ in range(kills // 5)]
+    rest = kills - len(saving) - len(deleting)
+    any_time = [("", seconds * dice.uniform(0.05, 1)) for _ in range(rest)]
+    return saving + deleting + any_time
+
+
+def start(out: Path, *flags: str) -> subprocess.Popen:
+    """Start a run."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.narrow", "--out", str(out), *flags],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill(out: Path, how: str, delay: float, *flags: str) -> None:
+    """Start a run and let it die: at a named point, or `delay` after what it tells."""
+    named = ":" in how
+    with start(out, *flags, *(["--die", how] if named else ["--tell"])) as process:
+        if how and not named:
+            # The first, second or third time, as the delay's last digits say.
+            for _ in range(1 + int(delay * 1e6) % 3):
+                next(line for line in process.stderr if line.startswith(how))
+        if not named:
+            time.sleep(delay)
+            process.kill()
+        process.stderr.read()
+    # Only at a random moment may the run be over already.
+    assert process.returncode in ((-signal.SIGKILL,) if named else (-signal.SIGKILL, 0))
+
+
+def moment_of(out: Path) -> str:
+    """Return where a dead run was, from what it left."""
+    folder = out / "checkpoints"
+    left = {path.suffix for path in folder.iterdir()} if folder.exists() else set()
+    steps = [p for p in folder.iterdir() if p.name.isdecimal()] if left else []
+    if ".deleted" in left:
+        return "in a deletion"
+    if ".partial" in left:
+        return "in a save" if steps else "in a save, nothing saved before"
+    return "elsewhere" if steps else "elsewhere, nothing saved before"
+
+
+def finish(out: Path, *flags: str) -> dict[str, Any]:
+    """Run to the end; return all that must not depend on how it got there."""
+    began = time.perf_counter()
+    with start(out, *flags) as process:
+        errors = process.stderr.read()
+    assert process.returncode == 0, errors
+    seconds = time.perf_counter() - began
+    from jaxlab.checkpoint import Checkpoints
+
+    folder = out / "checkpoints"
+    left = [p.name for p in folder.iterdir() if p.suffix in (".partial", ".deleted")]
+    left += [p.name for p in out.iterdir() if p.suffix == ".partial"]
+    assert not left, left
+    with contextlib.redirect_stdout(sys.stderr):
+        saved = Checkpoints(folder, 2, print).restore()
+    metrics = [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
+    return {
+        "steps": Checkpoints(folder, 2, print).steps(),
+        "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
+        "model": (out / "model.safetensors").read_bytes(),
+        "best": [p.read_bytes() for p in folder.glob("best-*")],
+        "metrics": [
+            {k: v for k, v in line.items() if k not in TIMES} for line in metrics
+        ],
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""`jaxlab.finetune` with a narrow network, so that hundreds of runs take minutes.
+
+    python -m benchmarks.narrow [--die POINT:N] [--tell] FLAGS
+
+All is the command's but the widths of the layers. `--die` kills the process, as
+SIGKILL does, at a point of its writing, the Nth time it gets there; `--tell` prints a
+line to stderr whenever a save or a deletion begins.
+"""
+
+import functools
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+POINTS = (
+    "before the best weights",
+    "before the folder",
+    "amid the arrays",
+    "before the manifest",
+    "before the rename",
+    "after the rename",
+    "amid a deletion",
+    "amid metrics.jsonl",
+)
+FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
+FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; return its exit code."""
+    arguments = [*FLAGS, *argv]
+    point, occurrence = None, 0
+    if "--die" in arguments:
+        place = arguments.index("--die")
+        point, _, number = arguments[place + 1].partition(":")
+        occurrence = int(number)
+        del arguments[place : place + 2]
+    tell = "--tell" in arguments
+    arguments = [word for word in arguments if word != "--tell"]
+
+    from jaxlab import runtime
+
+    runtime.set_up()
+    narrow()
+    watch(point, occurrence, tell)
+    from jaxlab import cli, finetune
+
+    sys.argv[1:] = arguments
+    return cli.run(finetune.main)
+
+
+def narrow() -> None:
+    """Replace AlexNet by a copy with 8 to 16 channels and 32 hidden units."""
+    import flax.linen as nn
+
+    import pretrained
+    from jaxlab.models import alexnet
+    from jaxlab.models.layers import Conv, linear
+
+    class NarrowAlexNet(alexnet.AlexNet):
+        def setup(self):
+            self.conv1 = Conv(3, 8, kernel_size=11, stride=4, padding=2)
+            self.conv2 = Conv(8, 12, kernel_size=5, padding=2)
+            self.conv3 = Conv(12, 16, kernel_size=3, padding=1)
+            self.conv4 = Conv(16, 12, kernel_size=3, padding=1)
+            self.conv5 = Conv(12, 12, kernel_size=3, padding=1)
+            self.drop6 = nn.Dropout(self.dropout_rate)
+            self.fc6 = linear(12 * 6 * 6, 32)
+            self.drop7 = nn.Dropout(self.dropout_rate)
+            self.fc7 = linear(32, 32)
+            self.fc8 = linear(32, self.num_classes)
+
+    def by_name(params):
+        return {
+            f"{layer}.{leaf}": value
+            for layer, leaves in params.items()
+            for leaf, value in leaves.items()
+        }
+
+    alexnet.AlexNet = NarrowAlexNet
+    pretrained.to_torch = by_name  # torchvision has no such network
+
+
+def watch(point: str | None, occurrence: int, tell: bool) -> None:
+    """Make the process die at a point, and tell when it saves or deletes."""
+    from jaxlab import checkpoint, run_folder
+
+    seen: dict[str, int] = {}
+
+    def reached(name: str) -> bool:
+        seen[name] = seen.get(name, 0) + 1
+        return name == point and seen[name] == occurrence
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(owner: Any, name: str, act: Callable) -> None:
+        """Call `act` with the arguments before each call of a function."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def watched(*args, **kwargs):
+            act(*args)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+    def at(name: str) -> Callable:
+        return lambda *_: reached(name) and die()
+
+    def amid_arrays(folder: Path, *_):
+        def wait():
+            while not any(path.is_file() for path in folder.parent.rglob("*/0*")):
+                time.sleep(0)
+            die()
+
+        if reached("amid the arrays"):
+            threading.Thread(target=wait, daemon=True).start()
+
+    def amid_partial(folder: Path):
+        if folder.name.endswith(checkpoint._PARTIAL) and reached("before the manifest"):
+            die()
+
+    def amid_deletion(path: Path, *_):
+        if path.name.endswith(checkpoint._DELETED) and path.is_dir():
+            if tell:
+                print("deleting", file=sys.stderr, flush=True)
+            if reached("amid a deletion"):
+                shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
+                die()
+
+    class Watched:
+        def __init__(self):
+            self.orbax = original()
+
+        def save(self, path, arrays):
+            if tell:
+                print("saving", file=sys.stderr, flush=True)
+            amid_arrays(path)
+            self.orbax.save(path, arrays)
+
+        def restore(self, path):
+            return self.orbax.restore(path)
+
+    original = checkpoint._orbax
+    checkpoint._orbax = Watched
+    before(checkpoint, "write_safetensors", at("before the best weights"))
+    before(checkpoint.Checkpoints, "_write", at("before the folder"))
+    before(checkpoint, "_files", amid_partial)
+    before(checkpoint, "_remove", amid_deletion)
+    rename = Path.rename
+
+    def watched_rename(self, target):
+        is_save = self.name.endswith(checkpoint._PARTIAL)
+        if is_save and reached("before the rename"):
+            die()
+        done = rename(self, target)
+        if is_save and reached("after the rename"):
+            die()
+        return done
+
+    Path.rename = watched_rename
+    replace = Path.replace
+
+    def watched_replace(self, target):
+        if self.name.startswith(run_folder.METRICS) and reached("amid metrics.jsonl"):
+            die()
+        return replace(self, target)
+
+    Path.replace = watched_replace
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,346 @@
+"""Checkpoints: all that decides the rest of a run, on disk, whole or not at all.
+
+A saved step is a folder named by its number. Orbax writes the arrays; it notices no
+flipped bit when it reads them, so a manifest with the SHA-256 of every file lies beside
+them, which is compared before anything is restored. A folder gets its name when all
+that is in it is written, and loses it before the first file is deleted: the death of
+the process, at any moment, leaves whole steps only. (The death of the machine may not:
+nothing is forced to the disk.)
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlab.errors import CheckpointError
+from jaxlab.train import TrainState
+from pretrained.files import write_safetensors
+
+FORMAT = 1
+ARRAYS, MANIFEST, FROZEN = "arrays", "manifest.json", "frozen"
+_PARTIAL, _DELETED = ".partial", ".deleted"
+
+
+class Damaged(Exception):
+    """A saved step that is not what was written; names the file."""
+
+
+class Saved(NamedTuple):
+    """A step as it was saved: its number, its arrays by name, and what came with it."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+
+class Checkpoints:
+    """The steps of one run in `folder`, the last `keep` of them.
+
+    Writing goes on in a thread while the run does. `say` gets a line for each step that
+    is saved, and for what is wrong with others.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]):
+        """Nothing is touched before the first use."""
+        self.folder = folder
+        self.keep = keep
+        self.say = say
+        self.last: int | None = None  # the newest step that is whole
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._frozen: str | None = None  # the manifest's hash of what never changes
+        self._done: tuple[int, str] | None = None  # what was saved last
+
+    def clean(self) -> None:
+        """Remove what a process that died was writing or deleting.
+
+        What it had written to the end gets its name.
+        """
+        for left in self.folder.glob(f"*{_PARTIAL}"):
+            if _is_whole(left) and not left.with_suffix("").exists():
+                left.rename(left.with_suffix(""))
+            else:
+                _remove(left)
+        for left in self.folder.glob(f"*{_DELETED}"):
+            _remove(left)
+
+    def steps(self) -> list[int]:
+        """Return the numbers of the steps that are there, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9]\d*", n))[::-1]
+
+    def save(
+        self,
+        state: TrainState,
+        trainable: Any,
+        about: Mapping[str, Any],
+        weights: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Save a step, after the one before is saved; returns when it is copied.
+
+        Parameters that `trainable` leaves frozen are stored with the first step only.
+        `about` is JSON; its `best` describes the best step so far: a file of weights
+        and their hash, which is filled in here. `weights`, from params to what that
+        file holds, is given when this step is the best. Raises CheckpointError when the
+        step before could not be written.
+        """
+        self.wait()
+        # A copy: the next training step writes to the very memory of this state.
+        state = jax.tree.map(np.array, jax.device_get(state))
+        self._pending = self._writer.submit(
+            self._save, state, trainable, dict(about), weights
+        )
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises CheckpointError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, step: int | None = None) -> Saved:
+        """Read a step, by default the newest that is whole; what is not is said.
+
+        Raises CheckpointError when there is none, or the one that is asked for is not
+        there or not whole.
+        """
+        there = self.steps()
+        if step is not None and step not in there:
+            known = ", ".join(map(str, there)) or "none"
+            raise CheckpointError(
+                f"{self.folder}: has no step {step}; pass one of those it has: {known}"
+            )
+        for number in there if step is None else [step]:
+            try:
+                saved = self._read(number)
+            except Damaged as error:
+                if step is not None:
+                    raise CheckpointError(
+                        f"step {step}: {error}; pass another step, or none for the "
+                        "last that is whole"
+                    ) from error
+                self.say(f"warning: step {number}: {error}; skipped")
+                continue
+            self.last = number
+            return saved
+        raise CheckpointError(
+            f"{self.folder}: no step is whole; start anew, with --overwrite"
+        )
+
+    # Writing, in the thread.
+
+    def _save(self, state, trainable, about, weights) -> None:
+        folder, step, arrays = self.folder, int(state.step), flat(state)
+        held = {name: arrays.pop(name) for name in _frozen_names(trainable)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if weights is not None:
+                path = folder / about["best"]["file"]
+                write_safetensors(path, weights(state.params), {"format": "pt"})
+                about["best"]["sha256"] = _sha256(path)
+            if held and self._frozen is None:
+                self._frozen = self._write(FROZEN, held, {})
+            if (step, _digest(about)) == self._done:
+                return  # asked for by the end of an epoch, and by a signal
+            self._done = step, _digest(about)
+            about = {"step": step, "frozen": self._frozen, **about}
+            self._write(str(step), arrays, about)
+        # A full disk comes as a ValueError from below Orbax.
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CheckpointError(
+                f"{folder}: step {step} could not be saved: {reason}; check the free "
+                f"space; the last step saved is {self.last}"
+            ) from error
+        self.last = step
+        self.say(f"saved step {step}")
+        for old in self.steps()[self.keep :]:
+            self._delete(str(old))
+        for other in folder.glob("best-*"):
+            if about["best"] and other.name != about["best"]["file"]:
+                other.unlink()
+
+    def _write(
+        self, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    ) -> str:
+        for key, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"step {name}: {key} is not finite, and not saved; lower --lr; the "
+                    f"last step saved is {self.last}"
+                )
+        partial = self.folder / (name + _PARTIAL)
+        _remove(partial)
+        try:
+            partial.mkdir()
+            _orbax().save((partial / ARRAYS).absolute(), dict(arrays))
+            body = {"format": FORMAT, "files": _files(partial), **about}
+            manifest = {"sha256": _digest(body), "body": body}
+            (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
+            if (self.folder / name).exists():  # it was damaged, or had not been tested
+                self._delete(name)
+            partial.rename(self.folder / name)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return manifest["sha256"]
+
+    def _delete(self, name: str) -> None:
+        doomed = self.folder / (name + _DELETED)
+        (self.folder / name).rename(doomed)
+        _remove(doomed)
+
+    # Reading.
+
+    def _read(self, step: int) -> Saved:
+        about = _checked(self.folder / str(step))
+        if about["step"] != step:
+            raise Damaged(f"{self.folder / str(step)}: holds step {about['step']}")
+        arrays = _arrays(self.folder / str(step))
+        if about["frozen"]:
+            held = _checked(self.folder / FROZEN)
+            if _digest(held) != about["frozen"]:
+                raise Damaged(f"{self.folder / FROZEN}: is of another run")
+            arrays |= _arrays(self.folder / FROZEN)
+            self._frozen = about["frozen"]
+        return Saved(step, arrays, about)
+
+
+def flat(state: TrainState) -> dict[str, Any]:
+    """Return the leaves of a state by name, such as `params.fc6.kernel`."""
+    leaves, _ = jax.tree.flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in leaves
+    }
+
+
+def _frozen_names(trainable: Any) -> set[str]:
+    leaves, _ = jax.tree.flatten_with_path({"params": trainable})
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, value in leaves
+        if not value
+    }
+
+
+def filled(template: TrainState, saved: Saved) -> TrainState:
+    """Return the saved arrays as a state like `template`, of arrays or their shapes.
+
+    Raises CheckpointError naming every array that is of another network or optimiser.
+    """
+    wanted = flat(template)
+    problems = [f"{name} is not of this run" for name in saved.arrays.keys() - wanted]
+    for name, leaf in wanted.items():
+        found = saved.arrays.get(name)
+        if found is None:
+            problems.append(f"{name} is missing")
+        elif (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            problems.append(
+                f"{name} is {found.dtype}{list(found.shape)}, expected "
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+    if problems:
+        raise CheckpointError(
+            f"step {saved.step}: is of another network or optimiser: "
+            f"{'; '.join(sorted(problems))}; resume with the settings it was saved with"
+        )
+    leaves = [saved.arrays[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _orbax():
+    import orbax.checkpoint as ocp  # takes a second to import
+
+    # It warns of a kind of checkpoint that is not asked for.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    # A file an array, uncompressed: trained weights do not get smaller.
+    return ocp.PyTreeCheckpointer(use_ocdbt=False, use_compression=False)
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    return _orbax().restore((folder / ARRAYS).absolute())
+
+
+def _is_whole(partial: Path) -> bool:
+    try:
+        return str(_checked(partial).get("step", FROZEN)) == partial.stem
+    except Damaged:
+        return False
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """Return what is told of a folder whose every file is as written; or Damaged."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        body, digest = manifest["body"], manifest["sha256"]
+        if body["format"] != FORMAT:
+            raise Damaged(f"{path}: is of format {body['format']}, not {FORMAT}")
+        expected = body["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"is damaged ({error})"
+        raise Damaged(f"{path}: {reason}") from error
+    if _digest(body) != digest:
+        raise Damaged(f"{path}: its SHA-256 is another")
+    try:
+        found = _files(folder)
+    except OSError as error:
+        raise Damaged(f"{error.filename}: {error.strerror}") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise Damaged(f"{folder / name}: is missing")
+        if name not in expected:
+            raise Damaged(f"{folder / name}: was not there when it was saved")
+        for what, then, now in zip(
+            ("size", "SHA-256"), expected[name], found[name], strict=True
+        ):
+            if then != now:
+                raise Damaged(f"{folder / name}: its {what} is {now}, not {then}")
+    return body
+
+
+def _files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return size and SHA-256 of every file but the manifest; Damaged for a link."""
+    found = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        if path.is_symlink():
+            raise Damaged(f"{path}: is a link")
+        if path.is_file() and path != folder / MANIFEST:
+            found[path.relative_to(folder).as_posix()] = [
+                path.stat().st_size,
+                _sha256(path),
+            ]
+    return found
+
+
+def intact(path: Path, sha256: str) -> bool:
+    """Return whether a file is there and has this hash."""
+    return path.is_file() and _sha256(path) == sha256
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

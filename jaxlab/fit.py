@@ -1,0 +1,232 @@
+"""The epochs of a run: train, test, write down, save; or go on where one stopped."""
+
+import functools
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlab import cli, run_folder, signals
+from jaxlab.checkpoint import Checkpoints, Saved
+from jaxlab.errors import InputError, JaxlabError
+from jaxlab.inputs import FORWARD_BATCH, Inputs
+from jaxlab.runtime import Clock
+from jaxlab.train import (
+    Metrics,
+    NotFinite,
+    TrainState,
+    epoch_order,
+    evaluate,
+    train_epoch,
+)
+
+
+class Job(NamedTuple):
+    """What does not change while a run trains.
+
+    `fed` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
+    dropout, `weights` from params to what a file of the best weights holds. Every
+    `every` epochs a checkpoint is written, never for 0.
+    """
+
+    folder: Path
+    fed: dict[str, Inputs]
+    counts: dict[str, int]
+    train_step: Callable
+    eval_step: Callable
+    rate: Callable[[int], float]
+    trainable: Any
+    weights: Callable[[Any], dict[str, np.ndarray]]
+    key: jax.Array
+    seed: int
+    batch_size: int
+    epochs: int
+    every: int
+    clock: Clock
+
+
+class Position(NamedTuple):
+    """How far a run has come: what the arrays of its state do not say.
+
+    The entries of metrics.jsonl, the metrics of the steps of an epoch that is not
+    finished and the seconds it took so far, and the best epoch saved.
+    """
+
+    history: tuple[dict[str, float], ...] = ()
+    taken: tuple[Metrics, ...] = ()
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it, without loss."""
+        taken = [[float(value) for value in step] for step in self.taken]
+        return {**self._asdict(), "taken": taken}
+
+    @classmethod
+    def of(cls, saved: Saved) -> "Position":
+        """Return the position of a saved step."""
+        steps = [Metrics(*map(np.float32, step)) for step in saved.about["taken"]]
+        fields = {name: saved.about[name] for name in ("history", "seconds", "best")}
+        return cls(taken=tuple(steps), **fields)
+
+
+def fit(
+    job: Job, state: TrainState, position: Position, checkpoints: Checkpoints
+) -> tuple[TrainState, list[dict[str, float]], np.ndarray]:
+    """Train from a position to the last epoch.
+
+    Returns the state, metrics.jsonl's entries and the predictions int32[tested] of the
+    last epoch. A signal ends it between two steps, with a checkpoint (see
+    `jaxlab.signals`). Raises JaxlabError when a loss is not finite, CheckpointError
+    when a checkpoint cannot be written.
+    """
+    history, taken = list(position.history), list(position.taken)
+    best, predictions = position.best, None
+    started = job.clock() - position.seconds
+    try:
+        for epoch in range(len(history), job.epochs):
+            rate = job.rate(epoch)
+            order = epoch_order(job.counts["train"], job.seed, epoch)
+            with (
+                signals.put_off() as stop,
+                cli.progress(len(order), f"epoch {epoch + 1}") as bar,
+            ):
+                bar.update(min(len(taken) * job.batch_size, len(order)))
+                state, trained = train_epoch(
+                    job.train_step,
+                    state,
+                    job.fed["train"].load,
+                    order=order,
+                    batch_size=job.batch_size,
+                    key=job.key,
+                    taken=taken,
+                    stop=stop,
+                    on_batch=functools.partial(_show, bar, rate),
+                )
+            training_seconds = job.clock() - started
+            tested, predictions = _test(job, state)
+            if not math.isfinite(tested.loss):
+                # The training loss does not yet see what the last update did.
+                raise NotFinite(len(taken), tested.loss)
+            entry = {
+                "epoch": epoch + 1,
+                "train_loss": trained.loss,
+                "train_accuracy": trained.accuracy,
+                "test_loss": tested.loss,
+                "test_accuracy": tested.accuracy,
+                "learning_rate": rate,
+                "examples_per_second": len(order) / training_seconds,
+                "seconds": job.clock() - started,
+            }
+            with signals.put_off():  # what was reached and what is told go together
+                history.append(entry)
+                taken, started = [], job.clock()
+                run_folder.write_metrics(job.folder, history)
+                print(
+                    f"epoch {epoch + 1}/{job.epochs}  "
+                    f"train loss {trained.loss:.4f} accuracy {trained.accuracy:.4f}  "
+                    f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.4f}  "
+                    f"lr {rate:.2g}  {entry['examples_per_second']:,.0f} images/s",
+                    flush=True,
+                )
+                if job.every and (
+                    (epoch + 1) % job.every == 0 or epoch + 1 == job.epochs
+                ):
+                    better = best is None or tested.accuracy > best["test_accuracy"]
+                    if better:
+                        best = {"epoch": epoch + 1, "test_accuracy": tested.accuracy}
+                        best["file"] = f"best-epoch-{epoch + 1}.safetensors"
+                    position = Position(tuple(history), best=best)
+                    checkpoints.save(
+                        state,
+                        job.trainable,
+                        position.as_json(),
+                        job.weights if better else None,
+                    )
+    except NotFinite as error:
+        raise _diverged(error, epoch, rate, checkpoints) from error
+    except signals.Stopped:
+        seconds = job.clock() - started if taken else 0.0
+        _stop(job, state, Position(history, taken, seconds, best), checkpoints)
+        raise
+    checkpoints.wait()
+    if predictions is None:  # all was trained before
+        _, predictions = _test(job, state)
+    return state, history, predictions
+
+
+def _test(job: Job, state: TrainState):
+    return evaluate(
+        job.eval_step,
+        state,
+        job.fed["test"].load,
+        count=job.counts["test"],
+        batch_size=FORWARD_BATCH,
+    )
+
+
+def _show(bar: Any, rate: float, score: Any, count: int) -> None:
+    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
+    bar.set_postfix_str(status, refresh=False)
+    bar.update(count)
+
+
+def _stop(
+    job: Job, state: TrainState, position: Position, checkpoints: Checkpoints
+) -> None:
+    if not job.every:
+        print("stopped; nothing is saved, as --checkpoint-every 0 asks for", flush=True)
+        return
+    checkpoints.save(state, job.trainable, position.as_json())
+    checkpoints.wait()
+    print(
+        f"stopped in epoch {len(position.history) + 1}; to go on: "
+        f"--resume --out {job.folder}",
+        flush=True,
+    )
+
+
+def _diverged(
+    error: NotFinite, epoch: int, rate: float, checkpoints: Checkpoints
+) -> JaxlabError:
+    checkpoints.wait()
+    last = checkpoints.last
+    return JaxlabError(
+        f"training: the loss is {error.loss} after step {error.step} of epoch "
+        f"{epoch + 1} at learning rate {rate:g}; lower --lr"
+        + (f"; the last step saved is {last}" if last is not None else "")
+    )
+
+
+def check_room(folder: Path, state: TrainState, trainable: Any, keep: int) -> int:
+    """Return the bytes that a run's checkpoints take; `state` may be of shapes.
+
+    Raises InputError when the disk has less.
+    """
+
+    def size(leaves):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    params = jax.tree.leaves(state.params)
+    moves = jax.tree.leaves(trainable)
+    frozen = size(leaf for leaf, moved in zip(params, moves, strict=True) if not moved)
+    moving = size(jax.tree.leaves(state)) - frozen
+    kept = keep * moving + frozen + size(params)
+    # While a step is written it is there besides, and so may be the best weights; and
+    # the model is to follow.
+    needed = kept + moving + 2 * size(params)
+    free = shutil.disk_usage(folder).free
+    there = (folder / run_folder.CHECKPOINTS).rglob("*")
+    needed -= sum(
+        path.lstat().st_size for path in there
+    )  # an earlier run's, or its own
+    if free < needed:
+        raise InputError(
+            f"{folder}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+            "are free; free some, pass another --out, or --checkpoint-every 0"
+        )
+    return kept

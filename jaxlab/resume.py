@@ -1,0 +1,123 @@
+"""What a run takes over from the process that began it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxlab import run_folder
+from jaxlab.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:  # so that --help does not wait for JAX
+    from jaxlab.checkpoint import Checkpoints, Saved
+
+LAST = "last"  # what --resume without a step stands for
+# Flags that decide nothing of what a run computes, or how far it goes.
+MAY_DIFFER = frozenset(
+    ("out", "epochs", "resume", "overwrite", "debug", "offline", "workers", "keep")
+    + ("checkpoint_every", "feature_cache", "feature_cache_size")
+    + ("data_dir", "manual_dir")
+)
+# Flags whose value is settled when the data is there.
+OF_DATA = frozenset(("train_size", "test_size", "batch_size"))
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return the settings that a run to be resumed has, for flags that are not given.
+
+    None of them where nothing has begun. Raises UsageError for flags that make no
+    sense together.
+    """
+    if config.overwrite:
+        raise UsageError("--resume: not together with --overwrite; pass one of them")
+    if config.out is None:
+        raise UsageError("--resume: which run? pass its folder as --out")
+    if config.resume != LAST and not config.resume.isdecimal():
+        raise UsageError(
+            f"--resume: {config.resume!r} is no step; pass a step's number, or nothing "
+            "for the last"
+        )
+    record = run_folder.record(Path(config.out)) or {"settings": {}}
+    known = {field.name for field in dataclasses.fields(config)}
+    taken = (known - MAY_DIFFER) | {"epochs"}
+    return {k: v for k, v in record["settings"].items() if k in taken}
+
+
+def compare(config: Any, then: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse, with UsageError, named settings that differ from those of the run."""
+    now = dataclasses.asdict(config)
+    differences = [
+        f"--{name.replace('_', '-')} {then[name]} there, {now[name]} here"
+        for name in sorted(names)
+        if name in then and now[name] != then[name]
+    ]
+    if differences:
+        raise UsageError(
+            f"--resume: the run in {config.out} has other settings: "
+            f"{', '.join(differences)}; resume with its own, or start another run"
+        )
+
+
+def saved_step(
+    checkpoints: "Checkpoints", asked: str, say: Callable[[str], None]
+) -> "Saved | None":
+    """Return the step to go on from; None where none was saved yet.
+
+    Raises CheckpointError when those that were saved cannot be used.
+    """
+    from jaxlab.checkpoint import intact
+
+    checkpoints.clean()
+    if asked == LAST and not checkpoints.steps():
+        say("no step was saved yet: the run begins anew")
+        return None
+    saved = checkpoints.restore(None if asked == LAST else int(asked))
+    best = saved.about["best"]
+    if best and not intact(checkpoints.folder / best["file"], best["sha256"]):
+        say(
+            f"warning: {checkpoints.folder / best['file']}: the best weights so far, "
+            f"of epoch {best['epoch']}, are damaged or gone; the best epoch from now "
+            "on is kept"
+        )
+        saved.about["best"] = None
+    say(f"resumed from step {saved.step}")
+    return saved
+
+
+def check_data(record: Mapping[str, Any], data: Any) -> None:
+    """Refuse, with CheckpointError, images or classes that are not the run's."""
+    if list(record["class_names"]) != list(data.class_names):
+        raise CheckpointError(
+            f"--resume: the classes are {', '.join(data.class_names)}, the run's "
+            f"{', '.join(record['class_names'])}; start another run"
+        )
+    if record["dataset"]["sha256"] != data.fingerprint():
+        raise CheckpointError(
+            f"--resume: the images of {data.name} are not those of the run; put them "
+            "back, or start another run"
+        )
+
+
+def check_versions(
+    record: Mapping[str, Any], device: str, say: Callable[[str], None]
+) -> None:
+    """Say where other software or another device may round differently."""
+    then = {**record["versions"], "device": record["device"]}
+    now = {**run_folder.versions(), "device": device}
+    if changes := [
+        f"{k} {then.get(k)} → {v}" for k, v in now.items() if v != then.get(k)
+    ]:
+        say(
+            f"warning: {', '.join(changes)} since the run began: its last bits may "
+            "differ from those of a run in one piece"
+        )
+
+
+def finished(folder: Path, epochs: int) -> float | None:
+    """Return a run's last test accuracy if nothing of it is left to do."""
+    files = (run_folder.MODEL, run_folder.CURVES, run_folder.CONFUSION)
+    history = run_folder.metrics(folder)
+    if len(history) < epochs or not all(os.path.exists(folder / f) for f in files):
+        return None
+    return history[-1]["test_accuracy"]

@@ -1,0 +1,426 @@
+"""Runs that are stopped, killed or out of disk, and go on as if nothing had been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import filelock
+import jax
+import pytest
+
+import pretrained
+from benchmarks import chaos
+from benchmarks.narrow import FLAGS, narrow
+from jaxlab import cli, fit, inputs, report, resume, signals, train
+from jaxlab.checkpoint import Checkpoints
+from jaxlab.finetune import Config, main
+from jaxlab.models import alexnet
+
+STEPS = 7  # an epoch
+EPOCHS = 3
+CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture
+def narrowed(monkeypatch):
+    """The command with a narrow network, in this process, looking in at every step."""
+    for owner, name in ((alexnet, "AlexNet"), (pretrained, "to_torch")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back
+    narrow()
+    monkeypatch.setattr(train, "SECONDS_AWAY", 0)
+
+
+def command(monkeypatch, out, *flags):
+    """Run the command as a process would; return its exit code."""
+    arguments = ["finetune", *FLAGS, "--out", str(out), *map(str, flags)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return cli.run(main)
+
+
+def results(out):
+    """All of a finished run that must not depend on how it got there."""
+    folder = out / "checkpoints"
+    saved = Checkpoints(folder, 2, print).restore()
+    entries = [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
+    return {
+        "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
+        "model": (out / "model.safetensors").read_bytes(),
+        "best": [path.read_bytes() for path in folder.glob("best-*")],
+        "metrics": [
+            {k: v for k, v in entry.items() if k not in chaos.TIMES}
+            for entry in entries
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in one piece."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    found = chaos.finish(out)
+    assert found["steps"] == [STEPS * EPOCHS, STEPS * (EPOCHS - 1)]
+    assert len(found["metrics"]) == EPOCHS
+    return results(out)
+
+
+@pytest.fixture
+def stopped(monkeypatch, narrowed, tmp_path):
+    """A function that runs until another is called for the nth time, and a signal."""
+
+    def run(owner, name, nth=1, number=signal.SIGTERM, out=None, flags=()):
+        out = out or tmp_path / "run"
+        function, calls = getattr(owner, name), 0
+
+        def calling(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                os.kill(os.getpid(), number)
+            return function(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, calling)
+            code = command(monkeypatch, out, *flags)
+        assert calls >= nth
+        return code, out
+
+    return run
+
+
+@pytest.mark.parametrize("step", range(1, STEPS * EPOCHS))
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
+    step, whole, stopped, monkeypatch, capsys
+):
+    code, out = stopped(fit, "_show", step, number=list(CODE)[step % 2])
+    said = capsys.readouterr()
+    assert code == list(CODE.values())[step % 2] and said.err == "interrupted\n"
+    saved = Checkpoints(out / "checkpoints", 2, print).steps()
+    assert saved[0] == step and f"saved step {step}\n" in said.out
+    last = said.out.splitlines()[-1]
+    assert last.startswith("stopped in epoch ") and last.endswith(
+        f"; to go on: --resume --out {out}"
+    )
+    assert not (out / "model.safetensors").exists()
+    assert command(monkeypatch, out, "--resume") == 0
+    assert f"resumed from step {step}\n" in capsys.readouterr().out
+    assert results(out) == whole
+
+
+def test_a_run_with_another_seed_ends_with_other_bits(
+    whole, narrowed, monkeypatch, tmp_path
+):
+    """The control of the comparison above."""
+    assert command(monkeypatch, tmp_path / "run", "--seed", 1) == 0
+    other = results(tmp_path / "run")
+    assert all(other[part] != whole[part] for part in whole)
+
+
+# Where a signal may find a run: a function that it calls there, and which call.
+PHASES = {
+    "compiling the step": (train, "make_train_step", 1),
+    "a test": (fit, "_test", 2),
+    "a save": (Checkpoints, "save", 2),
+    "a save's writing": (Checkpoints, "_write", 2),
+    "the export": (report, "write_curves", 1),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("number", CODE)
+def test_a_signal_in_any_phase_ends_the_run_and_loses_nothing(
+    phase, number, whole, stopped, monkeypatch
+):
+    code, out = stopped(*PHASES[phase], number=number)
+    assert code == CODE[number]
+    assert command(monkeypatch, out, "--resume") == 0
+    assert results(out) == whole
+
+
+def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
+    stopped, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    flags = ["--freeze", "features"]
+    code, out = stopped(inputs, "feature_loader", flags=flags)
+    assert code == 143
+    assert not list((tmp_path / "home" / "features").glob("*/"))
+    capsys.readouterr()
+    assert command(monkeypatch, out, "--resume", *flags) == 0
+    assert "no step was saved yet: the run begins anew" in capsys.readouterr().out
+
+
+TWICE = """
+import os, signal, sys
+from benchmarks import narrow
+from jaxlab import fit
+show, calls = fit._show, 0
+def twice(*args):
+    global calls
+    calls += 1
+    if calls == 4:
+        os.kill(os.getpid(), signal.{0})
+        print("noted", flush=True)
+        os.kill(os.getpid(), signal.{1})
+    return show(*args)
+fit._show = twice
+sys.exit(narrow.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("numbers", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
+def test_a_second_signal_ends_the_process_at_once(numbers, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", TWICE.format(*numbers), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.splitlines()[-1] == "noted"
+    assert process.returncode == -signal.SIGTERM
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", 2, print)
+    assert all(saved.restore(step).step == step for step in saved.steps())
+
+
+def test_signals_are_the_callers_again_afterwards():
+    before = [signal.getsignal(number) for number in CODE]
+    with pytest.raises(signals.Stopped), signals.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in CODE] == before
+
+
+def test_without_checkpoints_a_stopped_run_says_that_nothing_is_saved(stopped, capsys):
+    code, out = stopped(fit, "_show", 2, flags=["--checkpoint-every", 0])
+    assert code == 143 and not (out / "checkpoints").exists()
+    assert "nothing is saved, as --checkpoint-every 0 asks for" in (
+        capsys.readouterr().out
+    )
+
+
+def test_every_second_epoch_and_the_last_are_saved(narrowed, monkeypatch, tmp_path):
+    flags = ["--checkpoint-every", 2, "--keep", 5]
+    assert command(monkeypatch, tmp_path / "run", *flags) == 0
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", 5, print).steps()
+    assert saved == [3 * STEPS, 2 * STEPS]
+
+
+def test_more_epochs_go_on_as_a_longer_run_would_have(
+    whole, narrowed, monkeypatch, tmp_path
+):
+    out = tmp_path / "run"
+    assert command(monkeypatch, out, "--epochs", 2) == 0
+    assert command(monkeypatch, out, "--resume", "--epochs", EPOCHS) == 0
+    assert results(out) == whole
+
+
+def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):
+    flags = ["--seed", 5, "--lr", 0.01, "--l2", 0, "--freeze", "features"]
+    _, out = stopped(fit, "_show", 10, flags=flags)
+    monkeypatch.setattr(sys, "argv", ["finetune", "--resume", "--out", str(out)])
+    assert cli.run(main) == 0
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    assert (settings["seed"], settings["lr"], settings["l2"]) == (5, 0.01, 0)
+    assert settings["freeze"] == "features" and settings["train_size"] == 70
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run that was killed after its second epoch was saved."""
+    out = tmp_path_factory.mktemp("half") / "run"
+    chaos.kill(out, "before the folder:3", 0)
+    return out
+
+
+@pytest.fixture
+def copied(half, tmp_path):
+    return shutil.copytree(half, tmp_path / "run")
+
+
+REFUSED = {
+    "other settings": (
+        ["--lr", "0.5", "--seed", "3"],
+        2,
+        "--resume: the run in {out} has other settings: --lr 0.0001 there, 0.5 here, "
+        "--seed 0 there, 3 here; resume with its own, or start another run",
+    ),
+    "fewer images": (["--train-size", "60"], 2, "--train-size 70 there, 60 here"),
+    "a step that is not there": (["--resume", "8"], 5, "has no step 8; pass one"),
+    "no step": (["--resume", "first"], 2, "--resume: 'first' is no step; pass a"),
+    "overwrite": (["--overwrite"], 2, "--resume: not together with --overwrite"),
+    "no epochs": (["--epochs", "0"], 2, "--epochs: 0 is out of range"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_resumed_is_refused_in_one_line(
+    name, copied, narrowed, monkeypatch, capsys
+):
+    flags, code, message = REFUSED[name]
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert command(monkeypatch, copied, "--resume", *flags) == code
+    said = capsys.readouterr().err.splitlines()
+    assert message.format(out=copied) in said[-1] and said[-1].startswith("error: ")
+    after = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert {p for p in after if p.name != ".lock"} == {
+        p for p in before if p.name != ".lock"
+    }
+    assert all(after[path] == before[path] for path in before if path.is_file())
+
+
+def test_other_images_and_other_classes_are_refused(
+    copied, narrowed, monkeypatch, capsys
+):
+    config = json.loads((copied / "config.json").read_text())
+    changed = {
+        "the images of mnist5k": {"dataset": {**config["dataset"], "sha256": "0"}},
+        "the classes are 0, 1": {"class_names": ["cat", "dog"]},
+    }
+    for message, change in changed.items():
+        (copied / "config.json").write_text(json.dumps({**config, **change}))
+        assert command(monkeypatch, copied, "--resume") == 5
+        assert message in capsys.readouterr().err
+
+
+def test_other_versions_are_said(copied, narrowed, monkeypatch, capsys):
+    config = json.loads((copied / "config.json").read_text())
+    config["versions"]["jax"] = "0.0.1"
+    (copied / "config.json").write_text(json.dumps(config))
+    assert command(monkeypatch, copied, "--resume") == 0
+    assert f"warning: jax 0.0.1 → {jax.__version__} since" in capsys.readouterr().err
+
+
+def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
+    copied, whole, narrowed, monkeypatch, capsys
+):
+    newest = max((copied / "checkpoints").glob("1*"))
+    (array,) = newest.glob("arrays/params.fc7.kernel/0*")
+    data = bytearray(array.read_bytes())
+    data[5] ^= 1
+    array.write_bytes(data)
+    assert command(monkeypatch, copied, "--resume") == 0
+    said = capsys.readouterr()
+    assert f"warning: step 14: {array}: its SHA-256 is " in said.err
+    assert "resumed from step 7" in said.out
+    assert results(copied) == whole
+
+
+def test_an_earlier_step_can_be_asked_for(copied, whole, narrowed, monkeypatch, capsys):
+    assert command(monkeypatch, copied, "--resume", 7) == 0
+    assert "resumed from step 7" in capsys.readouterr().out
+    assert results(copied) == whole
+
+
+def test_best_weights_that_are_damaged_are_said(copied, narrowed, monkeypatch, capsys):
+    (best,) = (copied / "checkpoints").glob("best-*")
+    os.truncate(best, 100)
+    assert command(monkeypatch, copied, "--resume") == 0
+    assert f"warning: {best}: the best weights so far, of epoch 1, are damaged" in (
+        capsys.readouterr().err
+    )
+    (best,) = (copied / "checkpoints").glob("best-*")
+    assert best.stat().st_size > 100
+
+
+def test_a_finished_run_says_so_and_is_left_alone(
+    copied, narrowed, monkeypatch, capsys
+):
+    assert command(monkeypatch, copied, "--resume") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert command(monkeypatch, copied, "--resume") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "the run is finished; with more --epochs it can go on",
+        last,
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+
+
+def test_where_nothing_has_begun_resume_begins(
+    whole, narrowed, monkeypatch, tmp_path, capsys
+):
+    assert command(monkeypatch, tmp_path / "run", "--resume") == 0
+    assert results(tmp_path / "run") == whole
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
+    assert command(monkeypatch, tmp_path / "other", "--resume") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+
+
+def test_without_a_folder_resume_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune", "--resume"])
+    assert cli.run(main) == 2
+    assert capsys.readouterr().err == (
+        "error: --resume: which run? pass its folder as --out\n"
+    )
+
+
+def test_one_folder_is_one_runs(copied, narrowed, monkeypatch, capsys):
+    with filelock.FileLock(copied / ".lock"):
+        assert command(monkeypatch, copied, "--resume") == 2
+    message = f"error: --out: {copied} is another process's at the moment; "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    # A dead process, such as the one that was killed here, keeps nothing.
+    assert command(monkeypatch, copied, "--resume") == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    flags = ["--lr-step", 1, "--optimizer", "adam"]
+    real_steps = train._steps
+
+    def steps(train_step, state, data, indices, weights, key, start, stop):
+        if int(state.step) == STEPS + 3:
+            state = state.replace(
+                params=jax.tree.map(lambda leaf: leaf * float("nan"), state.params)
+            )
+        return real_steps(train_step, state, data, indices, weights, key, start, stop)
+
+    monkeypatch.setattr(train, "_steps", steps)
+    assert command(monkeypatch, out, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: training: the loss is nan after step 4 of epoch 2 at learning rate "
+        f"1e-05; lower --lr; the last step saved is {STEPS}"
+    )
+    assert Checkpoints(out / "checkpoints", 2, print).steps() == [STEPS]
+
+
+def test_too_little_memory_is_one_line(narrowed, monkeypatch, tmp_path, capsys):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+        )
+
+    monkeypatch.setattr(fit, "train_epoch", full)
+    assert command(monkeypatch, tmp_path / "run") == 1
+    assert capsys.readouterr().err == (
+        "error: memory: cpu has too little for batches of 10 images of 63×63; lower "
+        "--batch-size or --image-size\n"
+    )
+
+
+def test_a_disk_without_room_is_refused_before_the_run(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert command(monkeypatch, tmp_path / "run") == 3
+    assert "checkpoints need 0.0 GB, 0.0 GB are free; free some, pass another" in (
+        capsys.readouterr().err
+    )
+
+
+def test_killed_at_every_point_and_at_random_a_run_ends_with_the_same_bits(capsys):
+    result = chaos.main(["--kills", "6", "--times", "1"])
+    assert result["resumed"] == 14
+    assert result["moments"]["in a save"] >= 2
+
+
+def test_flags_that_may_differ_are_flags():
+    names = Config.__dataclass_fields__.keys()
+    assert resume.MAY_DIFFER <= names and resume.OF_DATA <= names
