@@ -57,24 +57,9 @@ def main(argv: list[str]) -> int:
 
 def narrow() -> None:
     """Replace AlexNet by a copy with 8 to 16 channels and 32 hidden units."""
-    import flax.linen as nn
-
     import pretrained
+    from benchmarks.narrow_alexnet import NarrowAlexNet
     from jaxlab.models import alexnet
-    from jaxlab.models.layers import Conv, linear
-
-    class NarrowAlexNet(alexnet.AlexNet):
-        def setup(self):
-            self.conv1 = Conv(3, 8, kernel_size=11, stride=4, padding=2)
-            self.conv2 = Conv(8, 12, kernel_size=5, padding=2)
-            self.conv3 = Conv(12, 16, kernel_size=3, padding=1)
-            self.conv4 = Conv(16, 12, kernel_size=3, padding=1)
-            self.conv5 = Conv(12, 12, kernel_size=3, padding=1)
-            self.drop6 = nn.Dropout(self.dropout_rate)
-            self.fc6 = linear(12 * 6 * 6, 32)
-            self.drop7 = nn.Dropout(self.dropout_rate)
-            self.fc7 = linear(32, 32)
-            self.fc8 = linear(32, self.num_classes)
 
     def by_name(params):
         return {

@@ -151,9 +151,10 @@ class Checkpoints:
                 about["best"]["sha256"] = _sha256(path)
             if held and self._frozen is None:
                 self._frozen = self._write(FROZEN, held, {})
-            if (step, _digest(about)) == self._done:
+            asked = step, _digest(about)
+            if asked == self._done:
                 return  # asked for by the end of an epoch, and by a signal
-            self._done = step, _digest(about)
+            self._done = asked
             about = {"step": step, "frozen": self._frozen, **about}
             self._write(str(step), arrays, about)
         # A full disk comes as a ValueError from below Orbax.
@@ -217,9 +218,9 @@ class Checkpoints:
         return Saved(step, arrays, about)
 
 
-def flat(state: TrainState) -> dict[str, Any]:
-    """Return the leaves of a state by name, such as `params.fc6.kernel`."""
-    leaves, _ = jax.tree.flatten_with_path(state)
+def flat(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a state, or tree, by name, such as `params.fc6.kernel`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in leaves
@@ -227,12 +228,8 @@ def flat(state: TrainState) -> dict[str, Any]:
 
 
 def _frozen_names(trainable: Any) -> set[str]:
-    leaves, _ = jax.tree.flatten_with_path({"params": trainable})
-    return {
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, value in leaves
-        if not value
-    }
+    named = flat({"params": trainable})
+    return {name for name, moves in named.items() if not moves}
 
 
 def filled(template: TrainState, saved: Saved) -> TrainState:

@@ -143,17 +143,19 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_metrics(folder: Path, epochs: Sequence[Mapping[str, float]]) -> None:
     """Write metrics.jsonl, a line an epoch, whole or not at all."""
-    partial = folder / (METRICS + ".partial")
     lines = (json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
-    partial.write_text("".join(lines))
-    partial.replace(folder / METRICS)
+    _write(folder / METRICS, "".join(lines))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -7,7 +7,6 @@ freezing and optimiser; every other case runs a copy with fewer channels, for sp
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +15,9 @@ import pytest
 import torch
 from conftest import TRAJECTORY_FLOAT64, narrow_table, relative_error, torch_alexnet
 
+from benchmarks.narrow_alexnet import NarrowAlexNet
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.finetune import FREEZE
-from jaxlab.models.layers import Conv, linear
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
@@ -28,22 +27,6 @@ STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
 L2, GAMMA, STEP_EPOCHS = 5e-4, 0.1, 2
 RATE = {"sgd": 1e-2, "adam": 1e-4}
 KEY = 7
-
-
-class NarrowAlexNet(AlexNet):
-    """AlexNet with 8 to 16 channels and 32 hidden units."""
-
-    def setup(self):
-        self.conv1 = Conv(3, 8, kernel_size=11, stride=4, padding=2)
-        self.conv2 = Conv(8, 12, kernel_size=5, padding=2)
-        self.conv3 = Conv(12, 16, kernel_size=3, padding=1)
-        self.conv4 = Conv(16, 12, kernel_size=3, padding=1)
-        self.conv5 = Conv(12, 12, kernel_size=3, padding=1)
-        self.drop6 = nn.Dropout(self.dropout_rate)
-        self.fc6 = linear(12 * 6 * 6, 32)
-        self.drop7 = nn.Dropout(self.dropout_rate)
-        self.fc7 = linear(32, 32)
-        self.fc8 = linear(32, self.num_classes)
 
 
 class Case(NamedTuple):
