@@ -220,7 +220,8 @@ def test_other_settings_train_too(flags, tmp_path):
 
 USAGE = [
     (["--epoch", "3"], "--epoch: unknown flag; did you mean --epochs?"),
-    (["--resume"], "--resume: unknown flag"),
+    (["--resumes"], "--resumes: unknown flag; did you mean --resume?"),
+    (["--resume"], "--resume: which run? pass its folder as --out"),
     (["extra"], "extra: unexpected argument"),
     (
         ["--lr-gamma", "2"],
