@@ -4,7 +4,7 @@
 
 All is the command's but the widths of the layers. `--die` kills the process, as
 SIGKILL does, at a point of its writing, the Nth time it gets there; `--tell` prints a
-line to stderr whenever a save or a deletion begins.
+line to stderr whenever a phase begins, and how many images were trained on.
 """
 
 import functools
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 POINTS = (
-    "before the best weights",
     "before the folder",
     "amid the arrays",
     "before the manifest",
+    "amid the manifest",
     "before the rename",
     "after the rename",
     "amid a deletion",
@@ -74,13 +74,21 @@ def narrow() -> None:
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:
     """Make the process die at a point, and tell when it saves or deletes."""
-    from jaxlab import checkpoint, run_folder
+    from jaxlab import checkpoint, fit, inputs, run_folder, train
+    from pretrained import download
 
     seen: dict[str, int] = {}
 
     def reached(name: str) -> bool:
         seen[name] = seen.get(name, 0) + 1
         return name == point and seen[name] == occurrence
+
+    def say(line: str) -> None:
+        if tell:
+            sys.stderr.write(f"{line}\n")  # in one piece: two threads tell
+
+    def told(phase: str) -> Callable:
+        return lambda *_, **__: say(phase)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -91,13 +99,13 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
         @functools.wraps(function)
         def watched(*args, **kwargs):
-            act(*args)
+            act(*args, **kwargs)
             return function(*args, **kwargs)
 
         setattr(owner, name, watched)
 
     def at(name: str) -> Callable:
-        return lambda *_: reached(name) and die()
+        return lambda *_, **__: reached(name) and die()
 
     def amid_arrays(folder: Path, *_):
         def wait():
@@ -114,8 +122,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
     def amid_deletion(path: Path, *_):
         if path.name.endswith(checkpoint._DELETED) and path.is_dir():
-            if tell:
-                print("deleting", file=sys.stderr, flush=True)
+            say("deleting")
             if reached("amid a deletion"):
                 shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
                 die()
@@ -125,17 +132,21 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
             self.orbax = original()
 
         def save(self, path, arrays):
-            if tell:
-                print("saving", file=sys.stderr, flush=True)
+            say("saving")
             amid_arrays(path)
             self.orbax.save(path, arrays)
 
         def restore(self, path):
             return self.orbax.restore(path)
 
+    before(download, "_transfer", told("downloading"))
+    before(inputs, "feature_loader", told("features"))
+    before(train, "make_train_step", told("compiling"))
+    before(fit, "_show", lambda bar, rate, score, images: say(f"trained {images}"))
+    before(fit, "_test", told("testing"))
+    before(run_folder, "write_model", told("exporting"))
     original = checkpoint._orbax
     checkpoint._orbax = Watched
-    before(checkpoint, "write_safetensors", at("before the best weights"))
     before(checkpoint.Checkpoints, "_write", at("before the folder"))
     before(checkpoint, "_files", amid_partial)
     before(checkpoint, "_remove", amid_deletion)
@@ -151,6 +162,15 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
         return done
 
     Path.rename = watched_rename
+    write_text = Path.write_text
+
+    def watched_write_text(self, text):
+        if self.name == checkpoint.MANIFEST and reached("amid the manifest"):
+            write_text(self, text[: len(text) // 2])
+            die()
+        return write_text(self, text)
+
+    Path.write_text = watched_write_text
     replace = Path.replace
 
     def watched_replace(self, target):

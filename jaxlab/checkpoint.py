@@ -24,7 +24,6 @@ import numpy as np
 
 from jaxlab.errors import CheckpointError
 from jaxlab.train import TrainState
-from pretrained.files import write_safetensors
 
 FORMAT = 1
 ARRAYS, MANIFEST, FROZEN = "arrays", "manifest.json", "frozen"
@@ -44,7 +43,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The steps of one run in `folder`, the last `keep` of them.
+    """The steps of one run in `folder`: the last `keep` of them, and the best.
 
     Writing goes on in a thread while the run does. `say` gets a line for each step that
     is saved, and for what is wrong with others.
@@ -56,8 +55,9 @@ class Checkpoints:
         self.keep = keep
         self.say = say
         self.last: int | None = None  # the newest step that is whole
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._copy: list[np.ndarray] | None = None  # of the leaves of a state
         self._frozen: str | None = None  # the manifest's hash of what never changes
         self._done: tuple[int, str] | None = None  # what was saved last
 
@@ -81,27 +81,25 @@ class Checkpoints:
         names = (path.name for path in self.folder.iterdir())
         return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9]\d*", n))[::-1]
 
-    def save(
-        self,
-        state: TrainState,
-        trainable: Any,
-        about: Mapping[str, Any],
-        weights: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
-    ) -> None:
+    def save(self, state: TrainState, trainable: Any, about: Mapping[str, Any]) -> None:
         """Save a step, after the one before is saved; returns when it is copied.
 
         Parameters that `trainable` leaves frozen are stored with the first step only.
-        `about` is JSON; its `best` describes the best step so far: a file of weights
-        and their hash, which is filled in here. `weights`, from params to what that
-        file holds, is given when this step is the best. Raises CheckpointError when the
-        step before could not be written.
+        `about` is JSON; the `step` in its `best`, if there is one, is the number of the
+        step to be kept beside the last ones. Raises CheckpointError when the step
+        before could not be written.
         """
         self.wait()
-        # A copy: the next training step writes to the very memory of this state.
-        state = jax.tree.map(np.array, jax.device_get(state))
-        self._pending = self._writer.submit(
-            self._save, state, trainable, dict(about), weights
-        )
+        _orbax()  # imported here: an import in the thread would hold up this one
+        # A copy: the next training step writes to the very memory of this state. The
+        # copy's memory is kept for the next one: new pages take twenty times as long.
+        leaves, shape = jax.tree.flatten(jax.device_get(state))
+        if self._copy is None:
+            self._copy = [np.empty_like(leaf) for leaf in leaves]
+        for copy, leaf in zip(self._copy, leaves, strict=True):
+            np.copyto(copy, leaf)
+        state = jax.tree.unflatten(shape, self._copy)
+        self._pending = self._writer.submit(self._save, state, trainable, dict(about))
 
     def wait(self) -> None:
         """Return when nothing is being written; raises CheckpointError if it failed."""
@@ -123,7 +121,7 @@ class Checkpoints:
             )
         for number in there if step is None else [step]:
             try:
-                saved = self._read(number)
+                saved = self.read(number)
             except Damaged as error:
                 if step is not None:
                     raise CheckpointError(
@@ -138,17 +136,27 @@ class Checkpoints:
             f"{self.folder}: no step is whole; start anew, with --overwrite"
         )
 
+    def read(self, step: int) -> Saved:
+        """Read a step; raises Damaged when it is not there, or not as it was saved."""
+        about = _checked(self.folder / str(step))
+        if about["step"] != step:
+            raise Damaged(f"{self.folder / str(step)}: holds step {about['step']}")
+        arrays = _arrays(self.folder / str(step))
+        if about["frozen"]:
+            held = _checked(self.folder / FROZEN)
+            if _digest(held) != about["frozen"]:
+                raise Damaged(f"{self.folder / FROZEN}: is of another run")
+            arrays |= _arrays(self.folder / FROZEN)
+            self._frozen = about["frozen"]
+        return Saved(step, arrays, about)
+
     # Writing, in the thread.
 
-    def _save(self, state, trainable, about, weights) -> None:
+    def _save(self, state, trainable, about) -> None:
         folder, step, arrays = self.folder, int(state.step), flat(state)
         held = {name: arrays.pop(name) for name in _frozen_names(trainable)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if weights is not None:
-                path = folder / about["best"]["file"]
-                write_safetensors(path, weights(state.params), {"format": "pt"})
-                about["best"]["sha256"] = _sha256(path)
             if held and self._frozen is None:
                 self._frozen = self._write(FROZEN, held, {})
             asked = step, _digest(about)
@@ -166,17 +174,16 @@ class Checkpoints:
             ) from error
         self.last = step
         self.say(f"saved step {step}")
+        best = about["best"] and about["best"]["step"]
         for old in self.steps()[self.keep :]:
-            self._delete(str(old))
-        for other in folder.glob("best-*"):
-            if about["best"] and other.name != about["best"]["file"]:
-                other.unlink()
+            if old != best:
+                self._delete(str(old))
 
     def _write(
         self, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     ) -> str:
         for key, array in arrays.items():
-            if not np.isfinite(array).all():
+            if not _is_finite(array):
                 raise CheckpointError(
                     f"step {name}: {key} is not finite, and not saved; lower --lr; the "
                     f"last step saved is {self.last}"
@@ -185,6 +192,7 @@ class Checkpoints:
         _remove(partial)
         try:
             partial.mkdir()
+            _forget(self.folder)
             _orbax().save((partial / ARRAYS).absolute(), dict(arrays))
             body = {"format": FORMAT, "files": _files(partial), **about}
             manifest = {"sha256": _digest(body), "body": body}
@@ -202,20 +210,24 @@ class Checkpoints:
         (self.folder / name).rename(doomed)
         _remove(doomed)
 
-    # Reading.
 
-    def _read(self, step: int) -> Saved:
-        about = _checked(self.folder / str(step))
-        if about["step"] != step:
-            raise Damaged(f"{self.folder / str(step)}: holds step {about['step']}")
-        arrays = _arrays(self.folder / str(step))
-        if about["frozen"]:
-            held = _checked(self.folder / FROZEN)
-            if _digest(held) != about["frozen"]:
-                raise Damaged(f"{self.folder / FROZEN}: is of another run")
-            arrays |= _arrays(self.folder / FROZEN)
-            self._frozen = about["frozen"]
-        return Saved(step, arrays, about)
+def _forget(folder: Path) -> None:
+    """Tell the system that nobody reads these files, so that it reuses their memory.
+
+    It would take new pages for what is written next, and clear them first; on a virtual
+    machine that is most of what a save costs.
+    """
+    if hasattr(os, "posix_fadvise"):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        # A sum is tested faster, but may be too large itself.
+        return bool(np.isfinite(np.sum(array)) or np.isfinite(array).all())
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -320,11 +332,6 @@ def _files(folder: Path) -> dict[str, tuple[int, str]]:
                 _sha256(path),
             ]
     return found
-
-
-def intact(path: Path, sha256: str) -> bool:
-    """Return whether a file is there and has this hash."""
-    return path.is_file() and _sha256(path) == sha256
 
 
 def _sha256(path: Path) -> str:

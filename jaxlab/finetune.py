@@ -286,7 +286,7 @@ def _run(
     if disk:
         _say(
             f"checkpoints: {disk / 1e9:.1f} GB in {checkpoints.folder}, the last "
-            f"{config.keep} and the best weights"
+            f"{config.keep} and the best"
         )
 
     clock = runtime.Clock()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxlab import cli, run_folder, signals
-from jaxlab.checkpoint import Checkpoints, Saved
+from jaxlab.checkpoint import Checkpoints, Damaged, Saved, filled
 from jaxlab.errors import InputError, JaxlabError
 from jaxlab.inputs import FORWARD_BATCH, Inputs
 from jaxlab.runtime import Clock
@@ -23,14 +23,15 @@ from jaxlab.train import (
     evaluate,
     train_epoch,
 )
+from pretrained.files import write_safetensors
 
 
 class Job(NamedTuple):
     """What does not change while a run trains.
 
     `fed` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
-    dropout, `weights` from params to what a file of the best weights holds. Every
-    `every` epochs a checkpoint is written, never for 0.
+    dropout, `weights` from params to what a file of weights holds. Every `every` epochs
+    a checkpoint is written, never for 0.
     """
 
     folder: Path
@@ -136,26 +137,23 @@ def fit(
                 if job.every and (
                     (epoch + 1) % job.every == 0 or epoch + 1 == job.epochs
                 ):
-                    better = best is None or tested.accuracy > best["test_accuracy"]
-                    if better:
+                    if best is None or tested.accuracy > best["test_accuracy"]:
                         best = {"epoch": epoch + 1, "test_accuracy": tested.accuracy}
-                        best["file"] = f"best-epoch-{epoch + 1}.safetensors"
+                        best["step"] = int(state.step)
                     position = Position(tuple(history), best=best)
-                    checkpoints.save(
-                        state,
-                        job.trainable,
-                        position.as_json(),
-                        job.weights if better else None,
-                    )
+                    checkpoints.save(state, job.trainable, position.as_json())
     except NotFinite as error:
         raise _diverged(error, epoch, rate, checkpoints) from error
     except signals.Stopped:
         seconds = job.clock() - started if taken else 0.0
         _stop(job, state, Position(history, taken, seconds, best), checkpoints)
         raise
-    checkpoints.wait()
+    finally:
+        checkpoints.wait()  # whatever ended the epochs: nothing is left half-written
     if predictions is None:  # all was trained before
         _, predictions = _test(job, state)
+    if best:
+        _write_best(job, state, best, checkpoints)
     return state, history, predictions
 
 
@@ -167,6 +165,28 @@ def _test(job: Job, state: TrainState):
         count=job.counts["test"],
         batch_size=FORWARD_BATCH,
     )
+
+
+def _write_best(
+    job: Job, state: TrainState, best: dict[str, Any], checkpoints: Checkpoints
+) -> None:
+    """Write the weights of the best epoch, unless it is the last one, the run's own."""
+    path = checkpoints.folder / f"best-epoch-{best['epoch']}.safetensors"
+    last = int(state.step)
+    if best["step"] != last:
+        try:
+            params = filled(state, checkpoints.read(best["step"])).params
+        except Damaged as error:
+            checkpoints.say(f"warning: {error}; the best weights are not written")
+            return
+        write_safetensors(path, job.weights(params), {"format": "pt"})
+        checkpoints.say(
+            f"best: epoch {best['epoch']}, test accuracy {best['test_accuracy']:.4f}: "
+            f"{path}"
+        )
+    for other in checkpoints.folder.glob("best-*"):
+        if best["step"] == last or other != path:
+            other.unlink()
 
 
 def _show(bar: Any, rate: float, score: Any, count: int) -> None:
@@ -215,9 +235,9 @@ def check_room(folder: Path, state: TrainState, trainable: Any, keep: int) -> in
     moves = jax.tree.leaves(trainable)
     frozen = size(leaf for leaf, moved in zip(params, moves, strict=True) if not moved)
     moving = size(jax.tree.leaves(state)) - frozen
-    kept = keep * moving + frozen + size(params)
-    # While a step is written it is there besides, and so may be the best weights; and
-    # the model is to follow.
+    kept = (keep + 1) * moving + frozen  # the last ones and the best
+    # While a step is written it is there besides; then follow the model's weights and
+    # the best.
     needed = kept + moving + 2 * size(params)
     free = shutil.disk_usage(folder).free
     there = (folder / run_folder.CHECKPOINTS).rglob("*")

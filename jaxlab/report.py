@@ -9,6 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxlab import run_folder
+
 
 def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
     """Return one line a layer: name, kernel shape, parameters, state, where from.
@@ -67,7 +69,7 @@ def write_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def write_confusion(
@@ -120,7 +122,7 @@ def write_confusion(
     axes.set_yticks(
         range(count), [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
     )
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def confusion_matrix(
@@ -182,7 +184,7 @@ def write_overfit(path: Path, results: Mapping[str, Any], title: str) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels.flat[0].legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def accuracy_gap(result: Mapping[str, Any]) -> float:
@@ -192,3 +194,8 @@ def accuracy_gap(result: Mapping[str, Any]) -> float:
         for split in ("train", "test")
     )
     return 100 * float(train - test)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with run_folder.replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")

@@ -66,21 +66,11 @@ def saved_step(
 
     Raises CheckpointError when those that were saved cannot be used.
     """
-    from jaxlab.checkpoint import intact
-
     checkpoints.clean()
     if asked == LAST and not checkpoints.steps():
         say("no step was saved yet: the run begins anew")
         return None
     saved = checkpoints.restore(None if asked == LAST else int(asked))
-    best = saved.about["best"]
-    if best and not intact(checkpoints.folder / best["file"], best["sha256"]):
-        say(
-            f"warning: {checkpoints.folder / best['file']}: the best weights so far, "
-            f"of epoch {best['epoch']}, are damaged or gone; the best epoch from now "
-            "on is kept"
-        )
-        saved.about["best"] = None
     say(f"resumed from step {saved.step}")
     return saved
 

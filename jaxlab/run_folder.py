@@ -22,10 +22,11 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
+_PARTIAL = ".partial"
 # The first two make a folder a run's: they go last.
 _FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
 # What a process leaves that dies before its run begins.
-_NOTHING_YET = {LOCK, CONFIG + ".partial"}
+_NOTHING_YET = {LOCK, CONFIG + _PARTIAL}
 _PACKAGES = (
     "jaxlab",
     "jax",
@@ -153,9 +154,21 @@ def write_metrics(folder: Path, epochs: Sequence[Mapping[str, float]]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file; it gets its name afterwards, or is removed."""
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:  # of writing, which names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+import warnings
 
 from jaxlab.errors import JaxlabError
 from pretrained.download import cache_folder
@@ -91,6 +92,8 @@ def _keep_compiled_programs() -> None:
             file=sys.stderr,
         )
         return
+    # A full disk is said by whoever must write; a program is compiled again.
+    warnings.filterwarnings("ignore", "Error .*ing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,6 +1,8 @@
 """Tolerances, the torch oracle, and what several rooms' tests share."""
 
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -91,3 +93,17 @@ def recompiled():
 
     yield jax.clear_caches
     jax.clear_caches()
+
+
+@pytest.fixture
+def small_disk():
+    """A function that lets no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,11 +11,21 @@ import sys
 import filelock
 import jax
 import pytest
+from safetensors.numpy import load_file
 
 import pretrained
 from benchmarks import chaos
 from benchmarks.narrow import FLAGS, narrow
-from jaxlab import cli, fit, inputs, report, resume, signals, train
+from jaxlab import (
+    cli,
+    fit,
+    inputs,
+    report,
+    resume,
+    run_folder,
+    signals,
+    train,
+)
 from jaxlab.checkpoint import Checkpoints
 from jaxlab.finetune import Config, main
 from jaxlab.models import alexnet
@@ -63,7 +74,7 @@ def whole(tmp_path_factory):
     """A run in one piece."""
     out = tmp_path_factory.mktemp("whole") / "run"
     found = chaos.finish(out)
-    assert found["steps"] == [STEPS * EPOCHS, STEPS * (EPOCHS - 1)]
+    assert found["steps"] == [3 * STEPS, 2 * STEPS, STEPS]  # two, and the best
     assert len(found["metrics"]) == EPOCHS
     return results(out)
 
@@ -139,6 +150,58 @@ def test_a_signal_in_any_phase_ends_the_run_and_loses_nothing(
     assert code == CODE[number]
     assert command(monkeypatch, out, "--resume") == 0
     assert results(out) == whole
+
+
+# What a full disk may interrupt: a function that writes, and which call of it.
+WRITING = {
+    "config.json": (run_folder, "write_json", 1),
+    "the features": (inputs, "feature_loader", 1),
+    "metrics.jsonl": (run_folder, "write_metrics", 2),
+    "a step": (Checkpoints, "_write", 3),
+    "the best weights": (fit, "write_safetensors", 1),
+    "the weights": (run_folder, "write_model", 1),
+    "the curves": (report, "write_curves", 1),
+    "the confusion matrix": (report, "write_confusion", 1),
+}
+
+
+# As jaxlab.runtime has it, but pytest has filters of its own.
+@pytest.mark.filterwarnings("ignore:Error .*persistent compilation cache entry")
+@pytest.mark.parametrize("phase", WRITING)
+def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
+    phase, small_disk, narrowed, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    flags = ["--freeze", "features", "--lr", 0.003]
+    assert command(monkeypatch, tmp_path / "whole", *flags) == 0
+    shutil.rmtree(tmp_path / "home")
+    out = tmp_path / "run"
+    owner, name, nth = WRITING[phase]
+    function, calls = getattr(owner, name), 0
+
+    def filling(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            small_disk(0)
+        return function(*args, **kwargs)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, filling)
+        try:
+            code = command(monkeypatch, out, *flags)
+        finally:
+            small_disk(resource.RLIM_INFINITY)
+    assert calls >= nth
+    said = capsys.readouterr().err.splitlines()
+    assert code in (3, 5) and said[-1].startswith("error: ")
+    assert "free space" in said[-1]
+    assert all(line.startswith("warning: ") for line in said[:-1])
+    left = [p for p in tmp_path.rglob("*") if p.suffix in (".partial", ".deleted")]
+    assert not left
+    assert command(monkeypatch, out, "--resume", *flags) == 0
+    assert results(out) == results(tmp_path / "whole")
 
 
 def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
@@ -313,15 +376,40 @@ def test_an_earlier_step_can_be_asked_for(copied, whole, narrowed, monkeypatch, 
     assert results(copied) == whole
 
 
-def test_best_weights_that_are_damaged_are_said(copied, narrowed, monkeypatch, capsys):
-    (best,) = (copied / "checkpoints").glob("best-*")
-    os.truncate(best, 100)
+def test_the_best_weights_are_those_of_the_best_epoch(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    flags = ["--epochs", 4, "--lr", 0.003]
+    real, accuracies = fit._test, iter([0.5, 0.9, 0.7, 0.9, 0.95])
+
+    def test(job, state):
+        tested, predictions = real(job, state)
+        return tested._replace(accuracy=next(accuracies)), predictions
+
+    monkeypatch.setattr(fit, "_test", test)
+    assert command(monkeypatch, out, *flags) == 0
+    folder = out / "checkpoints"
+    path = folder / "best-epoch-2.safetensors"
+    assert f"best: epoch 2, test accuracy 0.9000: {path}\n" in capsys.readouterr().out
+    assert Checkpoints(folder, 2, print).steps() == [28, 21, 14]
+    best = Checkpoints(folder, 2, print).read(14).arrays
+    for name, array in load_file(path).items():
+        assert array.tobytes() == best[f"params.{name}"].tobytes()
+    assert path.read_bytes() != (out / "model.safetensors").read_bytes()  # the control
+    # The last epoch's are the model's own.
+    assert command(monkeypatch, out, *flags[2:], "--resume", "--epochs", 5) == 0
+    assert not list(folder.glob("best-*"))
+    assert Checkpoints(folder, 2, print).steps() == [35, 28]
+
+
+def test_a_best_step_that_is_damaged_is_said(copied, narrowed, monkeypatch, capsys):
+    path = copied / "checkpoints" / "7" / "manifest.json"
+    os.truncate(path, 100)
     assert command(monkeypatch, copied, "--resume") == 0
-    assert f"warning: {best}: the best weights so far, of epoch 1, are damaged" in (
-        capsys.readouterr().err
-    )
-    (best,) = (copied / "checkpoints").glob("best-*")
-    assert best.stat().st_size > 100
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}: is damaged (")
+    assert said.endswith("); the best weights are not written\n")
 
 
 def test_a_finished_run_says_so_and_is_left_alone(
