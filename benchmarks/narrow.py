@@ -52,7 +52,10 @@ def main(argv: list[str]) -> int:
     from jaxlab import cli, finetune
 
     sys.argv[1:] = arguments
-    return cli.run(finetune.main)
+    code = cli.run(finetune.main)
+    if tell and code == 0:
+        os.write(2, b"done\n")
+    return code
 
 
 def narrow() -> None:
@@ -85,7 +88,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
     def say(line: str) -> None:
         if tell:
-            sys.stderr.write(f"{line}\n")  # in one piece: two threads tell
+            os.write(2, f"{line}\n".encode())  # in one piece: two threads tell
 
     def told(phase: str) -> Callable:
         return lambda *_, **__: say(phase)

@@ -9,6 +9,7 @@ the bits of a run in one piece. A stopped download must go on where it was.
 
 import argparse
 import http.server
+import itertools
 import os
 import random
 import signal
@@ -28,11 +29,14 @@ from benchmarks.pairs import published
 
 SECONDS = 30  # to end in
 BATCH = 10
-# With the convolutions frozen, so that there are features to compute.
-JOB = (*chaos.JOB, "--freeze", "features")
-# What the run tells when a phase begins; "testing" ends one of training.
+SHORTEST = 0.03  # seconds that a phase is taken to last, at least
+# With the convolutions frozen, so that there are features to compute, and with enough
+# images for phases that last.
+JOB = (*chaos.JOB, "--freeze", "features", "--train-size", "1000", "--test-size", "500")
+# What the run tells when a phase begins.
 PHASES = ("features", "compiling", "trained", "testing", "saving", "exporting")
 DOWNLOADING = "downloading"
+SAME = ("arrays", "model", "best", "metrics")  # of a run, however it got there
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -50,19 +54,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for number in range(options.times * len(PHASES)):
             phase = PHASES[number % len(PHASES)]
             out = home / str(number)
-            delay = dice.uniform(0, lengths[phase])
-            # A phase of every epoch: its first to its fourth time.
-            nth = (
-                1 if phase in ("features", "compiling", "exporting") else 1 + number % 4
+            earlier = dice.randrange(len(lengths[phase]))
+            delay = dice.uniform(0, lengths[phase][earlier])
+            taken, trained = stop(
+                out, phase, earlier, delay, cache(home, phase, number)
             )
-            taken, trained = stop(out, phase, nth, delay, cache(home, phase, number))
             seconds.append(taken)
             saved = newest(out)
             # What is trained and tested is also saved: to the step under way.
             assert saved >= trained, f"{phase}: {trained} steps told, {saved} saved"
             again = chaos.finish(out, "--resume", *JOB)
-            other = [part for part in whole if part != "seconds"]
-            other = [part for part in other if again[part] != whole[part]]
+            # Which steps are kept differs: the one of the stop is among them.
+            other = [part for part in SAME if again[part] != whole[part]]
             assert not other, f"{phase}: resumed to other {', '.join(other)}"
             print(
                 f"{phase:<12} step {trained:>2} told, {saved:>2} saved, exit after "
@@ -90,20 +93,19 @@ def cache(home: Path, phase: str, number: int) -> dict[str, str]:
     return {"JAXLAB_HOME": str(home / (f"cache {number}" if new else "cache"))}
 
 
-def lengths_of_phases(out: Path) -> dict[str, float]:
-    """Return how long each phase lasts, of a run that computes and compiles all."""
-    began: dict[str, float] = {}
-    lengths: dict[str, float] = {}
+def lengths_of_phases(out: Path) -> dict[str, list[float]]:
+    """Return how long each phase lasts each time; the run computes and compiles all."""
+    moments = []
     environment = {"JAXLAB_HOME": str(out.parent / "first cache")}
     with start(out, environment) as process:
         for line in process.stderr:
-            now, phase = time.perf_counter(), line.split()[0]
-            for earlier, then in began.items():
-                lengths.setdefault(earlier, now - then)
-            began = {phase: now}
-    now = time.perf_counter()
-    lengths |= {phase: now - then for phase, then in began.items()}
-    assert lengths.keys() >= set(PHASES), lengths
+            moments.append((line.split()[0], time.perf_counter()))
+    lengths: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    for (phase, began), (_, ended) in itertools.pairwise(moments):
+        if phase in lengths:
+            # What is told next may be another thread's.
+            lengths[phase].append(max(ended - began, SHORTEST))
+    assert all(lengths.values()), lengths
     return lengths
 
 
@@ -120,27 +122,31 @@ def start(out: Path, environment: dict[str, str], *flags: str) -> subprocess.Pop
 
 
 def stop(
-    out: Path, phase: str, nth: int, delay: float, environment: dict[str, str]
+    out: Path, phase: str, earlier: int, delay: float, environment: dict[str, str]
 ) -> tuple[float, int]:
-    """Stop a run; return the seconds to its end and the steps it told by then."""
+    """Stop a run in a phase that was met so often earlier, and a delay after it began.
+
+    Returns the seconds to its end, and the steps it told.
+    """
     images, times = 0, 0
     with start(out, environment) as process:
         for line in process.stderr:
-            word, _, count = line.partition(" ")
-            images += int(count) if word == "trained" else 0
+            word, *counts = line.split()
+            images += int(counts[0]) if word == "trained" else 0
             times += word == phase
-            if times == nth:
+            if times > earlier:
                 break
+        assert times > earlier, f"{phase}: told {times} times"
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         began = time.perf_counter()
         rest = process.stderr.read()
         process.wait()
         seconds = time.perf_counter() - began
-    told = (line.split() for line in rest.splitlines())
+    told = [line.split() for line in rest.splitlines()]
     images += sum(int(words[1]) for words in told if words[0] == "trained")
-    # The last phase may be over before the signal comes.
-    codes = (143, 0) if phase == "exporting" else (143,)
+    # When all is done the signal finds Python on its way out.
+    codes = (0, -signal.SIGTERM) if ["done"] in told else (143,)
     assert process.returncode in codes, (phase, process.returncode, rest)
     assert seconds < SECONDS, (phase, seconds)
     return seconds, images // BATCH
