@@ -4,11 +4,13 @@
 
 Five epochs, three times in turn: `python -m jaxlab.finetune` with an empty cache
 folder, the same once more, and `python -m benchmarks.lab_torch` with its best memory
-layout, Adam and loader, eager. Ours also writes weights, curves and a confusion matrix;
-PyTorch's writes its weights.
+layout, Adam and loader, eager. Ours also writes checkpoints, weights, curves and a
+confusion matrix; PyTorch's writes its weights. All of ours must write the same weights,
+to the byte.
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -30,12 +32,16 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     flags = ["--workers", str(way["workers"])]
     flags += ["--channels-last"] if way["channels_last"] else []
     flags += ["--fused"] if way["fused"] else []
-    rows = []
+    rows, weights = [], set()
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as folder:
             out = ["--overwrite", "--out", f"{folder}/run"]
-            first = run("jaxlab.finetune", *out, JAXLAB_HOME=f"{folder}/home")
-            second = run("jaxlab.finetune", *out, JAXLAB_HOME=f"{folder}/home")
+            runs = []
+            for _ in range(2):
+                runs.append(run("jaxlab.finetune", *out, JAXLAB_HOME=f"{folder}/home"))
+                with open(f"{folder}/run/model.safetensors", "rb") as file:
+                    weights.add(hashlib.file_digest(file, "sha256").hexdigest())
+        first, second = runs
         theirs = run("benchmarks.lab_torch", *flags)
         rows.append((first, second, theirs))
         print(
@@ -44,6 +50,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             f"{theirs[0] / second[0]:.2f}×",
             flush=True,
         )
+    if len(weights) > 1:
+        raise RuntimeError(f"ours wrote {len(weights)} different files of weights")
+    print(f"the same weights after each of {2 * len(rows)} runs of ours", flush=True)
     return [
         *(
             summary(

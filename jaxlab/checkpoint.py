@@ -64,8 +64,14 @@ class Checkpoints:
     def clean(self) -> None:
         """Remove what a process that died was writing or deleting.
 
-        What it had written to the end gets its name.
+        What it had written to the end gets its name. Raises CheckpointError when the
+        folder cannot be written to.
         """
+        if self.folder.is_dir() and not os.access(self.folder, os.W_OK | os.X_OK):
+            raise CheckpointError(
+                f"{self.folder}: cannot be written to; make it writable, or go on with "
+                "a copy of the run"
+            )
         for left in self.folder.glob(f"*{_PARTIAL}"):
             if _is_whole(left) and not left.with_suffix("").exists():
                 left.rename(left.with_suffix(""))

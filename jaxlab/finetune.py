@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlab import cli, resume, run_folder, runtime
 from jaxlab.cli import flag
-from jaxlab.errors import JaxlabError, UsageError
+from jaxlab.errors import CheckpointError, JaxlabError, UsageError
 from pretrained.download import cache_folder
 from pretrained.errors import one_line
 
@@ -209,6 +209,11 @@ def finetune(config: Config) -> Result:
         # Once more: another process may have been there meanwhile.
         run_folder.choose(config.out, config.overwrite, resuming)
         record = run_folder.record(folder) if resuming else None
+        if record is None and config.resume not in (None, resume.LAST):
+            raise CheckpointError(
+                f"{folder}: no run has begun there, so it has no step {config.resume}; "
+                "pass another --out, or --resume without a step, which begins"
+            )
         if record is not None:
             resume.compare(config, record["settings"], resume.OF_DATA)
             resume.check_data(record, data)

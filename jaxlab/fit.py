@@ -149,7 +149,10 @@ def fit(
         _stop(job, state, Position(history, taken, seconds, best), checkpoints)
         raise
     finally:
-        checkpoints.wait()  # whatever ended the epochs: nothing is left half-written
+        # Whatever ends the epochs, and whatever comes meanwhile: Python on its way out
+        # would not let a save finish.
+        with signals.put_off():
+            checkpoints.wait()
     if predictions is None:  # all was trained before
         _, predictions = _test(job, state)
     if best:

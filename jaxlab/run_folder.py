@@ -124,7 +124,7 @@ def _refusals_named(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"--out: {folder} cannot be written to: {error.strerror}; "
+            f"--out: {folder} cannot be written to: {error.strerror or error}; "
             "pass another folder"
         ) from error
 

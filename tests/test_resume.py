@@ -204,6 +204,14 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     assert results(out) == results(tmp_path / "whole")
 
 
+def test_a_signal_during_the_last_save_lets_it_finish(stopped):
+    # Each of three saves waits for the one before, and the end for the last.
+    code, out = stopped(Checkpoints, "wait", 1 + EPOCHS)
+    assert code == 143
+    assert not list((out / "checkpoints").glob("*.partial"))
+    assert Checkpoints(out / "checkpoints", 2, print).steps()[0] == EPOCHS * STEPS
+
+
 def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
     stopped, monkeypatch, tmp_path, capsys
 ):
@@ -347,6 +355,23 @@ def test_other_images_and_other_classes_are_refused(
         assert message in capsys.readouterr().err
 
 
+def test_checkpoints_that_cannot_be_written_to_are_refused_at_the_start(
+    copied, narrowed, monkeypatch, capsys
+):
+    folder = copied / "checkpoints"
+    access = os.access  # root may write anywhere, and the tests may be root's
+
+    def read_only(path, mode):
+        return access(path, mode) and not (path == folder and mode & os.W_OK)
+
+    monkeypatch.setattr(os, "access", read_only)
+    assert command(monkeypatch, copied, "--resume") == 5
+    assert capsys.readouterr().err == (
+        f"error: {folder}: cannot be written to; make it writable, or go on with a "
+        "copy of the run\n"
+    )
+
+
 def test_other_versions_are_said(copied, narrowed, monkeypatch, capsys):
     config = json.loads((copied / "config.json").read_text())
     config["versions"]["jax"] = "0.0.1"
@@ -431,6 +456,12 @@ def test_where_nothing_has_begun_resume_begins(
 ):
     assert command(monkeypatch, tmp_path / "run", "--resume") == 0
     assert results(tmp_path / "run") == whole
+    assert command(monkeypatch, tmp_path / "no run", "--resume", 3) == 5
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/no run: no run has begun there, so it has no step 3; pass "
+        "another --out, or --resume without a step, which begins\n"
+    )
+    assert not (tmp_path / "no run").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     assert command(monkeypatch, tmp_path / "other", "--resume") == 2
