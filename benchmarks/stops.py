@@ -143,7 +143,7 @@ def stop(
         rest = process.stderr.read()
         process.wait()
         seconds = time.perf_counter() - began
-    told = [line.split() for line in rest.splitlines()]
+    told = [line.split() for line in rest.splitlines() if line]
     images += sum(int(words[1]) for words in told if words[0] == "trained")
     # When all is done the signal finds Python on its way out.
     codes = (0, -signal.SIGTERM) if ["done"] in told else (143,)

@@ -35,6 +35,14 @@ EPOCHS = 3
 CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interruptible():
+    """What a shell runs in the background ignores SIGINT, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def narrowed(monkeypatch):
     """The command with a narrow network, in this process, looking in at every step."""
