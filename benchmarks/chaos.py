@@ -11,7 +11,6 @@ half-written may be left.
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -70,11 +69,11 @@ def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
     return saving + deleting + any_time
 
 
-def start(out: Path, *flags: str) -> subprocess.Popen:
+def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
     """Start a run."""
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.narrow", "--out", str(out), *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,7 +109,7 @@ def moment_of(out: Path) -> str:
 
 
 def finish(out: Path, *flags: str) -> dict[str, Any]:
-    """Run to the end; return all that must not depend on how it got there."""
+    """Run to the end; return its results, the steps it keeps, and its seconds."""
     began = time.perf_counter()
     with start(out, *flags) as process:
         errors = process.stderr.read()
@@ -123,19 +122,26 @@ def finish(out: Path, *flags: str) -> dict[str, Any]:
     left += [p.name for p in out.iterdir() if p.suffix == ".partial"]
     assert not left, left
     with contextlib.redirect_stdout(sys.stderr):
-        saved = Checkpoints(folder, 2, print).restore()
-    metrics = [
-        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
-    ]
+        found = results(out)
+    steps = Checkpoints(folder, 2, print).steps()
+    return {"steps": steps, **found, "seconds": seconds}
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Return all of a finished run that must not depend on how it got there."""
+    from jaxlab import run_folder
+    from jaxlab.checkpoint import Checkpoints
+
+    folder = out / "checkpoints"
+    saved = Checkpoints(folder, 2, print).restore()
     return {
-        "steps": Checkpoints(folder, 2, print).steps(),
         "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
         "model": (out / "model.safetensors").read_bytes(),
         "best": [p.read_bytes() for p in folder.glob("best-*")],
         "metrics": [
-            {k: v for k, v in line.items() if k not in TIMES} for line in metrics
+            {k: v for k, v in entry.items() if k not in TIMES}
+            for entry in run_folder.metrics(out)
         ],
-        "seconds": seconds,
     }
 
 

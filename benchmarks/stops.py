@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             earlier = dice.randrange(len(lengths[phase]))
             delay = dice.uniform(0, lengths[phase][earlier])
             taken, trained = stop(
-                out, phase, earlier, delay, cache(home, phase, number)
+                out, phase, earlier, delay, cache_of(home, phase, number)
             )
             seconds.append(taken)
             saved = newest(out)
@@ -87,17 +87,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
 
 
-def cache(home: Path, phase: str, number: int) -> dict[str, str]:
+def cache_of(home: Path, phase: str, number: int) -> Path:
     """Return where a run has its cache: an empty one where that makes the phase."""
     new = phase in ("features", "compiling")
-    return {"JAXLAB_HOME": str(home / (f"cache {number}" if new else "cache"))}
+    return home / (f"cache {number}" if new else "cache")
 
 
 def lengths_of_phases(out: Path) -> dict[str, list[float]]:
     """Return how long each phase lasts each time; the run computes and compiles all."""
     moments = []
-    environment = {"JAXLAB_HOME": str(out.parent / "first cache")}
-    with start(out, environment) as process:
+    cache = str(out.parent / "first cache")
+    with chaos.start(out, "--tell", *JOB, JAXLAB_HOME=cache) as process:
         for line in process.stderr:
             moments.append((line.split()[0], time.perf_counter()))
     lengths: dict[str, list[float]] = {phase: [] for phase in PHASES}
@@ -109,27 +109,15 @@ def lengths_of_phases(out: Path) -> dict[str, list[float]]:
     return lengths
 
 
-def start(out: Path, environment: dict[str, str], *flags: str) -> subprocess.Popen:
-    """Start a run that tells its phases."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.narrow", "--tell", "--out", str(out)]
-        + [*JOB, *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def stop(
-    out: Path, phase: str, earlier: int, delay: float, environment: dict[str, str]
+    out: Path, phase: str, earlier: int, delay: float, cache: Path
 ) -> tuple[float, int]:
     """Stop a run in a phase that was met so often earlier, and a delay after it began.
 
     Returns the seconds to its end, and the steps it told.
     """
     images, times = 0, 0
-    with start(out, environment) as process:
+    with chaos.start(out, "--tell", *JOB, JAXLAB_HOME=str(cache)) as process:
         for line in process.stderr:
             word, *counts = line.split()
             images += int(counts[0]) if word == "trained" else 0

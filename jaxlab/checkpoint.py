@@ -206,9 +206,8 @@ class Checkpoints:
             if (self.folder / name).exists():  # it was damaged, or had not been tested
                 self._delete(name)
             partial.rename(self.folder / name)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
         return manifest["sha256"]
 
     def _delete(self, name: str) -> None:

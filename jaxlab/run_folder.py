@@ -66,7 +66,7 @@ def choose(out: str | None, overwrite: bool, resume: bool = False) -> Path:
                 raise UsageError(
                     f"--out: {folder} is not empty; pass another folder, or --overwrite"
                 )
-            if not any(_is_ours(folder / name) for name in (CONFIG, RESULTS)):
+            if not any(_ours(folder / name) for name in (CONFIG, RESULTS)):
                 what = "resume" if resume else "overwrite"
                 raise UsageError(
                     f"--out: {folder} holds no run to {what}; pass another folder"
@@ -113,9 +113,7 @@ def clear(folder: Path) -> None:
 
 def record(folder: Path) -> dict[str, Any] | None:
     """Return what config.json holds; None where no run has begun."""
-    return (
-        json.loads((folder / CONFIG).read_text()) if _is_ours(folder / CONFIG) else None
-    )
+    return _ours(folder / CONFIG)
 
 
 @contextlib.contextmanager
@@ -129,11 +127,13 @@ def _refusals_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_ours(path: Path) -> bool:
+def _ours(path: Path) -> dict[str, Any] | None:
+    """Return what a file holds that a run has written; None for any other."""
     try:
-        return "jaxlab" in json.loads(path.read_text())["versions"]
+        content = json.loads(path.read_text())
+        return content if "jaxlab" in content["versions"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -117,9 +117,8 @@ class ArrayStore:
             entry = {"sha256": digest.hexdigest(), **about}
             (partial / ENTRY).write_text(json.dumps(entry, indent=2) + "\n")
             partial.rename(self.folder / key)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
 
     def _make_room(self, key: str, size: int) -> None:
         for old in (self.folder / key, self._partial(key)):

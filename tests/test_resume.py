@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or out of disk, and go on as if nothing had been."""
 
+import functools
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 
 import pretrained
 from benchmarks import chaos
+from benchmarks.chaos import results
 from benchmarks.narrow import FLAGS, narrow
 from jaxlab import (
     cli,
@@ -59,22 +61,19 @@ def command(monkeypatch, out, *flags):
     return cli.run(main)
 
 
-def results(out):
-    """All of a finished run that must not depend on how it got there."""
-    folder = out / "checkpoints"
-    saved = Checkpoints(folder, 2, print).restore()
-    entries = [
-        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
-    ]
-    return {
-        "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
-        "model": (out / "model.safetensors").read_bytes(),
-        "best": [path.read_bytes() for path in folder.glob("best-*")],
-        "metrics": [
-            {k: v for k, v in entry.items() if k not in chaos.TIMES}
-            for entry in entries
-        ],
-    }
+def on_call(patch, owner, name, nth, act):
+    """Act when a function is called for the nth time; return how to ask how often."""
+    function, calls = getattr(owner, name), 0
+
+    def calling(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            act()
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, calling)
+    return lambda: calls
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +92,11 @@ def stopped(monkeypatch, narrowed, tmp_path):
 
     def run(owner, name, nth=1, number=signal.SIGTERM, out=None, flags=()):
         out = out or tmp_path / "run"
-        function, calls = getattr(owner, name), 0
-
-        def calling(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == nth:
-                os.kill(os.getpid(), number)
-            return function(*args, **kwargs)
-
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, calling)
+            stop = functools.partial(os.kill, os.getpid(), number)
+            calls = on_call(patch, owner, name, nth, stop)
             code = command(monkeypatch, out, *flags)
-        assert calls >= nth
+        assert calls() >= nth
         return code, out
 
     return run
@@ -185,23 +176,14 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     shutil.rmtree(tmp_path / "home")
     out = tmp_path / "run"
     owner, name, nth = WRITING[phase]
-    function, calls = getattr(owner, name), 0
-
-    def filling(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == nth:
-            small_disk(0)
-        return function(*args, **kwargs)
-
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, filling)
+        calls = on_call(patch, owner, name, nth, lambda: small_disk(0))
         try:
             code = command(monkeypatch, out, *flags)
         finally:
             small_disk(resource.RLIM_INFINITY)
-    assert calls >= nth
+    assert calls() >= nth
     said = capsys.readouterr().err.splitlines()
     assert code in (3, 5) and said[-1].startswith("error: ")
     assert "free space" in said[-1]
