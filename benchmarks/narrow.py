@@ -77,7 +77,7 @@ def narrow() -> None:
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:
     """Make the process die at a point, and tell when it saves or deletes."""
-    from jaxlab import checkpoint, fit, inputs, run_folder, train
+    from jaxlab import arrays, checkpoint, fit, inputs, manifest, run_folder, train
     from pretrained import download
 
     seen: dict[str, int] = {}
@@ -130,28 +130,16 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
                 shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
                 die()
 
-    class Watched:
-        def __init__(self):
-            self.orbax = original()
-
-        def save(self, path, arrays):
-            say("saving")
-            amid_arrays(path)
-            self.orbax.save(path, arrays)
-
-        def restore(self, path):
-            return self.orbax.restore(path)
-
     before(download, "_transfer", told("downloading"))
     before(inputs, "feature_loader", told("features"))
     before(train, "make_train_step", told("compiling"))
     before(fit, "_show", lambda bar, rate, score, images: say(f"trained {images}"))
     before(fit, "_test", told("testing"))
     before(run_folder, "write_model", told("exporting"))
-    original = checkpoint._orbax
-    checkpoint._orbax = Watched
+    before(arrays, "write", told("saving"))
+    before(arrays, "write", amid_arrays)
     before(checkpoint.Checkpoints, "_write", at("before the folder"))
-    before(checkpoint, "_files", amid_partial)
+    before(manifest, "_files", amid_partial)
     before(checkpoint, "_remove", amid_deletion)
     rename = Path.rename
 
@@ -168,7 +156,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
     write_text = Path.write_text
 
     def watched_write_text(self, text):
-        if self.name == checkpoint.MANIFEST and reached("amid the manifest"):
+        if self.name == manifest.MANIFEST and reached("amid the manifest"):
             write_text(self, text[: len(text) // 2])
             die()
         return write_text(self, text)

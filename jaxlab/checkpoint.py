@@ -1,16 +1,12 @@
 """Checkpoints: all that decides the rest of a run, on disk, whole or not at all.
 
-A saved step is a folder named by its number. Orbax writes the arrays; it notices no
-flipped bit when it reads them, so a manifest with the SHA-256 of every file lies beside
-them, which is compared before anything is restored. A folder gets its name when all
-that is in it is written, and loses it before the first file is deleted: the death of
-the process, at any moment, leaves whole steps only. (The death of the machine may not:
-nothing is forced to the disk.)
+A saved step is a folder named by its number: arrays, and a manifest that is compared
+before anything is restored. A folder gets its name when all that is in it is written,
+and loses it before the first file is deleted: the death of the process, at any moment,
+leaves whole steps only. (The death of the machine may not: the folders and the manifest
+are not forced to the disk.)
 """
 
-import hashlib
-import json
-import logging
 import os
 import re
 import shutil
@@ -22,16 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxlab import manifest
 from jaxlab.errors import CheckpointError
+from jaxlab.manifest import Damaged
 from jaxlab.train import TrainState
 
-FORMAT = 1
-ARRAYS, MANIFEST, FROZEN = "arrays", "manifest.json", "frozen"
+ARRAYS, FROZEN = "arrays", "frozen"
 _PARTIAL, _DELETED = ".partial", ".deleted"
-
-
-class Damaged(Exception):
-    """A saved step that is not what was written; names the file."""
 
 
 class Saved(NamedTuple):
@@ -96,7 +89,7 @@ class Checkpoints:
         before could not be written.
         """
         self.wait()
-        _orbax()  # imported here: an import in the thread would hold up this one
+        _arrays()  # imported here: an import in the thread would hold up this one
         # A copy: the next training step writes to the very memory of this state. The
         # copy's memory is kept for the next one: new pages take twenty times as long.
         leaves, shape = jax.tree.flatten(jax.device_get(state))
@@ -144,15 +137,15 @@ class Checkpoints:
 
     def read(self, step: int) -> Saved:
         """Read a step; raises Damaged when it is not there, or not as it was saved."""
-        about = _checked(self.folder / str(step))
+        about = manifest.checked(self.folder / str(step))
         if about["step"] != step:
             raise Damaged(f"{self.folder / str(step)}: holds step {about['step']}")
-        arrays = _arrays(self.folder / str(step))
+        arrays = _arrays().read(self.folder / str(step) / ARRAYS)
         if about["frozen"]:
-            held = _checked(self.folder / FROZEN)
-            if _digest(held) != about["frozen"]:
+            held = manifest.checked(self.folder / FROZEN)
+            if manifest.digest(held) != about["frozen"]:
                 raise Damaged(f"{self.folder / FROZEN}: is of another run")
-            arrays |= _arrays(self.folder / FROZEN)
+            arrays |= _arrays().read(self.folder / FROZEN / ARRAYS)
             self._frozen = about["frozen"]
         return Saved(step, arrays, about)
 
@@ -165,15 +158,14 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             if held and self._frozen is None:
                 self._frozen = self._write(FROZEN, held, {})
-            asked = step, _digest(about)
+            asked = step, manifest.digest(about)
             if asked == self._done:
                 return  # asked for by the end of an epoch, and by a signal
             self._done = asked
             about = {"step": step, "frozen": self._frozen, **about}
             self._write(str(step), arrays, about)
-        # A full disk comes as a ValueError from below Orbax.
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise CheckpointError(
                 f"{folder}: step {step} could not be saved: {reason}; check the free "
                 f"space; the last step saved is {self.last}"
@@ -199,16 +191,14 @@ class Checkpoints:
         try:
             partial.mkdir()
             _forget(self.folder)
-            _orbax().save((partial / ARRAYS).absolute(), dict(arrays))
-            body = {"format": FORMAT, "files": _files(partial), **about}
-            manifest = {"sha256": _digest(body), "body": body}
-            (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
+            _arrays().write(partial / ARRAYS, arrays)
+            sha256 = manifest.seal(partial, about)
             if (self.folder / name).exists():  # it was damaged, or had not been tested
                 self._delete(name)
             partial.rename(self.folder / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
-        return manifest["sha256"]
+        return sha256
 
     def _delete(self, name: str) -> None:
         doomed = self.folder / (name + _DELETED)
@@ -274,78 +264,17 @@ def filled(template: TrainState, saved: Saved) -> TrainState:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _orbax():
-    import orbax.checkpoint as ocp  # takes a second to import
+def _arrays():
+    from jaxlab import arrays  # takes a second to import
 
-    # It warns of a kind of checkpoint that is not asked for.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    # A file an array, uncompressed: trained weights do not get smaller.
-    return ocp.PyTreeCheckpointer(use_ocdbt=False, use_compression=False)
-
-
-def _arrays(folder: Path) -> dict[str, np.ndarray]:
-    return _orbax().restore((folder / ARRAYS).absolute())
+    return arrays
 
 
 def _is_whole(partial: Path) -> bool:
     try:
-        return str(_checked(partial).get("step", FROZEN)) == partial.stem
+        return str(manifest.checked(partial).get("step", FROZEN)) == partial.stem
     except Damaged:
         return False
-
-
-def _checked(folder: Path) -> dict[str, Any]:
-    """Return what is told of a folder whose every file is as written; or Damaged."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        body, digest = manifest["body"], manifest["sha256"]
-        if body["format"] != FORMAT:
-            raise Damaged(f"{path}: is of format {body['format']}, not {FORMAT}")
-        expected = body["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or f"is damaged ({error})"
-        raise Damaged(f"{path}: {reason}") from error
-    if _digest(body) != digest:
-        raise Damaged(f"{path}: its SHA-256 is another")
-    try:
-        found = _files(folder)
-    except OSError as error:
-        raise Damaged(f"{error.filename}: {error.strerror}") from error
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise Damaged(f"{folder / name}: is missing")
-        if name not in expected:
-            raise Damaged(f"{folder / name}: was not there when it was saved")
-        for what, then, now in zip(
-            ("size", "SHA-256"), expected[name], found[name], strict=True
-        ):
-            if then != now:
-                raise Damaged(f"{folder / name}: its {what} is {now}, not {then}")
-    return body
-
-
-def _files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return size and SHA-256 of every file but the manifest; Damaged for a link."""
-    found = {}
-    for path in [folder, *sorted(folder.rglob("*"))]:
-        if path.is_symlink():
-            raise Damaged(f"{path}: is a link")
-        if path.is_file() and path != folder / MANIFEST:
-            found[path.relative_to(folder).as_posix()] = [
-                path.stat().st_size,
-                _sha256(path),
-            ]
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:
