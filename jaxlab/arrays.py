@@ -23,7 +23,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     They are read while they are written, not copied.
     """
     try:
-        _CHECKPOINTER.save(folder.absolute(), dict(arrays))
+        _checkpointer().save(folder.absolute(), dict(arrays))
     except ValueError as error:  # what the file system said, from below Orbax
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
@@ -32,9 +32,14 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise OSError(number, os.strerror(number), str(folder)) from error
 
 
-def read(folder: Path) -> dict[str, np.ndarray]:
-    """Return a folder's arrays. What is damaged may go unnoticed."""
-    return _CHECKPOINTER.restore(folder.absolute())
+def read(folder: Path, part: str = "") -> dict[str, np.ndarray]:
+    """Return a folder's arrays, those whose names begin with `part`.
+
+    What is damaged may go unnoticed.
+    """
+    there = _checkpointer().metadata(folder.absolute()).item_metadata.tree
+    wanted = {name: one for name, one in there.items() if name.startswith(part)}
+    return _checkpointer().restore(folder.absolute(), item=wanted, partial_restore=True)
 
 
 class _Handler(type_handlers.NumpyHandler):
@@ -77,12 +82,15 @@ class _All(ocp.future.Future):
             raise errors[0]
 
 
-_CHECKPOINTER = ocp.Checkpointer(
-    ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False,  # a file an array
-        use_compression=False,  # trained weights do not get smaller
-        type_handler_registry=type_handlers.create_type_handler_registry(
-            (np.ndarray, _Handler(deepcopy_host_arrays=False))
-        ),
+def _checkpointer() -> ocp.Checkpointer:
+    """Return one of its own for each use: one thread may write while another reads."""
+    registry = type_handlers.create_type_handler_registry(
+        (np.ndarray, _Handler(deepcopy_host_arrays=False))
     )
-)
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(
+            use_ocdbt=False,  # a file an array
+            use_compression=False,  # trained weights do not get smaller
+            type_handler_registry=registry,
+        )
+    )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlab import manifest
+from jaxlab import manifest, signals
 from jaxlab.errors import CheckpointError
 from jaxlab.manifest import Damaged
 from jaxlab.train import TrainState
@@ -38,8 +38,9 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The steps of one run in `folder`: the last `keep` of them, and the best.
 
-    Writing goes on in a thread while the run does. `say` gets a line for each step that
-    is saved, and for what is wrong with others.
+    Writing goes on in a thread while the run does; a `with` block waits for it at its
+    end. `say` gets a line for each step that is saved, and for what is wrong with
+    others.
     """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None]):
@@ -101,10 +102,22 @@ class Checkpoints:
         self._pending = self._writer.submit(self._save, state, trainable, dict(about))
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises CheckpointError if it failed."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        """Return when nothing is being written; raises CheckpointError if it failed.
+
+        A signal waits too: Python on its way out would not let a save finish.
+        """
+        with signals.put_off():
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                pending.result()
+
+    def __enter__(self) -> "Checkpoints":
+        """Wait at the end, whatever ends the block."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Wait."""
+        self.wait()
 
     def restore(self, step: int | None = None) -> Saved:
         """Read a step, by default the newest that is whole; what is not is said.
@@ -135,17 +148,20 @@ class Checkpoints:
             f"{self.folder}: no step is whole; start anew, with --overwrite"
         )
 
-    def read(self, step: int) -> Saved:
-        """Read a step; raises Damaged when it is not there, or not as it was saved."""
+    def read(self, step: int, part: str = "") -> Saved:
+        """Read a step, or of its arrays those whose names begin with `part`.
+
+        Raises Damaged when it is not there, or not as it was saved.
+        """
         about = manifest.checked(self.folder / str(step))
         if about["step"] != step:
             raise Damaged(f"{self.folder / str(step)}: holds step {about['step']}")
-        arrays = _arrays().read(self.folder / str(step) / ARRAYS)
+        arrays = _arrays().read(self.folder / str(step) / ARRAYS, part)
         if about["frozen"]:
             held = manifest.checked(self.folder / FROZEN)
             if manifest.digest(held) != about["frozen"]:
                 raise Damaged(f"{self.folder / FROZEN}: is of another run")
-            arrays |= _arrays().read(self.folder / FROZEN / ARRAYS)
+            arrays |= _arrays().read(self.folder / FROZEN / ARRAYS, part)
             self._frozen = about["frozen"]
         return Saved(step, arrays, about)
 
@@ -239,8 +255,10 @@ def _frozen_names(trainable: Any) -> set[str]:
     return {name for name, moves in named.items() if not moves}
 
 
-def filled(template: TrainState, saved: Saved) -> TrainState:
-    """Return the saved arrays as a state like `template`, of arrays or their shapes.
+def filled(template: Any, saved: Saved) -> Any:
+    """Return the saved arrays as a tree like `template`, of arrays or their shapes.
+
+    The template is a TrainState, or {"params": …} of what was read in part.
 
     Raises CheckpointError naming every array that is of another network or optimiser.
     """

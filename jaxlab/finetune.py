@@ -272,7 +272,9 @@ def _run(
     disk = config.checkpoint_every and fit.check_room(
         folder, state, trainable, config.keep
     )
-    if not saved:
+    if saved:  # the end of a shorter run, where it goes on now, is no end any more
+        (folder / run_folder.MODEL).unlink(missing_ok=True)
+    else:
         run_folder.clear(folder)
     run_folder.write_json(
         folder / run_folder.CONFIG, _record(config, data, weights, preprocess, device)
@@ -328,23 +330,26 @@ def _run(
         every=config.checkpoint_every,
         clock=clock,
     )
-    state, history, predictions = fit.fit(job, state, position, checkpoints)
-
-    accuracy = history[-1]["test_accuracy"]
-    run_folder.write_model(folder, to_torch(jax.device_get(state.params)))
-    report.write_curves(
-        folder / run_folder.CURVES,
-        history,
-        f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
-        f"seed {config.seed}",
-    )
-    report.write_confusion(
-        folder / run_folder.CONFUSION,
-        data.test.labels,
-        predictions,
-        data.class_names,
-        f"{data.name}: test accuracy {accuracy:.1%}",
-    )
+    with checkpoints:
+        state, history, predictions = fit.fit(job, state, position, checkpoints)
+        accuracy = history[-1]["test_accuracy"]
+        report.write_curves(
+            folder / run_folder.CURVES,
+            history,
+            f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
+            f"seed {config.seed}",
+        )
+        report.write_confusion(
+            folder / run_folder.CONFUSION,
+            data.test.labels,
+            predictions,
+            data.class_names,
+            f"{data.name}: test accuracy {accuracy:.1%}",
+        )
+        state_dict = to_torch(jax.device_get(state.params))
+        checkpoints.wait()
+        # After all else: it makes a run a finished one.
+        run_folder.write_model(folder, state_dict)
     print(f"compilation: {clock.compile_seconds:.1f} s, left out of the times above")
     print(f"test_accuracy={accuracy:.4f} run={folder}")
     return Result(accuracy, str(folder))

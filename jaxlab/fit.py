@@ -78,7 +78,7 @@ class Position(NamedTuple):
 def fit(
     job: Job, state: TrainState, position: Position, checkpoints: Checkpoints
 ) -> tuple[TrainState, list[dict[str, float]], np.ndarray]:
-    """Train from a position to the last epoch.
+    """Train from a position to the last epoch, whose checkpoint may not be written yet.
 
     Returns the state, metrics.jsonl's entries and the predictions int32[tested] of the
     last epoch. A signal ends it between two steps, with a checkpoint (see
@@ -148,11 +148,6 @@ def fit(
         seconds = job.clock() - started if taken else 0.0
         _stop(job, state, Position(history, taken, seconds, best), checkpoints)
         raise
-    finally:
-        # Whatever ends the epochs, and whatever comes meanwhile: Python on its way out
-        # would not let a save finish.
-        with signals.put_off():
-            checkpoints.wait()
     if predictions is None:  # all was trained before
         _, predictions = _test(job, state)
     if best:
@@ -178,10 +173,11 @@ def _write_best(
     last = int(state.step)
     if best["step"] != last:
         try:
-            params = filled(state, checkpoints.read(best["step"])).params
+            saved = checkpoints.read(best["step"], "params.")
         except Damaged as error:
             checkpoints.say(f"warning: {error}; the best weights are not written")
             return
+        params = filled({"params": state.params}, saved)["params"]
         write_safetensors(path, job.weights(params), {"format": "pt"})
         checkpoints.say(
             f"best: epoch {best['epoch']}, test accuracy {best['test_accuracy']:.4f}: "

@@ -43,14 +43,17 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[Callable[[], bool]]:
-    """Within, a signal is only noted: the yielded function tells. Then, Stopped."""
+    """Within, a signal is only noted: the yielded function tells. Then, Stopped.
+
+    Where one lies within another, after the outer one.
+    """
     global _put_off
-    _put_off = True
+    within, _put_off = _put_off, True
     try:
         yield lambda: _received is not None
     finally:
-        _put_off = False
-    if _received is not None:
+        _put_off = within
+    if _received is not None and not within:
         raise Stopped(_received)
 
 

@@ -52,20 +52,29 @@ def initial_params(
             "classes": int(np.size(loaded[HEAD]["bias"])),
         }
         origin = "ImageNet" if source else "file"
-    # No parameter's shape depends on the image size, and the smallest is the fastest.
-    images = jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
-    fresh = jax.jit(functools.partial(model.init, train=False))(key, images)["params"]
-    if HEAD in loaded and loaded[HEAD]["bias"].shape != fresh[HEAD]["bias"].shape:
+    shapes = param_shapes(model)
+    if HEAD in loaded and loaded[HEAD]["bias"].shape != shapes[HEAD]["bias"].shape:
         del loaded[HEAD]
-    layers = {layer: origin if layer in loaded else "fresh" for layer in fresh}
-    return {**fresh, **loaded}, {**record, "layers": layers}
+    layers = {layer: origin if layer in loaded else "fresh" for layer in shapes}
+
+    @jax.jit
+    def fresh(key):  # what is not asked for is not even compiled, which takes seconds
+        params = _init(model, key)
+        return {layer: params[layer] for layer in layers if layer not in loaded}
+
+    params = fresh(key) | loaded
+    return {layer: params[layer] for layer in layers}, {**record, "layers": layers}
 
 
 def param_shapes(model: nn.Module) -> Any:
     """Return a network's params as shapes and dtypes, without computing any."""
+    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+
+
+def _init(model: nn.Module, key: jax.Array) -> Any:
+    # No parameter's shape depends on the image size, and the smallest is the fastest.
     images = jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
-    init = functools.partial(model.init, train=False)
-    return jax.eval_shape(init, jax.random.key(0), images)["params"]
+    return model.init(key, images, train=False)["params"]
 
 
 def whole_network(name: str, *, offline: bool = False) -> Weights:

@@ -359,6 +359,15 @@ def test_the_best_step_is_kept_beside_the_last_ones(place):
         assert same(place.restored(best)[1], state_of(best))
 
 
+def test_a_part_of_a_step_can_be_read(place):
+    place.save(3)
+    checkpoints = place.again().checkpoints
+    saved = checkpoints.read(3, "params.head.")
+    assert sorted(saved.arrays) == ["params.head.bias", "params.head.kernel"]
+    params = filled({"params": state_of(0).params}, checkpoints.read(3, "params."))
+    assert same(params, {"params": state_of(3).params})
+
+
 def test_numbers_whose_sum_is_too_large_are_finite(place):
     state = state_of(1)
     state.params["head"]["bias"] = jnp.array([3e38, 3e38], jnp.float32)

@@ -246,6 +246,16 @@ def test_a_second_signal_ends_the_process_at_once(numbers, tmp_path):
     assert all(saved.restore(step).step == step for step in saved.steps())
 
 
+def test_a_signal_is_put_off_to_the_end_of_the_outer_block():
+    reached = []
+    with pytest.raises(signals.Stopped), signals.handled(), signals.put_off():
+        with signals.put_off() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop()
+        reached.append("the end of the outer block")
+    assert reached
+
+
 def test_signals_are_the_callers_again_afterwards():
     before = [signal.getsignal(number) for number in CODE]
     with pytest.raises(signals.Stopped), signals.handled():
@@ -275,6 +285,29 @@ def test_more_epochs_go_on_as_a_longer_run_would_have(
     assert command(monkeypatch, out, "--epochs", 2) == 0
     assert command(monkeypatch, out, "--resume", "--epochs", EPOCHS) == 0
     assert results(out) == whole
+
+
+def test_more_epochs_that_are_stopped_at_the_end_leave_no_finished_run(
+    whole, stopped, narrowed, monkeypatch, tmp_path
+):
+    out = tmp_path / "run"
+    assert command(monkeypatch, out, "--epochs", 2) == 0
+    flags = ["--resume", "--epochs", EPOCHS]
+    assert stopped(report, "write_curves", flags=flags) == (143, out)
+    assert command(monkeypatch, out, "--resume") == 0
+    assert results(out) == whole
+
+
+def test_the_model_is_written_when_all_else_is(narrowed, monkeypatch, tmp_path):
+    out, seen = tmp_path / "run", []
+
+    def look():
+        steps = Checkpoints(out / "checkpoints", 2, print).steps()
+        seen.append((steps[0], sorted(path.name for path in out.glob("*.png"))))
+
+    on_call(monkeypatch, run_folder, "write_model", 1, look)
+    assert command(monkeypatch, out) == 0
+    assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
 
 
 def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):

@@ -93,6 +93,16 @@ def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     assert "fc8     4096×10                 40,970  trainable  file" in out
 
 
+def test_fresh_layers_are_the_same_beside_whatever_is_loaded():
+    key = jax.random.key(3)
+    fresh, record = initial_params(AlexNet(10), key, "none")
+    assert set(record["layers"].values()) == {"fresh"} and list(fresh)[0] == "conv1"
+    partly, _ = initial_params(AlexNet(10), key, "imagenet-conv")
+    assert_equal(partly, fresh, ["fc6", "fc7", "fc8"])
+    assert not np.array_equal(partly["conv1"]["kernel"], fresh["conv1"]["kernel"])
+    assert list(partly) == list(fresh)
+
+
 def test_imagenet_is_downloaded_once_checked_and_known(whole, tmp_path, monkeypatch):
     content = whole.read_bytes()
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path))
