@@ -120,7 +120,7 @@ def published(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Return the processor and the number of cores."""
+    """Return the processor, its widest instructions, and the number of cores."""
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -128,6 +128,9 @@ def machine() -> str:
         # Fields are padded with tabs.
         fields = {key.strip(): value.strip() for key, value in lines.items()}
         model = fields.get("model name", model)
+        sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
+        flags = fields.get("flags", "").split()
+        model += next((f" with {sets[flag]}" for flag in sets if flag in flags), "")
     return f"{model}, {os.cpu_count()} cores"
 
 

@@ -557,12 +557,6 @@ def test_a_disk_without_room_is_refused_before_the_run(
     )
 
 
-def test_killed_at_every_point_and_at_random_a_run_ends_with_the_same_bits(capsys):
-    result = chaos.main(["--kills", "6", "--times", "1"])
-    assert result["resumed"] == 14
-    assert result["moments"]["in a save"] >= 2
-
-
 def test_flags_that_may_differ_are_flags():
     names = Config.__dataclass_fields__.keys()
     assert resume.MAY_DIFFER <= names and resume.OF_DATA <= names
