@@ -3,6 +3,7 @@
 Orbax takes a second to import, so this room is loaded by those who save or restore.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     except ValueError as error:  # what the file system said, from below Orbax
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
-            raise
+            raise OSError(str(error)) from error
         number = int(code[1])
         raise OSError(number, os.strerror(number), str(folder)) from error
 
@@ -72,14 +73,9 @@ class _All(ocp.future.Future):
         self.parts = parts
 
     def result(self, timeout: float | None = None) -> None:
-        errors = []
-        for part in self.parts:
-            try:
-                part.result(timeout)
-            except (OSError, ValueError) as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        with contextlib.ExitStack() as stack:  # calls all, and raises after the last
+            for part in self.parts:
+                stack.callback(part.result, timeout)
 
 
 def _checkpointer() -> ocp.Checkpointer:
