@@ -40,6 +40,8 @@ def read(folder: Path, part: str = "") -> dict[str, np.ndarray]:
     """
     there = _checkpointer().metadata(folder.absolute()).item_metadata.tree
     wanted = {name: one for name, one in there.items() if name.startswith(part)}
+    if not wanted:
+        return {}
     return _checkpointer().restore(folder.absolute(), item=wanted, partial_restore=True)
 
 
