@@ -77,7 +77,16 @@ def narrow() -> None:
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:
     """Make the process die at a point, and tell when it saves or deletes."""
-    from jaxlab import arrays, checkpoint, fit, inputs, manifest, run_folder, train
+    from jaxlab import (
+        arrays,
+        checkpoint,
+        fit,
+        inputs,
+        manifest,
+        report,
+        run_folder,
+        train,
+    )
     from pretrained import download
 
     seen: dict[str, int] = {}
@@ -135,7 +144,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
     before(train, "make_train_step", told("compiling"))
     before(fit, "_show", lambda bar, rate, score, images: say(f"trained {images}"))
     before(fit, "_test", told("testing"))
-    before(run_folder, "write_model", told("exporting"))
+    before(report, "write_curves", told("exporting"))
     before(arrays, "write", told("saving"))
     before(arrays, "write", amid_arrays)
     before(checkpoint.Checkpoints, "_write", at("before the folder"))

@@ -28,15 +28,16 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     except ValueError as error:  # what the file system said, from below Orbax
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
-            raise OSError(str(error)) from error
+            raise
         number = int(code[1])
         raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def read(folder: Path, part: str = "") -> dict[str, np.ndarray]:
-    """Return a folder's arrays, those whose names begin with `part`.
+    """Return the arrays that `write` wrote, those whose names begin with `part`.
 
-    What is damaged may go unnoticed.
+    What has been damaged since may go unnoticed, or raise any of Orbax's errors: see
+    `jaxlab.manifest`, which is to be asked before.
     """
     there = _checkpointer().metadata(folder.absolute()).item_metadata.tree
     wanted = {name: one for name, one in there.items() if name.startswith(part)}

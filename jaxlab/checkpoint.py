@@ -104,7 +104,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when nothing is being written; raises CheckpointError if it failed.
 
-        A signal waits too: Python on its way out would not let a save finish.
+        A signal meanwhile raises Stopped afterwards: Python on its way out would not
+        let a save finish.
         """
         with signals.put_off():
             pending, self._pending = self._pending, None
@@ -206,7 +207,8 @@ class Checkpoints:
         _remove(partial)
         try:
             partial.mkdir()
-            _forget(self.folder)
+            for step in (*map(str, self.steps()), FROZEN):
+                _forget(self.folder / step)
             _arrays().write(partial / ARRAYS, arrays)
             sha256 = manifest.seal(partial, about)
             if (self.folder / name).exists():  # it was damaged, or had not been tested

@@ -45,15 +45,17 @@ def handled() -> Iterator[None]:
 def put_off() -> Iterator[Callable[[], bool]]:
     """Within, a signal is only noted: the yielded function tells. Then, Stopped.
 
-    Where one lies within another, after the outer one.
+    Where one lies within another, after the outer one. A signal that has stopped
+    something before does not do so again: who saves after it must be let.
     """
     global _put_off
-    within, _put_off = _put_off, True
+    within, before = _put_off, _received
+    _put_off = True
     try:
         yield lambda: _received is not None
     finally:
         _put_off = within
-    if _received is not None and not within:
+    if before is None and _received is not None and not within:
         raise Stopped(_received)
 
 

@@ -33,6 +33,9 @@ from pretrained.unpickle import (
 _CHUNK = 1 << 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+# Asked for once: to ask is to set it, for all threads that create files meanwhile.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 def read_torch_file(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
@@ -374,9 +377,7 @@ def write_torch_file(
 
 def give_usual_mode(path: str | os.PathLike) -> None:
     """Give a file that was created for its owner only the mode new files have."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+    os.chmod(path, 0o666 & ~_UMASK)
 
 
 def _string(text: str) -> bytes:

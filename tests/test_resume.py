@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import filelock
 import jax
@@ -194,12 +196,77 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     assert results(out) == results(tmp_path / "whole")
 
 
-def test_a_signal_during_the_last_save_lets_it_finish(stopped):
-    # Each of three saves waits for the one before, and the end for the last.
-    code, out = stopped(Checkpoints, "wait", 1 + EPOCHS)
-    assert code == 143
+@pytest.fixture
+def slow_last_save(monkeypatch):
+    """A function: the last step's writing begins when it is waited for, and then it."""
+    waited_for, begun = threading.Event(), []
+
+    def slow(act):
+        write, wait = Checkpoints._write, Checkpoints.wait
+
+        def writing(self, name, *args):
+            if name == str(EPOCHS * STEPS):
+                assert waited_for.wait(60)
+                time.sleep(0.2)  # by now the main thread waits for this one
+                act()
+                time.sleep(0.5)
+                begun.append(name)
+            return write(self, name, *args)
+
+        def waiting(self):
+            pending = self._pending is not None
+            # Each of three saves waits for the one before, and the end for the last.
+            if pending and self.last == (EPOCHS - 1) * STEPS:
+                waited_for.set()
+            wait(self)
+
+        monkeypatch.setattr(Checkpoints, "_write", writing)
+        monkeypatch.setattr(Checkpoints, "wait", waiting)
+        return begun
+
+    return slow
+
+
+def test_a_signal_while_the_last_save_is_waited_for_lets_it_finish(
+    slow_last_save, narrowed, monkeypatch, tmp_path
+):
+    out = tmp_path / "run"
+    begun = slow_last_save(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert command(monkeypatch, out) == 143 and begun
     assert not list((out / "checkpoints").glob("*.partial"))
     assert Checkpoints(out / "checkpoints", 2, print).steps()[0] == EPOCHS * STEPS
+
+
+def test_the_model_is_written_when_all_else_is(
+    slow_last_save, narrowed, monkeypatch, tmp_path
+):
+    out, seen = tmp_path / "run", []
+
+    def look():
+        steps = Checkpoints(out / "checkpoints", 2, print).steps()
+        seen.append((steps[0], sorted(path.name for path in out.glob("*.png"))))
+
+    slow_last_save(lambda: None)
+    on_call(monkeypatch, run_folder, "write_model", 1, look)
+    assert command(monkeypatch, out) == 0
+    assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
+
+
+def test_a_stopped_run_that_cannot_be_saved_says_why(
+    small_disk, narrowed, monkeypatch, tmp_path, capsys
+):
+    def stop_and_fill():
+        os.kill(os.getpid(), signal.SIGTERM)
+        small_disk(0)
+
+    with monkeypatch.context() as patch:
+        on_call(patch, fit, "_show", 10, stop_and_fill)
+        code = command(monkeypatch, tmp_path / "run")
+    small_disk(resource.RLIM_INFINITY)
+    said = capsys.readouterr().err.splitlines()
+    assert code == 5
+    # The step it stopped at, or the one that was being saved.
+    assert "could not be saved: File too large; check the free space" in said[-1]
 
 
 def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
@@ -256,6 +323,14 @@ def test_a_signal_is_put_off_to_the_end_of_the_outer_block():
     assert reached
 
 
+def test_a_signal_stops_one_block_and_lets_those_after_it_finish():
+    with signals.handled():
+        with pytest.raises(signals.Stopped), signals.put_off():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with signals.put_off():
+            pass
+
+
 def test_signals_are_the_callers_again_afterwards():
     before = [signal.getsignal(number) for number in CODE]
     with pytest.raises(signals.Stopped), signals.handled():
@@ -296,18 +371,6 @@ def test_more_epochs_that_are_stopped_at_the_end_leave_no_finished_run(
     assert stopped(report, "write_curves", flags=flags) == (143, out)
     assert command(monkeypatch, out, "--resume") == 0
     assert results(out) == whole
-
-
-def test_the_model_is_written_when_all_else_is(narrowed, monkeypatch, tmp_path):
-    out, seen = tmp_path / "run", []
-
-    def look():
-        steps = Checkpoints(out / "checkpoints", 2, print).steps()
-        seen.append((steps[0], sorted(path.name for path in out.glob("*.png"))))
-
-    on_call(monkeypatch, run_folder, "write_model", 1, look)
-    assert command(monkeypatch, out) == 0
-    assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
 
 
 def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):
