@@ -235,8 +235,8 @@ def check_room(folder: Path, state: TrainState, trainable: Any, keep: int) -> in
     frozen = size(leaf for leaf, moved in zip(params, moves, strict=True) if not moved)
     moving = size(jax.tree.leaves(state)) - frozen
     kept = (keep + 1) * moving + frozen  # the last ones and the best
-    # While a step is written it is there besides; then follow the model's weights and
-    # the best.
+    # While a step is written it is there besides; at the end so are the model's weights
+    # and the best.
     needed = kept + moving + 2 * size(params)
     free = shutil.disk_usage(folder).free
     there = (folder / run_folder.CHECKPOINTS).rglob("*")
