@@ -198,7 +198,7 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
 
 @pytest.fixture
 def slow_last_save(monkeypatch):
-    """A function: the last step's writing begins when it is waited for, and then it."""
+    """A function: the last step is written when it is waited for, after an action."""
     waited_for, begun = threading.Event(), []
 
     def slow(act):
