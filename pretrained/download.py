@@ -196,9 +196,15 @@ def _transfer(source: Source, partial: Path) -> None:
     if 0 < held < source.bytes:
         headers["Range"] = f"bytes={held}-"
     timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
-    with requests.get(
-        source.url, headers=headers, stream=True, timeout=timeout
-    ) as response:
+    # Of a redirect whose address cannot be read, requests leaves the response open.
+    with contextlib.ExitStack() as opened:
+        response = requests.get(
+            source.url,
+            headers=headers,
+            stream=True,
+            timeout=timeout,
+            hooks={"response": lambda each, **_: opened.enter_context(each)},
+        )
         held = _start_of_body(response, source, held, partial)
         with (
             open(partial, "r+b" if held else "wb") as file,
