@@ -103,7 +103,8 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import AlexNet, finetune, inputs, optim, train
+    from jaxlab import AlexNet, inputs, optim, train
+    from jaxlab.config import FREEZE
     from jaxlab.data.dataset import no_progress
     from jaxlab.data.digits import mnist5k
     from jaxlab.preprocess import Preprocess
@@ -120,7 +121,7 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
         call = functools.partial(forward, {"params": params}, images)
         return repeated(lambda: call().block_until_ready())
 
-    trainable = optim.trainable_tree(params, finetune.FREEZE[freeze])
+    trainable = optim.trainable_tree(params, FREEZE[freeze])
     optimizer = optim.make_optimizer("adam", 1e-4, trainable=trainable, l2=5e-4)
     if job == "step":
         load = train.Resident(*map(jnp.asarray, random_batch(batch)))

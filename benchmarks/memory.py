@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.pairs import published
 from benchmarks.whole_run import run
-from jaxlab.finetune import FREEZE
+from jaxlab.config import FREEZE
 
 SIZES = ("--epochs", "1", "--train-size", "640", "--test-size", "100")
 
@@ -50,7 +50,6 @@ def optimizer_bytes(freeze: str) -> tuple[int, int]:
 
     from benchmarks.lab_torch import Lab, torch
     from jaxlab import AlexNet
-    from jaxlab.finetune import FREEZE
     from jaxlab.optim import make_optimizer, trainable_tree
 
     def params():

@@ -11,116 +11,18 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlab import cli, resume, run_folder, runtime
-from jaxlab.cli import flag
-from jaxlab.errors import CheckpointError, JaxlabError, UsageError
+from jaxlab.config import FREEZE, Config, resolved
+from jaxlab.errors import CheckpointError, JaxlabError
 from pretrained.download import cache_folder
 from pretrained.errors import one_line
 
-# Ordered patterns over parameter paths; the first that matches decides.
-FREEZE = {
-    "features": ((r"conv\d/.*", "frozen"), (r"fc\d/.*", "trainable")),
-    "backbone": ((r"fc8/.*", "trainable"), (r".*", "frozen")),
-    "none": ((r".*", "trainable"),),
-}
-WEIGHTS = ("imagenet-conv", "imagenet", "none")
-CLASS_WEIGHTS = ("none", "balanced")
 IMBALANCE = 10  # largest class to smallest, from where a warning is due
-LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
-MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
-MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every flag of the command, and its default."""
-
-    dataset: str = flag(
-        "mnist5k",
-        "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
-        "fashion_mnist, or a folder of class folders",
-    )
-    data_dir: str | None = flag(
-        None,
-        "where prepared sets are kept",
-        default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
-    )
-    manual_dir: str | None = flag(
-        None,
-        "folder with a set's original files, instead of a download",
-        default_help="none",
-    )
-    val_fraction: float = flag(
-        0.2, "part to test with, of data without a split", above=0, below=1
-    )
-    weights: str = flag(
-        "imagenet-conv",
-        "imagenet-conv: embedded convolutions, fresh fc layers; imagenet: the whole of "
-        "torchvision's AlexNet, downloaded once; none: all fresh; or a .pth or "
-        ".safetensors file",
-    )
-    freeze: str | None = flag(
-        None,
-        "layers kept as they are: features (all convolutions), backbone (all but the "
-        "head; refused where fc6 and fc7 are fresh), none",
-        choices=tuple(FREEZE),
-        default_help="features; none with --weights none",
-    )
-    epochs: int = flag(5, "passes over the training images", at_least=1)
-    batch_size: int = flag(64, "images a step", at_least=1)
-    optimizer: str = flag("adam", "update rule", choices=tuple(LEARNING_RATE))
-    lr: float | None = flag(
-        None, "learning rate", above=0, default_help="0.0001 for adam, 0.01 for sgd"
-    )
-    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
-    l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
-    class_weights: str = flag(
-        "none", "of the loss; balanced: rare classes count more", choices=CLASS_WEIGHTS
-    )
-    lr_step: int = flag(3, "epochs between decays of the rate", at_least=1)
-    lr_gamma: float = flag(0.1, "factor of each decay", above=0, at_most=1)
-    seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
-    image_size: int = flag(
-        224, "side in pixels", at_least=MIN_IMAGE_SIZE, at_most=MAX_IMAGE_SIZE
-    )
-    crop: bool = flag(
-        False, "resize the short side and cut the centre out, instead of squashing"
-    )
-    train_size: int | None = flag(
-        None, "train on the first N images", at_least=1, default_help="all"
-    )
-    test_size: int | None = flag(
-        None, "test on the first N images", at_least=1, default_help="all"
-    )
-    precision: str = flag(
-        "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
-    )
-    workers: int = flag(
-        0, "processes that decode pictures; 0: threads", at_least=0, at_most=64
-    )
-    offline: bool = flag(False, "open no connection")
-    feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
-    feature_cache_size: float = flag(
-        5, "GB of frozen layers' outputs to keep for later runs", at_least=0
-    )
-    out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
-    overwrite: bool = flag(False, "replace an earlier run in --out")
-    resume: str | None = flag(
-        None,
-        "go on with the run in --out, from its last step saved or from step STEP; its "
-        "settings need not be given again",
-        default_help="begin anew",
-        bare=resume.LAST,
-    )
-    checkpoint_every: int = flag(1, "epochs between checkpoints; 0: none", at_least=0)
-    keep: int = flag(2, "checkpoints to keep, the last ones", at_least=1)
-    debug: bool = flag(False, "show tracebacks")
 
 
 class Result(NamedTuple):
@@ -138,35 +40,10 @@ def main(argv: Sequence[str] | None = None) -> Result:
     config = parse()
     if config.resume is not None:
         then = resume.settings(config)
-        config = _resolved(parse(unset=then))
+        config = resolved(parse(unset=then))
         resume.compare(config, then, then.keys() - resume.MAY_DIFFER - resume.OF_DATA)
         return finetune(config)
-    return finetune(_resolved(config))
-
-
-def _resolved(config: Config) -> Config:
-    """Fill in the defaults that depend on other flags; refuse what cannot be meant."""
-    # Of a run that is resumed, the weights are among what was saved.
-    known = config.weights in WEIGHTS or config.resume is not None
-    if not known and not os.path.lexists(config.weights):
-        raise UsageError(
-            f"--weights: {config.weights!r} is neither a file nor one of "
-            f"{', '.join(WEIGHTS)}{cli.nearest(config.weights, WEIGHTS)}"
-        )
-    freeze = config.freeze or ("none" if config.weights == "none" else "features")
-    if freeze == "backbone" and config.weights in ("imagenet-conv", "none"):
-        raise UsageError(
-            f"--freeze backbone: with --weights {config.weights} fc6 and fc7 are fresh "
-            "and would stay random; use --freeze features, or --weights imagenet"
-        )
-    if freeze == "features" and config.weights == "none":
-        print(
-            "warning: --freeze features with --weights none: the convolutions are "
-            "fresh and stay random",
-            file=sys.stderr,
-        )
-    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
-    return dataclasses.replace(config, freeze=freeze, lr=lr)
+    return finetune(resolved(config))
 
 
 def finetune(config: Config) -> Result:

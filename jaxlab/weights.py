@@ -66,6 +66,7 @@ def initial_params(
     return {layer: params[layer] for layer in layers}, {**record, "layers": layers}
 
 
+@functools.cache  # a run asks twice
 def param_shapes(model: nn.Module) -> Any:
     """Return a network's params as shapes and dtypes, without computing any."""
     return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))

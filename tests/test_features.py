@@ -19,10 +19,10 @@ from jaxlab import (
     store,
     trainable_tree,
 )
+from jaxlab.config import FREEZE
 from jaxlab.data.dataset import no_progress
 from jaxlab.data.digits import mnist5k
 from jaxlab.features import Images, feature_loader
-from jaxlab.finetune import FREEZE
 from jaxlab.runtime import Clock
 from jaxlab.store import ArrayStore, NoRoom
 from jaxlab.train import Resident, epoch_order, evaluate, init_state, train_epoch

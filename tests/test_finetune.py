@@ -13,8 +13,9 @@ from conftest import FORWARD_FLOAT32, NO_CHECKPOINTS, relative_error, torch_alex
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess
+from jaxlab.config import MIN_IMAGE_SIZE
 from jaxlab.data.digits import mnist5k
-from jaxlab.finetune import MIN_IMAGE_SIZE, main
+from jaxlab.finetune import main
 from jaxlab.models.alexnet import MIN_SIZE
 from pretrained import embedded, to_flax
 

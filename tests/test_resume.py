@@ -31,7 +31,8 @@ from jaxlab import (
     train,
 )
 from jaxlab.checkpoint import Checkpoints
-from jaxlab.finetune import Config, main
+from jaxlab.config import Config
+from jaxlab.finetune import main
 from jaxlab.models import alexnet
 
 STEPS = 7  # an epoch

@@ -17,7 +17,7 @@ from jaxlab import (
     train,
     trainable_tree,
 )
-from jaxlab.finetune import FREEZE
+from jaxlab.config import FREEZE
 from jaxlab.models import cpu
 from jaxlab.train import (
     Batch,

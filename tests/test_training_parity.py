@@ -17,7 +17,7 @@ from conftest import TRAJECTORY_FLOAT64, narrow_table, relative_error, torch_ale
 
 from benchmarks.narrow_alexnet import NarrowAlexNet
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
-from jaxlab.finetune import FREEZE
+from jaxlab.config import FREEZE
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
