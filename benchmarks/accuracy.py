@@ -18,12 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from jaxlab import AlexNet, Preprocess, make_eval_step
+from jaxlab import AlexNet, Preprocess, make_eval_step, runtime
 from jaxlab.train import Resident, TrainState, evaluate
 from pretrained import to_flax
 
@@ -51,7 +50,7 @@ def main() -> None:
         )
     held_out = [row["held_out"] for row in rows]
     print(f"mean{np.mean(held_out):>10.4f}")
-    device = jax.devices()[0].device_kind
+    device = runtime.device_name()
     print(json.dumps({"name": "accuracy", "device": device, "rows": rows}))
 
 

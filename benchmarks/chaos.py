@@ -4,9 +4,9 @@
 
 SIGKILL at random moments, chosen so that enough of them fall into saves, into deletions
 and before anything is saved; then at each of eight named points of the writing, the
-first three times it is reached. After each, `--resume` runs to the end: parameters,
-optimiser state, weights and metrics must be those of the run in one piece, and nothing
-half-written may be left.
+first three times it is reached, and amid the writing of model.safetensors. After each,
+`--resume` runs to the end: parameters, optimiser state, weights and metrics must be
+those of the run in one piece, and the folder must hold the same files.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.narrow import POINTS
+from benchmarks.narrow import EXPORT, POINTS
 from benchmarks.pairs import published
 
 TIMES = ("seconds", "examples_per_second")  # of metrics.jsonl, which differ
 # Enough epochs, and a rate that learns, for every point to be reached three times.
 JOB = ("--epochs", "6", "--lr", "0.003", "--lr-step", "6")
+# Where fifty kills at random moments are to fall, at least.
+FLOORS = {"in a save": 20, "in a deletion": 5, "nothing saved before": 2}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -42,21 +44,26 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         whole = finish(home / "whole", *JOB)
         seconds = whole.pop("seconds")
         found: Counter[str] = Counter()
+        at_random: Counter[str] = Counter()
         plan = plan_of(options.kills, options.seed, seconds)
         plan += [(f"{p}:{i}", 0) for p in POINTS for i in range(1, options.times + 1)]
+        plan += [(f"{EXPORT}:1", 0)]
         for number, (how, delay) in enumerate(plan, start=1):
             out = home / str(number)
             kill(out, how, delay, *JOB)
             moment = moment_of(out)
             found[moment] += 1
+            at_random[moment] += number <= options.kills
             again = finish(out, "--resume", *JOB)
             again.pop("seconds")
             other = [part for part in whole if again[part] != whole[part]]
             assert not other, f"{how}, {moment}: resumed to other {', '.join(other)}"
             print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: same bits", flush=True)
-    return published(
-        {"name": "chaos", "resumed": len(plan), "of": len(plan), "moments": dict(found)}
-    )
+    for where, floor in FLOORS.items() if options.kills >= 50 else ():
+        kills = sum(n for moment, n in at_random.items() if where in moment)
+        assert kills >= floor, f"{kills} kills {where}, {floor} are wanted"
+    result = {"name": "chaos", "resumed": len(plan), "of": len(plan)}
+    return published({**result, "moments": found, "at_random": at_random})
 
 
 def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
@@ -69,12 +76,14 @@ def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
     return saving + deleting + any_time
 
 
-def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
+def start(
+    out: Path, *flags: str, stdout: int = subprocess.DEVNULL, **environment: str
+) -> subprocess.Popen:
     """Start a run."""
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.narrow", "--out", str(out), *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -101,6 +110,8 @@ def moment_of(out: Path) -> str:
     folder = out / "checkpoints"
     left = {path.suffix for path in folder.iterdir()} if folder.exists() else set()
     steps = [p for p in folder.iterdir() if p.name.isdecimal()] if left else []
+    if any(out.glob("model.safetensors.*")):
+        return "in the export"
     if ".deleted" in left:
         return "in a deletion"
     if ".partial" in left:
@@ -109,22 +120,16 @@ def moment_of(out: Path) -> str:
 
 
 def finish(out: Path, *flags: str) -> dict[str, Any]:
-    """Run to the end; return its results, the steps it keeps, and its seconds."""
+    """Run to the end; return its results, the names of its files, and its seconds."""
     began = time.perf_counter()
     with start(out, *flags) as process:
         errors = process.stderr.read()
     assert process.returncode == 0, errors
     seconds = time.perf_counter() - began
-    from jaxlab.checkpoint import Checkpoints
-
-    folder = out / "checkpoints"
-    left = [p.name for p in folder.iterdir() if p.suffix in (".partial", ".deleted")]
-    left += [p.name for p in out.iterdir() if p.suffix == ".partial"]
-    assert not left, left
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     with contextlib.redirect_stdout(sys.stderr):
         found = results(out)
-    steps = Checkpoints(folder, 2, print).steps()
-    return {"steps": steps, **found, "seconds": seconds}
+    return {"files": files, **found, "seconds": seconds}
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ POINTS = (
     "amid a deletion",
     "amid metrics.jsonl",
 )
+EXPORT = "amid model.safetensors"  # reached once a run
 FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
 FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
 
@@ -87,7 +88,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
         run_folder,
         train,
     )
-    from pretrained import download
+    from pretrained import download, files
 
     seen: dict[str, int] = {}
 
@@ -139,6 +140,15 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
                 shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
                 die()
 
+    save_file = files.save_file
+
+    def watched_save_file(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        if path.name == run_folder.MODEL and reached(EXPORT):
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    files.save_file = watched_save_file
     before(download, "_transfer", told("downloading"))
     before(inputs, "feature_loader", told("features"))
     before(train, "make_train_step", told("compiling"))

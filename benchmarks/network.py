@@ -37,7 +37,7 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
         if options.gpu and platform != "gpu":
             print("no GPU: nothing measured")
             return []
-        about = {"machine": device} if options.gpu else {}
+        named = {"machine": device} if options.gpu else {}
         for batch in plan["batches"]:
             task = {"job": job, "batch": batch, "precision": precision}
             task |= {"gpu": options.gpu}
@@ -61,7 +61,7 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
                     images=batch,
                     floor=floor,
                     torch_way=in_words(way),
-                    **about,
+                    **named,
                 )
             results.append(result)
     return results

@@ -7,13 +7,14 @@ memory, threads or settings touch the other's.
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from jaxlab import runtime
 
 Measure = Callable[[], float]
 
@@ -121,17 +122,7 @@ def published(result: dict[str, Any]) -> dict[str, Any]:
 
 def machine() -> str:
     """Return the processor, its widest instructions, and the number of cores."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-        # Fields are padded with tabs.
-        fields = {key.strip(): value.strip() for key, value in lines.items()}
-        model = fields.get("model name", model)
-        sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
-        flags = fields.get("flags", "").split()
-        model += next((f" with {sets[flag]}" for flag in sets if flag in flags), "")
-    return f"{model}, {os.cpu_count()} cores"
+    return f"{runtime.processor()}, {os.cpu_count()} cores"
 
 
 def _shown(ours: float, theirs: float, images: int) -> str:

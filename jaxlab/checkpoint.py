@@ -7,6 +7,7 @@ leaves whole steps only. (The death of the machine may not: the folders and the 
 are not forced to the disk.)
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -188,10 +189,15 @@ class Checkpoints:
                 f"space; the last step saved is {self.last}"
             ) from error
         self.last = step
-        self.say(f"saved step {step}")
+        with contextlib.suppress(BrokenPipeError):  # who prints next meets it as well
+            self.say(f"saved step {step}")
         best = about["best"] and about["best"]["step"]
-        for old in self.steps()[self.keep :]:
-            if old != best:
+        # Later steps are there when the run goes on from an earlier one, or from before
+        # a damaged one. It may not come to them again.
+        there = self.steps()
+        kept = [one for one in there if one <= step][: self.keep]
+        for old in there:
+            if old not in kept and old != best:
                 self._delete(str(old))
 
     def _write(

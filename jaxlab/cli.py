@@ -96,7 +96,12 @@ def parse(
         for field in fields
         if getattr(values, field.name) is not None
     }
-    return config_type(**{**(unset or {}), **converted})
+    kept = {
+        field.name: _checked(field, hints[field.name], unset[field.name])
+        for field in fields
+        if unset and field.name in unset and field.name not in converted
+    }
+    return config_type(**kept, **converted)
 
 
 def run(main: Callable[[], Any]) -> int:
@@ -224,6 +229,17 @@ def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
     if not all(_HOLDS[word](value, bound) for word, bound in meta["bounds"].items()):
         raise UsageError(f"{name}: {text} is out of range; pass a number {wanted}")
     return value
+
+
+def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """Return a value that a flag had before; refused as one that is given now."""
+    if value is None and field.default is None:
+        return None
+    if isinstance(value, bool) or hint is bool:
+        if hint is bool and isinstance(value, bool):
+            return value
+        raise UsageError(f"{_flag_of(field)}: {value!r} is of another kind")
+    return _convert(field, hint, str(value))
 
 
 _HOLDS = {

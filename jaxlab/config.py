@@ -92,7 +92,10 @@ class Config:
     offline: bool = flag(False, "open no connection")
     feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
     feature_cache_size: float = flag(
-        5, "GB of frozen layers' outputs to keep for later runs", at_least=0
+        5,
+        "GB of frozen layers' outputs to keep for later runs",
+        at_least=0,
+        at_most=1e6,
     )
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")

@@ -67,7 +67,7 @@ def feature_loader(
         "variables": _sha256(variables),
         # The text names every operation, constant, shape and precision.
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
-        "device": jax.devices()[0].device_kind,
+        "device": runtime.device_name(),
         **facts,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -18,9 +18,10 @@ import numpy as np
 
 from jaxlab import cli, resume, run_folder, runtime
 from jaxlab.config import FREEZE, Config, resolved
-from jaxlab.errors import CheckpointError, JaxlabError
+from jaxlab.errors import CheckpointError, JaxlabError, UsageError
 from pretrained.download import cache_folder
 from pretrained.errors import one_line
+from pretrained.files import write_safetensors
 
 IMBALANCE = 10  # largest class to smallest, from where a warning is due
 
@@ -40,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> Result:
     config = parse()
     if config.resume is not None:
         then = resume.settings(config)
-        config = resolved(parse(unset=then))
+        try:
+            config = parse(unset=then)
+        except UsageError as error:  # those given were parsed before
+            where = Path(config.out) / run_folder.CONFIG
+            raise UsageError(f"--resume: {where}: {error}") from error
+        config = resolved(config)
         resume.compare(config, then, then.keys() - resume.MAY_DIFFER - resume.OF_DATA)
         return finetune(config)
     return finetune(resolved(config))
@@ -53,7 +59,10 @@ def finetune(config: Config) -> Result:
     if config.resume == resume.LAST:
         accuracy = resume.finished(folder, config.epochs)
         if accuracy is not None:
-            print("the run is finished; with more --epochs it can go on")
+            # Steps have numbers as names; no other entry begins with a digit.
+            more = any((folder / run_folder.CHECKPOINTS).glob("[0-9]*"))
+            can = "; with more --epochs it can go on" if more else ""
+            print(f"the run is finished{can}")
             print(f"test_accuracy={accuracy:.4f} run={folder}")
             return Result(accuracy, str(folder))
 
@@ -94,6 +103,7 @@ def finetune(config: Config) -> Result:
         if record is not None:
             resume.compare(config, record["settings"], resume.OF_DATA)
             resume.check_data(record, data)
+            run_folder.clean(folder)
         return _run(config, data, preprocess, device, record)
 
 
@@ -134,27 +144,31 @@ def _run(
     checkpoints = checkpoint.Checkpoints(
         folder / run_folder.CHECKPOINTS, config.keep, _say
     )
-    saved = record and resume.saved_step(checkpoints, config.resume, _say)
+    saved = record and resume.saved_step(
+        checkpoints, config.resume, config.epochs, _say
+    )
     if saved:
         template = jax.eval_shape(lambda p: train.init_state(p, optimizer), shapes)
         state = jax.tree.map(jnp.array, checkpoint.filled(template, saved))
         position, weights = fit.Position.of(saved), record["weights"]
         resume.check_versions(record, device, _say)
+        began = {name: record[name] for name in ("device", "versions")}
     else:
         params, weights = initial_params(
             model, init_key, config.weights, offline=config.offline
         )
         state, position = train.init_state(params, optimizer), fit.Position()
         del params  # the state holds its own copy
-    disk = config.checkpoint_every and fit.check_room(
-        folder, state, trainable, config.keep
-    )
+        began = {"device": device, "versions": run_folder.versions()}
+    kept = needed = 0
+    if config.checkpoint_every:
+        kept, needed = fit.check_room(folder, state, trainable, config.keep)
     if saved:  # the end of a shorter run, where it goes on now, is no end any more
         (folder / run_folder.MODEL).unlink(missing_ok=True)
     else:
         run_folder.clear(folder)
     run_folder.write_json(
-        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, device)
+        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, began)
     )
     if data.files:
         run_folder.write_json(folder / run_folder.SPLIT, data.files)
@@ -167,9 +181,9 @@ def _run(
     if words := in_words(weights):
         print(words)
     print(report.layer_table(state.params, trainable, weights["layers"]), flush=True)
-    if disk:
+    if kept:
         _say(
-            f"checkpoints: {disk / 1e9:.1f} GB in {checkpoints.folder}, the last "
+            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
             f"{config.keep} and the best"
         )
 
@@ -184,7 +198,7 @@ def _run(
             data,
             preprocess,
             config.freeze,
-            ArrayStore(cache_folder() / "features", size),
+            ArrayStore(cache_folder() / "features", size, leave=max(needed, 0)),
             clock=clock,
             progress=cli.progress,
             say=_say,
@@ -226,7 +240,7 @@ def _run(
         state_dict = to_torch(jax.device_get(state.params))
         checkpoints.wait()
         # After all else: it makes a run a finished one.
-        run_folder.write_model(folder, state_dict)
+        write_safetensors(folder / run_folder.MODEL, state_dict, {"format": "pt"})
     print(f"compilation: {clock.compile_seconds:.1f} s, left out of the times above")
     print(f"test_accuracy={accuracy:.4f} run={folder}")
     return Result(accuracy, str(folder))
@@ -239,7 +253,8 @@ def _memory_named(config: Config, device: str) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and type(error) is not MemoryError:
+        known = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if not known:
             raise
         raise JaxlabError(
             f"memory: {device} has too little for batches of {config.batch_size} "
@@ -249,8 +264,12 @@ def _memory_named(config: Config, device: str) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
+    from tqdm import tqdm
+
     stream = sys.stderr if line.startswith("warning") else sys.stdout
-    print(one_line(line), file=stream, flush=True)
+    # A bar, which may be another thread's, is taken away for the line.
+    with tqdm.external_write_mode(stream):
+        print(one_line(line), file=stream, flush=True)
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:
@@ -270,9 +289,13 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
 
 
 def _record(
-    config: Config, data: Any, weights: dict[str, Any], preprocess: Any, device: str
+    config: Config,
+    data: Any,
+    weights: dict[str, Any],
+    preprocess: Any,
+    began: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return all that decides the run, for config.json."""
+    """Return all that decides the run, for config.json; `began` says where it did."""
     return {
         "settings": dataclasses.asdict(config),
         "dataset": {
@@ -288,8 +311,7 @@ def _record(
             "resize": "Pillow's bilinear",
             **dataclasses.asdict(preprocess),
         },
-        "device": device,
-        "versions": run_folder.versions(),
+        **began,
     }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,7 @@ def fit(
                     stop=stop,
                     on_batch=functools.partial(_show, bar, rate),
                 )
+                signals.check()
             training_seconds = job.clock() - started
             tested, predictions = _test(job, state)
             if not math.isfinite(tested.loss):
@@ -127,23 +129,19 @@ def fit(
                 history.append(entry)
                 taken, started = [], job.clock()
                 run_folder.write_metrics(job.folder, history)
-                print(
-                    f"epoch {epoch + 1}/{job.epochs}  "
-                    f"train loss {trained.loss:.4f} accuracy {trained.accuracy:.4f}  "
-                    f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.4f}  "
-                    f"lr {rate:.2g}  {entry['examples_per_second']:,.0f} images/s",
-                    flush=True,
-                )
-                if job.every and (
-                    (epoch + 1) % job.every == 0 or epoch + 1 == job.epochs
-                ):
-                    if best is None or tested.accuracy > best["test_accuracy"]:
-                        best = {"epoch": epoch + 1, "test_accuracy": tested.accuracy}
-                        best["step"] = int(state.step)
-                    position = Position(tuple(history), best=best)
-                    checkpoints.save(state, job.trainable, position.as_json())
+                try:
+                    _tell(job, entry)
+                finally:  # whether somebody reads it or not
+                    if job.every and (
+                        (epoch + 1) % job.every == 0 or epoch + 1 == job.epochs
+                    ):
+                        if best is None or tested.accuracy > best["test_accuracy"]:
+                            best = {"epoch": epoch + 1, "step": int(state.step)}
+                            best["test_accuracy"] = tested.accuracy
+                        position = Position(tuple(history), best=best)
+                        checkpoints.save(state, job.trainable, position.as_json())
     except NotFinite as error:
-        raise _diverged(error, epoch, rate, checkpoints) from error
+        raise _diverged(job, error, epoch, rate, checkpoints) from error
     except signals.Stopped:
         seconds = job.clock() - started if taken else 0.0
         _stop(job, state, Position(history, taken, seconds, best), checkpoints)
@@ -153,6 +151,20 @@ def fit(
     if best:
         _write_best(job, state, best, checkpoints)
     return state, history, predictions
+
+
+def _tell(job: Job, entry: dict[str, float]) -> None:
+    reached = "".join(
+        f"{split} loss {entry[f'{split}_loss']:.4f} "
+        f"accuracy {entry[f'{split}_accuracy']:.4f}  "
+        for split in ("train", "test")
+    )
+    print(
+        f"epoch {entry['epoch']}/{job.epochs}  {reached}"
+        f"lr {entry['learning_rate']:.2g}  "
+        f"{entry['examples_per_second']:,.0f} images/s",
+        flush=True,
+    )
 
 
 def _test(job: Job, state: TrainState):
@@ -203,28 +215,31 @@ def _stop(
     checkpoints.save(state, job.trainable, position.as_json())
     checkpoints.wait()
     print(
-        f"stopped in epoch {len(position.history) + 1}; to go on: "
-        f"--resume --out {job.folder}",
+        f"stopped after step {state.step}; to go on: --resume --out "
+        f"{shlex.quote(str(job.folder))}",
         flush=True,
     )
 
 
 def _diverged(
-    error: NotFinite, epoch: int, rate: float, checkpoints: Checkpoints
+    job: Job, error: NotFinite, epoch: int, rate: float, checkpoints: Checkpoints
 ) -> JaxlabError:
     checkpoints.wait()
     last = checkpoints.last
+    step = epoch * math.ceil(job.counts["train"] / job.batch_size) + error.step
     return JaxlabError(
-        f"training: the loss is {error.loss} after step {error.step} of epoch "
-        f"{epoch + 1} at learning rate {rate:g}; lower --lr"
+        f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1} "
+        f"at learning rate {rate:g}; lower --lr"
         + (f"; the last step saved is {last}" if last is not None else "")
     )
 
 
-def check_room(folder: Path, state: TrainState, trainable: Any, keep: int) -> int:
-    """Return the bytes that a run's checkpoints take; `state` may be of shapes.
+def check_room(
+    folder: Path, state: TrainState, trainable: Any, keep: int
+) -> tuple[int, int]:
+    """Return the bytes of a run's checkpoints, and those it will still write at most.
 
-    Raises InputError when the disk has less.
+    `state` may be of shapes. Raises InputError when the disk has less.
     """
 
     def size(leaves):
@@ -248,4 +263,4 @@ def check_room(folder: Path, state: TrainState, trainable: Any, keep: int) -> in
             f"{folder}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
             "are free; free some, pass another --out, or --checkpoint-every 0"
         )
-    return kept
+    return kept, needed

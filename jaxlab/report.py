@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxlab import run_folder
+
+MOST_NAMED = 80  # classes in a confusion matrix with names and counts
 
 
 def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
@@ -81,14 +84,17 @@ def write_confusion(
 ) -> None:
     """Draw the matrix of true by predicted classes with counts, as a PNG.
 
-    labels and predictions are int[n]. The mistakes set the colour scale: the diagonal,
+    labels and predictions are int[n]. Beyond MOST_NAMED classes colours are all there
+    is: names and counts have no place, nor a picture that has one the memory. The
+    mistakes set the colour scale: the diagonal,
     far larger, would leave them all white.
     """
     count = len(class_names)
     matrix = confusion_matrix(labels, predictions, count)
     right = np.eye(count, dtype=bool)
 
-    side = 2.5 + 0.45 * count
+    named = count <= MOST_NAMED
+    side = 2.5 + 0.45 * count if named else 12
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     worst = max(1, matrix[~right].max(initial=0))
@@ -98,31 +104,36 @@ def write_confusion(
         cmap=colormaps["Reds"].with_extremes(bad="honeydew"),
         vmin=0,
         vmax=1.5 * worst,
+        interpolation="nearest",  # a cell of a few pixels keeps its colour
     )
-    for row, column in np.ndindex(count, count):
-        if matrix[row, column]:
-            axes.text(
-                column,
-                row,
-                matrix[row, column],
-                ha="center",
-                va="center",
-                weight="bold" if row == column else "normal",
-                color="tab:green" if row == column else "black",
-            )
     wrong = matrix[~right].sum()
     axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong")
-    axes.set(xlabel="predicted class", ylabel="true class (images)")
-    axes.set_xticks(range(count), class_names)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if named:
+        _name_cells(axes, matrix, class_names)
+    _save(figure, path)
+
+
+def _name_cells(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
+    for row, column in np.argwhere(matrix):
+        axes.text(
+            column,
+            row,
+            matrix[row, column],
+            ha="center",
+            va="center",
+            weight="bold" if row == column else "normal",
+            color="tab:green" if row == column else "black",
+        )
+    axes.set_xticks(range(len(matrix)), class_names)
     if max(map(len, class_names)) > 4:  # side by side they would run into each other
         axes.tick_params(axis="x", labelrotation=45)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     rows = matrix.sum(axis=1)
-    axes.set_yticks(
-        range(count), [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
-    )
-    _save(figure, path)
+    names = [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
+    axes.set_ylabel("true class (images)")
+    axes.set_yticks(range(len(matrix)), names)
 
 
 def confusion_matrix(

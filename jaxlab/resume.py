@@ -13,10 +13,11 @@ if TYPE_CHECKING:  # so that --help does not wait for JAX
     from jaxlab.checkpoint import Checkpoints, Saved
 
 LAST = "last"  # what --resume without a step stands for
-# Flags that decide nothing of what a run computes, or how far it goes.
-MAY_DIFFER = frozenset(
-    ("out", "epochs", "resume", "overwrite", "debug", "offline", "workers", "keep")
-    + ("checkpoint_every", "feature_cache", "feature_cache_size")
+# Flags of a process, which the next one does not take over.
+OWN = frozenset(("out", "resume", "overwrite", "debug"))
+# Those, and flags that decide nothing of what a run computes, or how far it goes.
+MAY_DIFFER = OWN | frozenset(
+    ("epochs", "offline", "workers", "keep", "checkpoint_every", "feature_cache_size")
     + ("data_dir", "manual_dir")
 )
 # Flags whose value is settled when the data is there.
@@ -39,8 +40,7 @@ def settings(config: Any) -> dict[str, Any]:
             "for the last"
         )
     record = run_folder.record(Path(config.out)) or {"settings": {}}
-    known = {field.name for field in dataclasses.fields(config)}
-    taken = (known - MAY_DIFFER) | {"epochs"}
+    taken = {field.name for field in dataclasses.fields(config)} - OWN
     return {k: v for k, v in record["settings"].items() if k in taken}
 
 
@@ -60,17 +60,30 @@ def compare(config: Any, then: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def saved_step(
-    checkpoints: "Checkpoints", asked: str, say: Callable[[str], None]
+    checkpoints: "Checkpoints", asked: str, epochs: int, say: Callable[[str], None]
 ) -> "Saved | None":
-    """Return the step to go on from; None where none was saved yet.
+    """Return the step to go on from, to `epochs`; None where none was saved yet.
 
-    Raises CheckpointError when those that were saved cannot be used.
+    Raises CheckpointError when those that were saved cannot be used, UsageError for
+    one behind the last epoch.
     """
     checkpoints.clean()
+    folder = checkpoints.folder.parent
     if asked == LAST and not checkpoints.steps():
+        if (folder / run_folder.MODEL).exists():
+            raise CheckpointError(
+                f"{folder}: the run is finished, and no step is left to go on from; "
+                "pass another --out, or --overwrite instead of --resume"
+            )
         say("no step was saved yet: the run begins anew")
         return None
     saved = checkpoints.restore(None if asked == LAST else int(asked))
+    begun = len(saved.about["history"]) + bool(saved.about["taken"])
+    if epochs < begun:
+        raise UsageError(
+            f"--epochs: step {saved.step} is of epoch {begun}; pass {begun} or more, "
+            "or an earlier step to --resume"
+        )
     say(f"resumed from step {saved.step}")
     return saved
 
@@ -82,7 +95,7 @@ def check_data(record: Mapping[str, Any], data: Any) -> None:
             f"--resume: the classes are {', '.join(data.class_names)}, the run's "
             f"{', '.join(record['class_names'])}; start another run"
         )
-    if record["dataset"]["sha256"] != data.fingerprint():
+    if record["dataset"].get("sha256") != data.fingerprint():
         raise CheckpointError(
             f"--resume: the images of {data.name} are not those of the run; put them "
             "back, or start another run"
@@ -107,7 +120,11 @@ def check_versions(
 def finished(folder: Path, epochs: int) -> float | None:
     """Return a run's last test accuracy if nothing of it is left to do."""
     files = (run_folder.MODEL, run_folder.CURVES, run_folder.CONFUSION)
-    history = run_folder.metrics(folder)
-    if len(history) < epochs or not all(os.path.exists(folder / f) for f in files):
+    if not all(os.path.exists(folder / name) for name in files):
         return None
-    return history[-1]["test_accuracy"]
+    try:
+        history = run_folder.metrics(folder)
+        accuracy = float(history[-1]["test_accuracy"])
+    except (ValueError, LookupError, TypeError):
+        return None  # damaged; the last step knows what it held
+    return accuracy if len(history) >= epochs else None

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 
 from jaxlab.errors import UsageError
-from pretrained.files import write_safetensors
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
@@ -27,6 +25,9 @@ _PARTIAL = ".partial"
 _FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
 # What a process leaves that dies before its run begins.
 _NOTHING_YET = {LOCK, CONFIG + _PARTIAL}
+# What is read of config.json.
+_RECORD = {"settings": dict, "dataset": dict, "class_names": list, "weights": dict}
+_RECORD |= {"preprocessing": dict, "device": str, "versions": dict}
 _PACKAGES = (
     "jaxlab",
     "jax",
@@ -66,7 +67,8 @@ def choose(out: str | None, overwrite: bool, resume: bool = False) -> Path:
                 raise UsageError(
                     f"--out: {folder} is not empty; pass another folder, or --overwrite"
                 )
-            if not any(_ours(folder / name) for name in (CONFIG, RESULTS)):
+            known = (CONFIG,) if resume else (CONFIG, RESULTS)
+            if not any(_ours(folder / name) for name in known):
                 what = "resume" if resume else "overwrite"
                 raise UsageError(
                     f"--out: {folder} holds no run to {what}; pass another folder"
@@ -107,8 +109,17 @@ def clear(folder: Path) -> None:
     with _refusals_named(folder):
         if (folder / CHECKPOINTS).exists():
             shutil.rmtree(folder / CHECKPOINTS)
+        clean(folder)
         for name in reversed(_FILES):
             (folder / name).unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a process that died was writing; UsageError when that is refused."""
+    with _refusals_named(folder):
+        for name in _FILES:
+            for left in folder.glob(f"{name}*{_PARTIAL}"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def record(folder: Path) -> dict[str, Any] | None:
@@ -131,7 +142,10 @@ def _ours(path: Path) -> dict[str, Any] | None:
     """Return what a file holds that a run has written; None for any other."""
     try:
         content = json.loads(path.read_text())
-        return content if "jaxlab" in content["versions"] else None
+        of_a_run = path.name != CONFIG or all(
+            isinstance(content[name], kind) for name, kind in _RECORD.items()
+        )
+        return content if of_a_run and "jaxlab" in content["versions"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -175,11 +189,3 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """Return the epochs in metrics.jsonl; none where there is no such file."""
     path = folder / METRICS
     return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
-
-
-def write_model(folder: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write model.safetensors, whole or not at all; the same arrays, the same bytes.
-
-    Raises WeightsError when it cannot be written.
-    """
-    write_safetensors(folder / MODEL, state_dict, {"format": "pt"})

@@ -1,10 +1,15 @@
 """The process under a run: JAX's device, its memory, its compiled programs."""
 
+import contextlib
 import ctypes
 import os
+import platform
 import sys
 import time
 import warnings
+from pathlib import Path
+
+import filelock
 
 from jaxlab.errors import JaxlabError
 from pretrained.download import cache_folder
@@ -27,10 +32,9 @@ def set_up() -> str:
     there.
     """
     _keep_freed_memory()
-    import jax
 
     try:
-        device = jax.devices()[0].device_kind
+        device = device_name()
     # JAX asserts, without a word, where the platform asked for has no plugin installed.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
@@ -41,6 +45,28 @@ def set_up() -> str:
         ) from error
     _keep_compiled_programs()
     return device
+
+
+def device_name() -> str:
+    """Return what JAX computes on; of a CPU also the model, which decides last bits."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    return f"{kind} ({processor()})" if jax.default_backend() == "cpu" else kind
+
+
+def processor() -> str:
+    """Return the CPU's model and its widest instructions, where the system tells."""
+    if not os.path.exists("/proc/cpuinfo"):
+        return platform.processor() or platform.machine()
+    with open("/proc/cpuinfo") as file:
+        lines = dict(line.split(":", 1) for line in file if ":" in line)
+    # Fields are padded with tabs.
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
+    flags = fields.get("flags", "").split()
+    widest = next((f" with {sets[flag]}" for flag in sets if flag in flags), "")
+    return fields.get("model name", platform.machine()) + widest
 
 
 def memory_bytes() -> int:
@@ -83,6 +109,7 @@ def _keep_compiled_programs() -> None:
         # For the owner only: what lies here is run.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
+        _remove_unfinished(folder)
     except OSError as error:
         print(
             one_line(
@@ -97,6 +124,20 @@ def _keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove compiled programs whose writing broke off: JAX never replaces an entry.
+
+    It writes `KEY-cache` and then `KEY-atime`, holding `.lockfile`.
+    """
+    with (
+        contextlib.suppress(filelock.Timeout),
+        filelock.FileLock(folder / ".lockfile", timeout=10),
+    ):
+        for entry in folder.glob("*-cache"):
+            if not folder.joinpath(f"{entry.name.removesuffix('cache')}atime").exists():
+                entry.unlink()
 
 
 class Clock:

@@ -59,10 +59,20 @@ def put_off() -> Iterator[Callable[[], bool]]:
         raise Stopped(_received)
 
 
+def check() -> None:
+    """Raise Stopped where a signal was received, whatever became of the one it raised.
+
+    Python drops what is raised in a destructor or a callback of the garbage collector.
+    """
+    if _received is not None:
+        raise Stopped(_received)
+
+
 def _handle(number: int, frame) -> None:
     global _received
     _received = number
     for each in _SIGNALS:  # the second one is the system's
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) is _handle:
+            signal.signal(each, signal.SIG_DFL)
     if not _put_off:
         raise Stopped(number)

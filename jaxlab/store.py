@@ -18,7 +18,7 @@ import numpy as np
 
 ARRAY, ENTRY = "array.bin", "entry.json"
 _HASHED_AT_ONCE = 1 << 20  # bytes
-_FREE_BYTES = 1 << 29  # left on the disk for the run itself
+_FREE_BYTES = 1 << 29  # left on the disk besides what a run asks for
 
 
 class Damaged(Exception):
@@ -36,10 +36,11 @@ class ArrayStore:
     on a key holds its `lock`.
     """
 
-    def __init__(self, folder: Path, max_bytes: int):
-        """Nothing is touched before the first use."""
+    def __init__(self, folder: Path, max_bytes: int, leave: int = 0):
+        """Touch nothing before the first use; `leave` bytes of the disk stay free."""
         self.folder = folder
         self.max_bytes = max_bytes
+        self._leave = leave + _FREE_BYTES
         self._used: set[str] = set()  # never removed by the run that needs them
 
     @contextlib.contextmanager
@@ -131,7 +132,7 @@ class ArrayStore:
             if path.is_dir()
         ]
         allowed = self.max_bytes - sum(entry_size for _, entry_size, _ in entries)
-        free = shutil.disk_usage(self.folder).free - _FREE_BYTES
+        free = shutil.disk_usage(self.folder).free - self._leave
         removable = [
             (used, entry_size, path)
             for used, entry_size, path in sorted(entries)
@@ -152,7 +153,8 @@ class ArrayStore:
         if size > free:
             raise NoRoom(
                 f"{size / 1e9:.2g} GB do not go onto the disk, which has "
-                f"{(free + _FREE_BYTES) / 1e9:.2g} GB free"
+                f"{(free + self._leave) / 1e9:.2g} GB free, {self._leave / 1e9:.2g} GB "
+                "of them for the run"
             )
 
     def _remove(self, key: str, path: Path) -> bool:

@@ -46,6 +46,18 @@ def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path, drawn):
         assert min(picture.size) > 400
 
 
+def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path, drawn):
+    labels = np.arange(1000)
+    names = [f"class {n}" for n in labels]
+    write_confusion(tmp_path / "c.png", labels, labels[::-1], names, "Many")
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "Many\n1000 of 1,000 wrong" and not axes.texts
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 1000 < min(picture.size) and max(picture.size) < 3000
+        reds = (np.asarray(picture.convert("RGB"))[..., 1] < 130).sum()
+    assert reds > 1000  # each mistake has its cell
+
+
 def test_the_curves_picture_shows_both_splits_with_units(tmp_path, drawn):
     history = [
         {

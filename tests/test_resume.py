@@ -13,6 +13,7 @@ import time
 
 import filelock
 import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -22,12 +23,15 @@ from benchmarks.chaos import results
 from benchmarks.narrow import FLAGS, narrow
 from jaxlab import (
     cli,
+    finetune,
     fit,
     inputs,
     report,
     resume,
     run_folder,
+    runtime,
     signals,
+    store,
     train,
 )
 from jaxlab.checkpoint import Checkpoints
@@ -35,6 +39,11 @@ from jaxlab.config import Config
 from jaxlab.finetune import main
 from jaxlab.models import alexnet
 
+# As jaxlab.runtime has it, but pytest has filters of its own: full disks leave programs
+# half-written, and are the same process's here.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Error .*persistent compilation cache entry"
+)
 STEPS = 7  # an epoch
 EPOCHS = 3
 CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -84,7 +93,8 @@ def whole(tmp_path_factory):
     """A run in one piece."""
     out = tmp_path_factory.mktemp("whole") / "run"
     found = chaos.finish(out)
-    assert found["steps"] == [3 * STEPS, 2 * STEPS, STEPS]  # two, and the best
+    kept = Checkpoints(out / "checkpoints", 2, print).steps()
+    assert kept == [3 * STEPS, 2 * STEPS, STEPS]  # two, and the best
     assert len(found["metrics"]) == EPOCHS
     return results(out)
 
@@ -94,7 +104,7 @@ def stopped(monkeypatch, narrowed, tmp_path):
     """A function that runs until another is called for the nth time, and a signal."""
 
     def run(owner, name, nth=1, number=signal.SIGTERM, out=None, flags=()):
-        out = out or tmp_path / "run"
+        out = out or tmp_path / "a run"  # its name is to be quoted
         with monkeypatch.context() as patch:
             stop = functools.partial(os.kill, os.getpid(), number)
             calls = on_call(patch, owner, name, nth, stop)
@@ -114,9 +124,8 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
     assert code == list(CODE.values())[step % 2] and said.err == "interrupted\n"
     saved = Checkpoints(out / "checkpoints", 2, print).steps()
     assert saved[0] == step and f"saved step {step}\n" in said.out
-    last = said.out.splitlines()[-1]
-    assert last.startswith("stopped in epoch ") and last.endswith(
-        f"; to go on: --resume --out {out}"
+    assert said.out.splitlines()[-1] == (
+        f"stopped after step {step}; to go on: --resume --out '{out}'"
     )
     assert not (out / "model.safetensors").exists()
     assert command(monkeypatch, out, "--resume") == 0
@@ -161,14 +170,12 @@ WRITING = {
     "metrics.jsonl": (run_folder, "write_metrics", 2),
     "a step": (Checkpoints, "_write", 3),
     "the best weights": (fit, "write_safetensors", 1),
-    "the weights": (run_folder, "write_model", 1),
+    "the weights": (finetune, "write_safetensors", 1),
     "the curves": (report, "write_curves", 1),
     "the confusion matrix": (report, "write_confusion", 1),
 }
 
 
-# As jaxlab.runtime has it, but pytest has filters of its own.
-@pytest.mark.filterwarnings("ignore:Error .*persistent compilation cache entry")
 @pytest.mark.parametrize("phase", WRITING)
 def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     phase, small_disk, narrowed, monkeypatch, tmp_path, capsys
@@ -248,7 +255,7 @@ def test_the_model_is_written_when_all_else_is(
         seen.append((steps[0], sorted(path.name for path in out.glob("*.png"))))
 
     slow_last_save(lambda: None)
-    on_call(monkeypatch, run_folder, "write_model", 1, look)
+    on_call(monkeypatch, finetune, "write_safetensors", 1, look)
     assert command(monkeypatch, out) == 0
     assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
 
@@ -314,6 +321,47 @@ def test_a_second_signal_ends_the_process_at_once(numbers, tmp_path):
     assert all(saved.restore(step).step == step for step in saved.steps())
 
 
+def test_a_signal_that_python_drops_stops_the_run_all_the_same(
+    whole, narrowed, monkeypatch, tmp_path, capsys
+):
+    class Dying:
+        def __del__(self):  # Python drops what is raised here
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda _: None)
+        on_call(patch, fit, "_test", 1, Dying)
+        assert command(patch, out) == 143
+    assert Checkpoints(out / "checkpoints", 2, print).steps() == [STEPS]
+    assert command(monkeypatch, out, "--resume") == 0
+    assert results(out) == whole
+
+
+def test_the_epoch_that_nobody_reads_is_saved(tmp_path):
+    out = tmp_path / "run"
+    with chaos.start(out, stdout=subprocess.PIPE) as process:
+        next(line for line in process.stdout if line.startswith("epoch 1/3"))
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+    assert Checkpoints(out / "checkpoints", 2, print).steps()[0] == 2 * STEPS
+
+
+def test_a_signal_that_is_ignored_stays_so_after_another():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(signals.Stopped), signals.handled():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_is_put_off_to_the_end_of_the_outer_block():
     reached = []
     with pytest.raises(signals.Stopped), signals.handled(), signals.put_off():
@@ -369,19 +417,24 @@ def test_more_epochs_that_are_stopped_at_the_end_leave_no_finished_run(
     out = tmp_path / "run"
     assert command(monkeypatch, out, "--epochs", 2) == 0
     flags = ["--resume", "--epochs", EPOCHS]
-    assert stopped(report, "write_curves", flags=flags) == (143, out)
+    assert stopped(report, "write_curves", out=out, flags=flags) == (143, out)
     assert command(monkeypatch, out, "--resume") == 0
     assert results(out) == whole
 
 
 def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):
     flags = ["--seed", 5, "--lr", 0.01, "--l2", 0, "--freeze", "features"]
+    flags += ["--keep", 5, "--offline", "--no-feature-cache"]
     _, out = stopped(fit, "_show", 10, flags=flags)
     monkeypatch.setattr(sys, "argv", ["finetune", "--resume", "--out", str(out)])
     assert cli.run(main) == 0
     settings = json.loads((out / "config.json").read_text())["settings"]
     assert (settings["seed"], settings["lr"], settings["l2"]) == (5, 0.01, 0)
     assert settings["freeze"] == "features" and settings["train_size"] == 70
+    assert settings["keep"] == 5 and settings["offline"]
+    assert not settings["feature_cache"]
+    steps = Checkpoints(out / "checkpoints", 5, print).steps()
+    assert steps == [3 * STEPS, 2 * STEPS, 10, STEPS]
 
 
 @pytest.fixture(scope="module")
@@ -459,12 +512,18 @@ def test_checkpoints_that_cannot_be_written_to_are_refused_at_the_start(
     )
 
 
-def test_other_versions_are_said(copied, narrowed, monkeypatch, capsys):
+def test_other_versions_and_another_processor_are_said_each_time(
+    copied, narrowed, monkeypatch, capsys
+):
     config = json.loads((copied / "config.json").read_text())
     config["versions"]["jax"] = "0.0.1"
     (copied / "config.json").write_text(json.dumps(config))
-    assert command(monkeypatch, copied, "--resume") == 0
-    assert f"warning: jax 0.0.1 → {jax.__version__} since" in capsys.readouterr().err
+    monkeypatch.setattr(runtime, "processor", lambda: "another with AVX-1024")
+    for epochs in (3, 4):
+        assert command(monkeypatch, copied, "--resume", "--epochs", epochs) == 0
+        said = capsys.readouterr().err
+        assert f"warning: jax 0.0.1 → {jax.__version__}, device cpu (" in said
+        assert ") → cpu (another with AVX-1024) since" in said
 
 
 def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
@@ -486,6 +545,32 @@ def test_an_earlier_step_can_be_asked_for(copied, whole, narrowed, monkeypatch, 
     assert command(monkeypatch, copied, "--resume", 7) == 0
     assert "resumed from step 7" in capsys.readouterr().out
     assert results(copied) == whole
+
+
+def test_steps_behind_the_one_that_was_asked_for_go_when_the_next_is_saved(
+    stopped, narrowed, monkeypatch, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    assert command(monkeypatch, out, "--keep", 3) == 0
+    steps = Checkpoints(out / "checkpoints", 3, print).steps
+    assert steps() == [3 * STEPS, 2 * STEPS, STEPS]
+    code, _ = stopped(fit, "_show", 3, out=out, flags=["--resume", STEPS])
+    assert code == 143 and steps() == [STEPS + 3, STEPS]
+    capsys.readouterr()
+    assert command(monkeypatch, out, "--resume") == 0
+    assert f"resumed from step {STEPS + 3}\n" in capsys.readouterr().out
+
+
+def test_fewer_epochs_than_were_begun_are_refused(stopped, monkeypatch, capsys):
+    _, out = stopped(fit, "_show", STEPS + 3)
+    capsys.readouterr()
+    assert command(monkeypatch, out, "--resume", "--epochs", 1) == 2
+    assert capsys.readouterr().err == (
+        f"error: --epochs: step {STEPS + 3} is of epoch 2; pass 2 or more, or an "
+        "earlier step to --resume\n"
+    )
+    assert not (out / "model.safetensors").exists()
+    assert command(monkeypatch, out, "--resume", "--epochs", 2) == 0
 
 
 def test_the_best_weights_are_those_of_the_best_epoch(
@@ -536,6 +621,85 @@ def test_a_finished_run_says_so_and_is_left_alone(
         last,
     ]
     assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+
+
+@pytest.mark.parametrize("more", [[], ["--epochs", "4"]])
+def test_a_finished_run_without_steps_is_not_begun_anew(
+    more, copied, narrowed, monkeypatch, capsys
+):
+    assert command(monkeypatch, copied, "--resume") == 0
+    shutil.rmtree(copied / "checkpoints")
+    before = {path.name for path in copied.iterdir()}
+    capsys.readouterr()
+    assert command(monkeypatch, copied, "--resume", *more) == (5 if more else 0)
+    said = capsys.readouterr()
+    assert before == {path.name for path in copied.iterdir()}
+    if more:
+        assert said.err == (
+            f"error: {copied}: the run is finished, and no step is left to go on from; "
+            "pass another --out, or --overwrite instead of --resume\n"
+        )
+    else:
+        assert said.out.splitlines()[0] == "the run is finished"
+
+
+def test_a_run_of_the_lab_is_not_resumed(narrowed, monkeypatch, tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"versions": {"jaxlab": "0.1.0"}}')
+    assert command(monkeypatch, tmp_path, "--resume") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+DAMAGE = {
+    "no metrics": ("metrics.jsonl", lambda text: text[: len(text) // 2], 0),
+    "other metrics": ("metrics.jsonl", lambda text: "[]\n1\n2\n", 0),
+    "no settings": ("config.json", lambda text: text.replace('"settings"', '"s"'), 2),
+    "no weights": ("config.json", lambda text: text.replace('"weights"', '"w"'), 2),
+    "half a config.json": ("config.json", lambda text: text[: len(text) // 2], 2),
+    "a setting of no kind": (
+        "config.json",
+        lambda text: text.replace('"lr": 0.0001', '"lr": "fast"'),
+        2,
+    ),
+    "a setting that cannot be": (
+        "config.json",
+        lambda text: text.replace('"keep": 2', '"keep": -2'),
+        2,
+    ),
+    "a list of settings": (
+        "config.json",
+        lambda text: text.replace('"seed": 0', '"seed": [0]'),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_of_a_run_are_one_line_or_written_anew(
+    name, copied, whole, narrowed, monkeypatch, capsys
+):
+    file, damage, code = DAMAGE[name]
+    assert command(monkeypatch, copied, "--resume") == 0
+    text = (copied / file).read_text()
+    (copied / file).write_text(damage(text))
+    assert (copied / file).read_text() != text
+    capsys.readouterr()
+    assert command(monkeypatch, copied, "--resume") == code
+    said = capsys.readouterr().err
+    if code:
+        assert said.startswith("error: --") and len(said.splitlines()) == 1
+        assert str(copied) in said
+    else:
+        assert results(copied) == whole
+
+
+def test_what_a_killed_export_left_is_removed(copied, narrowed, monkeypatch):
+    (copied / "model.safetensors.abcd.partial").mkdir()
+    (copied / "model.safetensors.abcd.partial" / "model.safetensors").touch()
+    (copied / "curves.png.partial").touch()
+    (copied / "mine.partial").touch()
+    assert command(monkeypatch, copied, "--resume") == 0
+    assert [path.name for path in copied.glob("*.partial")] == ["mine.partial"]
 
 
 def test_where_nothing_has_begun_resume_begins(
@@ -590,23 +754,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(
     assert command(monkeypatch, out, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "error: training: the loss is nan after step 4 of epoch 2 at learning rate "
-        f"1e-05; lower --lr; the last step saved is {STEPS}"
+        f"error: training: the loss is nan after step {STEPS + 4}, in epoch 2 at "
+        f"learning rate 1e-05; lower --lr; the last step saved is {STEPS}"
     )
     assert Checkpoints(out / "checkpoints", 2, print).steps() == [STEPS]
 
 
-def test_too_little_memory_is_one_line(narrowed, monkeypatch, tmp_path, capsys):
-    def full(*args, **kwargs):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
-        )
+def no_memory_of_xla(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+    )
 
+
+def no_memory_of_numpy(*args, **kwargs):
+    np.empty(1 << 60, np.uint8)
+
+
+@pytest.mark.parametrize("full", [no_memory_of_xla, no_memory_of_numpy])
+def test_too_little_memory_is_one_line(full, narrowed, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(fit, "train_epoch", full)
     assert command(monkeypatch, tmp_path / "run") == 1
     assert capsys.readouterr().err == (
-        "error: memory: cpu has too little for batches of 10 images of 63×63; lower "
-        "--batch-size or --image-size\n"
+        f"error: memory: {runtime.device_name()} has too little for batches of 10 "
+        "images of 63×63; lower --batch-size or --image-size\n"
     )
 
 
@@ -619,6 +789,20 @@ def test_a_disk_without_room_is_refused_before_the_run(
     assert "checkpoints need 0.0 GB, 0.0 GB are free; free some, pass another" in (
         capsys.readouterr().err
     )
+
+
+def test_features_leave_the_disk_to_the_checkpoints(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    features = 70 * 432 * 4  # bytes of the training images'
+    real = shutil.disk_usage(tmp_path)
+    for spare, kept in ((0, False), (1_000_000, True)):
+        usage = real._replace(free=store._FREE_BYTES + features + spare)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        out = tmp_path / str(spare)
+        assert command(monkeypatch, out, "--freeze", "features", "--epochs", 1) == 0
+        assert ("features are not kept" not in capsys.readouterr().err) is kept
 
 
 def test_flags_that_may_differ_are_flags():

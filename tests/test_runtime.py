@@ -68,6 +68,12 @@ def test_the_second_time_nothing_is_compiled(command, tmp_path):
     assert stat.S_IMODE((home / "compiled").stat().st_mode) == 0o700
     misses, hits = counts(seed=2)
     assert misses == 0 and hits > 5
+    # Programs whose writing broke off are compiled again, and then there.
+    for entry in (home / "compiled").glob("*-cache"):
+        os.truncate(entry, 100)
+        entry.with_name(entry.name.removesuffix("cache") + "atime").unlink()
+    assert counts(seed=3) == [hits, 0]
+    assert counts(seed=4) == [0, hits]
 
 
 SET_UP = """

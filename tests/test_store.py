@@ -197,6 +197,16 @@ def test_a_disk_that_is_full_of_older_entries_makes_room(place, monkeypatch):
     assert get(again, "a", rows=6) is None and get(again, "b", rows=3) is not None
 
 
+def test_what_the_run_needs_of_the_disk_is_left_to_it(place, monkeypatch):
+    usage = namedtuple("usage", "free")(store._FREE_BYTES + 7000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    careful = ArrayStore(place.folder, place.max_bytes, leave=5000)
+    with pytest.raises(NoRoom, match="GB of them for the run"):
+        put(careful, "a", rows=3)
+    put(careful, "a", rows=2)
+    put(place, "b", rows=3)  # the control
+
+
 def test_a_process_waits_for_another_and_says_so(place, holder):
     process = holder("read")
     said = []
