@@ -76,14 +76,12 @@ def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
     return saving + deleting + any_time
 
 
-def start(
-    out: Path, *flags: str, stdout: int = subprocess.DEVNULL, **environment: str
-) -> subprocess.Popen:
+def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
     """Start a run."""
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.narrow", "--out", str(out), *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=stdout,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )

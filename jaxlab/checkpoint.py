@@ -189,7 +189,7 @@ class Checkpoints:
                 f"space; the last step saved is {self.last}"
             ) from error
         self.last = step
-        with contextlib.suppress(BrokenPipeError):  # who prints next meets it as well
+        with contextlib.suppress(OSError):  # who prints next meets it as well
             self.say(f"saved step {step}")
         best = about["best"] and about["best"]["step"]
         # Later steps are there when the run goes on from an earlier one, or from before

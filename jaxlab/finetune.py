@@ -10,13 +10,14 @@ import functools
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, resume, run_folder, runtime
+from jaxlab import cli, resume, run_folder, runtime, signals
 from jaxlab.config import FREEZE, Config, resolved
 from jaxlab.errors import CheckpointError, JaxlabError, UsageError
 from pretrained.download import cache_folder
@@ -59,9 +60,9 @@ def finetune(config: Config) -> Result:
     if config.resume == resume.LAST:
         accuracy = resume.finished(folder, config.epochs)
         if accuracy is not None:
-            # Steps have numbers as names; no other entry begins with a digit.
-            more = any((folder / run_folder.CHECKPOINTS).glob("[0-9]*"))
-            can = "; with more --epochs it can go on" if more else ""
+            there = (folder / run_folder.CHECKPOINTS).glob("*")
+            has_steps = any(path.name.isdecimal() for path in there)
+            can = "; with more --epochs it can go on" if has_steps else ""
             print(f"the run is finished{can}")
             print(f"test_accuracy={accuracy:.4f} run={folder}")
             return Result(accuracy, str(folder))
@@ -160,13 +161,15 @@ def _run(
         state, position = train.init_state(params, optimizer), fit.Position()
         del params  # the state holds its own copy
         began = {"device": device, "versions": run_folder.versions()}
-    kept = needed = 0
-    if config.checkpoint_every:
-        kept, needed = fit.check_room(folder, state, trainable, config.keep)
+    room = functools.partial(
+        fit.check_room, folder, state, trainable, config.keep, config.checkpoint_every
+    )
+    room()  # before anything is removed
     if saved:  # the end of a shorter run, where it goes on now, is no end any more
         (folder / run_folder.MODEL).unlink(missing_ok=True)
     else:
         run_folder.clear(folder)
+    kept, needed = room()
     run_folder.write_json(
         folder / run_folder.CONFIG, _record(config, data, weights, preprocess, began)
     )
@@ -191,6 +194,7 @@ def _run(
     fed = inputs.images(model, data, preprocess, config.workers)
     if config.freeze != "none" and config.feature_cache:
         size = int(config.feature_cache_size * 1e9)
+        cache = cache_folder() / "features"
         fed = inputs.features(
             fed,
             model,
@@ -198,7 +202,7 @@ def _run(
             data,
             preprocess,
             config.freeze,
-            ArrayStore(cache_folder() / "features", size, leave=max(needed, 0)),
+            ArrayStore(cache, size, leave=needed * _on_one_disk(cache, folder)),
             clock=clock,
             progress=cli.progress,
             say=_say,
@@ -267,9 +271,23 @@ def _say(line: str) -> None:
     from tqdm import tqdm
 
     stream = sys.stderr if line.startswith("warning") else sys.stdout
-    # A bar, which may be another thread's, is taken away for the line.
-    with tqdm.external_write_mode(stream):
+    main = threading.current_thread() is threading.main_thread()
+    with (
+        # Stopped amid what tqdm does about its lock would become an error of tqdm's.
+        signals.put_off() if main else contextlib.nullcontext(),
+        # A bar, which may be another thread's, is taken away for the line.
+        tqdm.external_write_mode(stream),
+    ):
         print(one_line(line), file=stream, flush=True)
+
+
+def _on_one_disk(*paths: Path) -> bool:
+    """Return whether files lie on one disk, or will, where they are not there yet."""
+    there = [
+        next(one for one in (path, *path.parents) if one.exists())
+        for path in map(Path.absolute, paths)
+    ]
+    return len({path.stat().st_dev for path in there}) == 1
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:

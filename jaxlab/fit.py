@@ -140,6 +140,7 @@ def fit(
                             best["test_accuracy"] = tested.accuracy
                         position = Position(tuple(history), best=best)
                         checkpoints.save(state, job.trainable, position.as_json())
+            signals.check()
     except NotFinite as error:
         raise _diverged(job, error, epoch, rate, checkpoints) from error
     except signals.Stopped:
@@ -235,12 +236,15 @@ def _diverged(
 
 
 def check_room(
-    folder: Path, state: TrainState, trainable: Any, keep: int
+    folder: Path, state: TrainState, trainable: Any, keep: int, every: int
 ) -> tuple[int, int]:
     """Return the bytes of a run's checkpoints, and those it will still write at most.
 
-    `state` may be of shapes. Raises InputError when the disk has less.
+    Both are 0 where none are written, for `every` 0. `state` may be of shapes. Raises
+    InputError when the disk has less.
     """
+    if not every:
+        return 0, 0
 
     def size(leaves):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -263,4 +267,4 @@ def check_room(
             f"{folder}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
             "are free; free some, pass another --out, or --checkpoint-every 0"
         )
-    return kept, needed
+    return kept, max(needed, 0)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:  # so that --help does not wait for JAX
 
 LAST = "last"  # what --resume without a step stands for
 # Flags of a process, which the next one does not take over.
-OWN = frozenset(("out", "resume", "overwrite", "debug"))
-# Those, and flags that decide nothing of what a run computes, or how far it goes.
+OWN = frozenset(("out", "resume", "overwrite", "debug", "offline"))
+# Those, and flags that decide nothing of what a run computes, or how far it goes. With
+# too little room for features, layers run anew and round otherwise; that is said.
 MAY_DIFFER = OWN | frozenset(
-    ("epochs", "offline", "workers", "keep", "checkpoint_every", "feature_cache_size")
+    ("epochs", "workers", "keep", "checkpoint_every", "feature_cache_size")
     + ("data_dir", "manual_dir")
 )
 # Flags whose value is settled when the data is there.

@@ -118,7 +118,7 @@ def clean(folder: Path) -> None:
     """Remove what a process that died was writing; UsageError when that is refused."""
     with _refusals_named(folder):
         for name in _FILES:
-            for left in folder.glob(f"{name}*{_PARTIAL}"):
+            for left in folder.glob(f"{name}.*{_PARTIAL[1:]}"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

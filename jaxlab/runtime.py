@@ -129,7 +129,8 @@ def _keep_compiled_programs() -> None:
 def _remove_unfinished(folder: Path) -> None:
     """Remove compiled programs whose writing broke off: JAX never replaces an entry.
 
-    It writes `KEY-cache` and then `KEY-atime`, holding `.lockfile`.
+    It writes `KEY-cache` and then `KEY-atime`, holding `.lockfile`. (One that a process
+    reads which is running already gets its `-atime` by that, and stays.)
     """
     with (
         contextlib.suppress(filelock.Timeout),

@@ -37,6 +37,7 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        _received = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

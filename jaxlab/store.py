@@ -153,8 +153,8 @@ class ArrayStore:
         if size > free:
             raise NoRoom(
                 f"{size / 1e9:.2g} GB do not go onto the disk, which has "
-                f"{(free + self._leave) / 1e9:.2g} GB free, {self._leave / 1e9:.2g} GB "
-                "of them for the run"
+                f"{(free + self._leave) / 1e9:.2g} GB free; the run needs "
+                f"{self._leave / 1e9:.2g} GB of it"
             )
 
     def _remove(self, key: str, path: Path) -> bool:

@@ -201,7 +201,7 @@ def test_what_the_run_needs_of_the_disk_is_left_to_it(place, monkeypatch):
     usage = namedtuple("usage", "free")(store._FREE_BYTES + 7000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     careful = ArrayStore(place.folder, place.max_bytes, leave=5000)
-    with pytest.raises(NoRoom, match="GB of them for the run"):
+    with pytest.raises(NoRoom, match="GB free; the run needs 0.54 GB of it"):
         put(careful, "a", rows=3)
     put(careful, "a", rows=2)
     put(place, "b", rows=3)  # the control
