@@ -148,19 +148,21 @@ def _run(
     saved = record and resume.saved_step(
         checkpoints, config.resume, config.epochs, _say
     )
+    here = {"device": device, "versions": run_folder.versions()}
     if saved:
         template = jax.eval_shape(lambda p: train.init_state(p, optimizer), shapes)
         state = jax.tree.map(jnp.array, checkpoint.filled(template, saved))
         position, weights = fit.Position.of(saved), record["weights"]
-        resume.check_versions(record, device, _say)
-        began = {name: record[name] for name in ("device", "versions")}
+        resume.check_places(record, here, _say)
+        went_on = [*record.get("resumed", ()), {"step": saved.step, **here}]
+        places = {**{name: record[name] for name in here}, "resumed": went_on}
     else:
         params, weights = initial_params(
             model, init_key, config.weights, offline=config.offline
         )
         state, position = train.init_state(params, optimizer), fit.Position()
         del params  # the state holds its own copy
-        began = {"device": device, "versions": run_folder.versions()}
+        places = {**here, "resumed": []}
     room = functools.partial(
         fit.check_room, folder, state, trainable, config.keep, config.checkpoint_every
     )
@@ -171,7 +173,7 @@ def _run(
         run_folder.clear(folder)
     kept, needed = room()
     run_folder.write_json(
-        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, began)
+        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, places)
     )
     if data.files:
         run_folder.write_json(folder / run_folder.SPLIT, data.files)
@@ -311,9 +313,9 @@ def _record(
     data: Any,
     weights: dict[str, Any],
     preprocess: Any,
-    began: dict[str, Any],
+    places: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return all that decides the run, for config.json; `began` says where it did."""
+    """Return all that decides the run, for config.json; `places` are where it ran."""
     return {
         "settings": dataclasses.asdict(config),
         "dataset": {
@@ -329,7 +331,7 @@ def _record(
             "resize": "Pillow's bilinear",
             **dataclasses.asdict(preprocess),
         },
-        **began,
+        **places,
     }
 
 

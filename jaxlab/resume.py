@@ -103,19 +103,30 @@ def check_data(record: Mapping[str, Any], data: Any) -> None:
         )
 
 
-def check_versions(
-    record: Mapping[str, Any], device: str, say: Callable[[str], None]
+def check_places(
+    record: Mapping[str, Any], here: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Say where other software or another device may round differently."""
-    then = {**record["versions"], "device": record["device"]}
-    now = {**run_folder.versions(), "device": device}
-    if changes := [
-        f"{k} {then.get(k)} → {v}" for k, v in now.items() if v != then.get(k)
-    ]:
-        say(
-            f"warning: {', '.join(changes)} since the run began: its last bits may "
-            "differ from those of a run in one piece"
-        )
+    """Say where other software or another device may round differently.
+
+    `here` are this process's `device` and `versions`, as in the record those of the
+    process that began the run, and of each that went on with it.
+    """
+
+    def parts(place):
+        return {**place["versions"], "device": place["device"]}
+
+    now = parts(here)
+    for place in (record, *record.get("resumed", ())):
+        then = parts(place)
+        if changes := [
+            f"{k} {then.get(k)} → {v}" for k, v in now.items() if v != then.get(k)
+        ]:
+            since = f"went on at step {place['step']}" if "step" in place else "began"
+            say(
+                f"warning: {', '.join(changes)} since the run {since}: its last bits "
+                "may differ from those of a run in one piece"
+            )
+            return
 
 
 def finished(folder: Path, epochs: int) -> float | None:

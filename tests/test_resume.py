@@ -534,12 +534,29 @@ def test_other_versions_and_another_processor_are_said_each_time(
     config = json.loads((copied / "config.json").read_text())
     config["versions"]["jax"] = "0.0.1"
     (copied / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(runtime, "processor", lambda: "another with AVX-1024")
+    first = runtime.processor()
+    other = "another with AVX-1024"
+    change = f"warning: jax 0.0.1 → {jax.__version__}, device cpu ({first}) → cpu"
+
+    def said(epochs, processor):
+        monkeypatch.setattr(runtime, "processor", lambda: processor)
+        assert command(monkeypatch, copied, "--resume", "--epochs", epochs) == 0
+        return capsys.readouterr().err
+
+    for epochs in (3, 4):
+        assert f"{change} ({other}) since the run began: its" in said(epochs, other)
+    config = json.loads((copied / "config.json").read_text())
+    assert [place["step"] for place in config["resumed"]] == [2 * STEPS, 3 * STEPS]
+    config["versions"]["jax"] = jax.__version__
+    (copied / "config.json").write_text(json.dumps(config))
+    back = said(5, first)
+    assert f"({other}) → cpu ({first}) since the run went on at step 14: its" in back
+
+
+def test_in_the_same_place_nothing_is_said(copied, narrowed, monkeypatch, capsys):
     for epochs in (3, 4):
         assert command(monkeypatch, copied, "--resume", "--epochs", epochs) == 0
-        said = capsys.readouterr().err
-        assert f"warning: jax 0.0.1 → {jax.__version__}, device cpu (" in said
-        assert ") → cpu (another with AVX-1024) since" in said
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
