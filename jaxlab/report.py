@@ -86,8 +86,7 @@ def write_confusion(
 
     labels and predictions are int[n]. Beyond MOST_NAMED classes colours are all there
     is: names and counts have no place, nor a picture that has one the memory. The
-    mistakes set the colour scale: the diagonal,
-    far larger, would leave them all white.
+    mistakes set the colour scale: the diagonal, far larger, would leave them all white.
     """
     count = len(class_names)
     matrix = confusion_matrix(labels, predictions, count)
