@@ -7,7 +7,6 @@ layouts, or Flax's ("conv1/kernel"); the names say which.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,7 +25,7 @@ from pretrained.tables import (
     nested_params,
     to_flax,
 )
-from pretrained.torchfile import give_usual_mode, open_weights, read_torch_file
+from pretrained.torchfile import open_weights, read_torch_file, written_whole
 from pretrained.unpickle import MAX_NAME
 
 
@@ -120,25 +119,17 @@ def write_safetensors(
     """Write C-contiguous arrays, whole or not at all; `metadata` holds one entry.
 
     The same arrays give the same bytes: several entries would be written in no fixed
-    order. A process that dies meanwhile leaves a folder beside the file, of its name,
-    some letters and `.partial`. Raises WeightsError when it cannot be written.
+    order. Raises WeightsError when it cannot be written.
     """
-    path = Path(path)
-    try:
-        # save_file has a temporary file of its own, whose name nobody could tell.
-        with tempfile.TemporaryDirectory(
-            dir=path.parent, prefix=f"{path.name}.", suffix=".partial"
-        ) as folder:
-            partial = Path(folder, path.name)
+    # save_file has a temporary file of its own, whose name nobody could tell.
+    with written_whole(path) as partial:
+        try:
             save_file(dict(tensors), partial, metadata=dict(metadata))
-            give_usual_mode(partial)
-            partial.replace(path)
-    except (SafetensorError, OSError) as error:
-        # A full disk comes as a SafetensorError too.
-        reason = getattr(error, "strerror", None) or error
-        raise WeightsError(
-            f"{path}: cannot be written: {reason}; check the folder and the free space"
-        ) from error
+        except SafetensorError as error:  # a full disk comes as one
+            raise WeightsError(
+                f"{path}: cannot be written: {error}; check the folder and the free "
+                "space"
+            ) from error
 
 
 def provenance(weights: Weights, file_name: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -341,43 +342,43 @@ def write_torch_file(
         program += b"\x89ccollections\nOrderedDict\n)RtR"
     program += b"u."
     prefix = "archive/"
-    partial = None
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(prefix + "data.pkl"), bytes(program))
+        archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
+        for key, array in enumerate(state_dict.values()):
+            member = zipfile.ZipInfo(f"{prefix}data/{key}")
+            # torch maps files into memory and expects its data on 64-byte bounds; a
+            # field of zeros that readers skip fills up to there.
+            big = array.nbytes >= 1 << 31  # has a field of 20 bytes more
+            data = archive.start_dir + 34 + len(member.filename) + 20 * big
+            member.extra = b"FB" + struct.pack("<H", -data % 64) + bytes(-data % 64)
+            with archive.open(member, "w", force_zip64=big) as data_file:
+                data_file.write(array.reshape(-1).view(np.uint8).data)
+        archive.writestr(zipfile.ZipInfo(prefix + "version"), b"3\n")
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield where to write a file; it takes the place of `path`, or is removed.
+
+    A process that dies meanwhile leaves a folder beside the file, of its name, some
+    letters and `.partial`. Raises WeightsError when the file system refuses.
+    """
+    place = Path(path)
     try:
-        with (
-            tempfile.NamedTemporaryFile(
-                dir=os.path.dirname(path) or ".", delete=False
-            ) as file,
-            zipfile.ZipFile(file, "w") as archive,
-        ):
-            partial = file.name
-            archive.writestr(zipfile.ZipInfo(prefix + "data.pkl"), bytes(program))
-            archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
-            for key, array in enumerate(state_dict.values()):
-                member = zipfile.ZipInfo(f"{prefix}data/{key}")
-                # torch maps files into memory and expects its data on 64-byte bounds;
-                # a field of zeros that readers skip fills up to there.
-                big = array.nbytes >= 1 << 31  # has a field of 20 bytes more
-                data = archive.start_dir + 34 + len(member.filename) + 20 * big
-                member.extra = b"FB" + struct.pack("<H", -data % 64) + bytes(-data % 64)
-                with archive.open(member, "w", force_zip64=big) as data_file:
-                    data_file.write(array.reshape(-1).view(np.uint8).data)
-            archive.writestr(zipfile.ZipInfo(prefix + "version"), b"3\n")
-        give_usual_mode(partial)
-        os.replace(partial, path)
-        partial = None
+        with tempfile.TemporaryDirectory(
+            dir=place.parent, prefix=f"{place.name}.", suffix=".partial"
+        ) as folder:
+            partial = Path(folder, place.name)
+            yield partial
+            # Its writer may have created it for its owner only.
+            partial.chmod(0o666 & ~_UMASK)
+            partial.replace(place)
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be written: {error.strerror}; check the folder and the "
-            "free space"
+            f"{path}: cannot be written: {error.strerror or error}; check the folder "
+            "and the free space"
         ) from error
-    finally:
-        if partial is not None:
-            os.unlink(partial)
-
-
-def give_usual_mode(path: str | os.PathLike) -> None:
-    """Give a file that was created for its owner only the mode new files have."""
-    os.chmod(path, 0o666 & ~_UMASK)
 
 
 def _string(text: str) -> bytes:
