@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import os
@@ -64,6 +65,21 @@ def flag(
             bare=bare,
         ),
     )
+
+
+# Flags of the commands that take a set of TensorFlow Datasets'.
+data_dir = functools.partial(
+    flag,
+    None,
+    "where prepared sets are kept",
+    default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
+)
+manual_dir = functools.partial(
+    flag,
+    None,
+    "folder with a set's original files, instead of a download",
+    default_help="none",
+)
 
 
 def parse(

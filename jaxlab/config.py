@@ -31,16 +31,8 @@ class Config:
         "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
         "fashion_mnist, or a folder of class folders",
     )
-    data_dir: str | None = flag(
-        None,
-        "where prepared sets are kept",
-        default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
-    )
-    manual_dir: str | None = flag(
-        None,
-        "folder with a set's original files, instead of a download",
-        default_help="none",
-    )
+    data_dir: str | None = cli.data_dir()
+    manual_dir: str | None = cli.manual_dir()
     val_fraction: float = flag(
         0.2, "part to test with, of data without a split", above=0, below=1
     )

@@ -71,16 +71,8 @@ class Config:
         "mnist5k",
         "mnist5k (embedded), or a name of TensorFlow Datasets', such as fashion_mnist",
     )
-    data_dir: str | None = flag(
-        None,
-        "where prepared sets are kept",
-        default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
-    )
-    manual_dir: str | None = flag(
-        None,
-        "folder with a set's original files, instead of a download",
-        default_help="none",
-    )
+    data_dir: str | None = cli.data_dir()
+    manual_dir: str | None = cli.manual_dir()
     offline: bool = flag(False, "open no connection")
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
