@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         home = Path(folder)
         whole = finish(home / "whole", *JOB)
         seconds = whole.pop("seconds")
-        found: Counter[str] = Counter()
-        at_random: Counter[str] = Counter()
+        moments: list[str] = []
         plan = plan_of(options.kills, options.seed, seconds)
         plan += [(f"{p}:{i}", 0) for p in POINTS for i in range(1, options.times + 1)]
         plan += [(f"{EXPORT}:1", 0)]
@@ -52,18 +51,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             out = home / str(number)
             kill(out, how, delay, *JOB)
             moment = moment_of(out)
-            found[moment] += 1
-            at_random[moment] += number <= options.kills
+            moments.append(moment)
             again = finish(out, "--resume", *JOB)
             again.pop("seconds")
             other = [part for part in whole if again[part] != whole[part]]
             assert not other, f"{how}, {moment}: resumed to other {', '.join(other)}"
             print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: same bits", flush=True)
+    at_random = Counter(moments[: options.kills])
     for where, floor in FLOORS.items() if options.kills >= 50 else ():
         kills = sum(n for moment, n in at_random.items() if where in moment)
         assert kills >= floor, f"{kills} kills {where}, {floor} are wanted"
     result = {"name": "chaos", "resumed": len(plan), "of": len(plan)}
-    return published({**result, "moments": found, "at_random": at_random})
+    return published({**result, "moments": Counter(moments), "at_random": at_random})
 
 
 def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:

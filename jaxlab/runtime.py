@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -55,6 +56,7 @@ def device_name() -> str:
     return f"{kind} ({processor()})" if jax.default_backend() == "cpu" else kind
 
 
+@functools.cache  # the system asks every core for each line
 def processor() -> str:
     """Return the CPU's model and its widest instructions, where the system tells."""
     if not os.path.exists("/proc/cpuinfo"):
