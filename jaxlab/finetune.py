@@ -194,7 +194,7 @@ def _run(
 
     clock = runtime.Clock()
     fed = inputs.images(model, data, preprocess, config.workers)
-    if config.freeze != "none" and config.feature_cache:
+    if config.feature_cache:
         size = int(config.feature_cache_size * 1e9)
         cache = cache_folder() / "features"
         fed = inputs.features(
@@ -203,7 +203,7 @@ def _run(
             state.params,
             data,
             preprocess,
-            config.freeze,
+            trainable,
             ArrayStore(cache, size, leave=needed * _on_one_disk(cache, folder)),
             clock=clock,
             progress=cli.progress,

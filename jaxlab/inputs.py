@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def features(
     params: Any,
     data: Dataset,
     preprocess: Preprocess,
-    freeze: str,
+    trainable: Any,
     store: ArrayStore,
     *,
     clock: Clock,
@@ -62,23 +62,30 @@ def features(
 ) -> dict[str, Inputs]:
     """Return each split's frozen outputs, for the rest of the network.
 
-    Those of the convolutions; and, where only the head learns, those of fc7 for the
-    test images, which no dropout changes. A split whose outputs have no place keeps its
-    images, and that is said.
+    Which layers are frozen is read from `trainable`, a tree of bool like `params`, and
+    nowhere else. Stored are the outputs of the last cut behind which all is frozen: in
+    training before the first dropout, for the test split behind it too, since dropout
+    is off there. A split without such a cut keeps its images; so does one whose outputs
+    have no place, and that is said.
     """
-    parts = dict.fromkeys(data.splits, _CONVOLUTIONS)
-    if freeze == "backbone":
-        parts["test"] = _ALL_BUT_HEAD
-    found, counts, seconds = {}, {True: 0, False: 0}, {True: 0.0, False: 0.0}
-    with progress(sum(map(len, data.splits.values())), "features", "image") as bar:
-        for name, split in data.splits.items():
+    cuts = {
+        name: _last_frozen(_CUTS[:1] if name == "train" else _CUTS, trainable)
+        for name in data.splits
+    }
+    found = dict(of_images)
+    counts, seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+    to_store = {name: data.splits[name] for name, cut in cuts.items() if cut}
+    if not to_store:
+        return found
+    with progress(sum(map(len, to_store.values())), "features", "image") as bar:
+        for name, split in to_store.items():
             load, whole = of_images[name]
-            frozen, rest, layers = parts[name]
+            cut = cuts[name]
             started = clock()
             try:
                 load, stored = feature_loader(
-                    functools.partial(frozen, model, whole),
-                    {"params": {layer: params[layer] for layer in layers}},
+                    functools.partial(cut.run, model, whole),
+                    {"params": frozen_layers(params, trainable, cut.layers)},
                     Images(
                         load,
                         _shape(split, preprocess),
@@ -100,9 +107,8 @@ def features(
                     f"{len(split):,} images: {error}; the frozen layers run anew for "
                     "them in every epoch; see --feature-cache-size"
                 )
-                found[name] = of_images[name]
                 continue
-            found[name] = Inputs(load, functools.partial(model.apply, method=rest))
+            found[name] = Inputs(load, functools.partial(model.apply, method=cut.rest))
             counts[stored] += len(split)
             seconds[stored] += clock() - started
     ways = {True: f"from {store.folder}", False: "through the frozen layers"}
@@ -127,7 +133,46 @@ def _hidden(model, whole, variables, batch):
     return model.apply(variables, outputs, train=False, method="hidden")
 
 
-# What is run once, the method for the rest, and the layers that run once.
+class Cut(NamedTuple):
+    """Where stored outputs end: what runs once, the method for the rest, and layers.
+
+    `run(model, whole, variables, images)` computes the outputs of `layers`, the names
+    of all layers that it passes through.
+    """
+
+    run: Callable
+    rest: str
+    layers: tuple[str, ...]
+
+
 _CONV_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-_CONVOLUTIONS = (_features, "classify", _CONV_LAYERS)
-_ALL_BUT_HEAD = (_hidden, "head", (*_CONV_LAYERS, "fc6", "fc7"))
+# In the order of the network. Only the first stands before dropout.
+_CUTS = (
+    Cut(_features, "classify", _CONV_LAYERS),
+    Cut(_hidden, "head", (*_CONV_LAYERS, "fc6", "fc7")),
+)
+
+
+def _last_frozen(cuts: Sequence[Cut], trainable: Any) -> Cut | None:
+    frozen = {layer for layer, leaves in trainable.items() if not any(leaves.values())}
+    return next((cut for cut in reversed(cuts) if frozen.issuperset(cut.layers)), None)
+
+
+def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
+    """Return the named layers' params, which no step changes.
+
+    Raises ValueError naming each leaf of them that `trainable` says is trained: its
+    gradient would be zero and its stored outputs those of other weights.
+    """
+    trained = [
+        f"{layer}/{leaf}"
+        for layer in layers
+        for leaf, is_trained in trainable[layer].items()
+        if is_trained
+    ]
+    if trained:
+        raise ValueError(
+            f"stored outputs: {', '.join(trained)} are trained, so what they give "
+            "changes from step to step; store the outputs of frozen layers only"
+        )
+    return {layer: params[layer] for layer in layers}

@@ -208,58 +208,125 @@ def test_outputs_without_any_place_are_refused(job, monkeypatch):
     assert job.done == 0
 
 
-@pytest.mark.parametrize("freeze", ["features", "backbone"])
-def test_training_on_stored_outputs_is_training_on_images(freeze, tmp_path, x64, where):
-    """In float64, dropout on: the same parameters, losses and predictions."""
-    model, preprocess = NarrowAlexNet(10), Preprocess(63)
-    data = mnist5k().first(24, 12)
-    init = jax.jit(functools.partial(model.init, train=False))
-    params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
-    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
-    trainable = trainable_tree(params, FREEZE[freeze])
-    optimizer = make_optimizer("adam", 1e-3, trainable=trainable, l2=5e-4)
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+TRAINED, TESTED = 24, 12
 
-    def train(fed):
-        step = make_train_step(fed["train"].apply_fn, optimizer, trainable)
-        state = init_state(params, optimizer)
+
+class Narrow:
+    """A narrow network on digits, in float64, trained from images or stored outputs."""
+
+    def __init__(self, folder):
+        self.model, self.preprocess = NarrowAlexNet(10), Preprocess(63)
+        self.data = mnist5k().first(TRAINED, TESTED)
+        init = jax.jit(functools.partial(self.model.init, train=False))
+        params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
+        self.params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+        self.images = inputs.images(self.model, self.data, self.preprocess, workers=0)
+        self.store = ArrayStore(folder, 1 << 30)
+
+    def trainable(self, frozen):
+        """The tree of what is trained where the layers named are frozen."""
+        return {
+            layer: dict.fromkeys(leaves, layer not in frozen)
+            for layer, leaves in self.params.items()
+        }
+
+    def stored(self, trainable):
+        return inputs.features(
+            self.images,
+            self.model,
+            self.params,
+            self.data,
+            self.preprocess,
+            trainable,
+            self.store,
+            clock=Clock(),
+            progress=no_progress,
+            say=lambda line: None,
+        )
+
+    def train(self, splits, trainable):
+        """Three epochs with dropout; what comes of them, as arrays by name."""
+        optimizer = make_optimizer("adam", 1e-3, trainable=trainable, l2=5e-4)
+        step = make_train_step(splits["train"].apply_fn, optimizer, trainable)
+        state = init_state(self.params, optimizer)
         for epoch in range(3):
             state, score = train_epoch(
                 step,
                 state,
-                fed["train"].load,
-                order=epoch_order(24, seed=0, epoch=epoch),
+                splits["train"].load,
+                order=epoch_order(TRAINED, seed=0, epoch=epoch),
                 batch_size=10,
                 key=jax.random.key(1),
             )
-        tested = evaluate(
-            make_eval_step(fed["test"].apply_fn),
+        tested, answers = evaluate(
+            make_eval_step(splits["test"].apply_fn),
             state,
-            fed["test"].load,
-            count=12,
+            splits["test"].load,
+            count=TESTED,
             batch_size=5,
         )
-        return state.params, score, tested
+        return state.params, [*score, *tested], answers
 
-    fed = inputs.images(model, data, preprocess, workers=0)
-    stored = inputs.features(
-        fed,
-        model,
-        params,
-        data,
-        preprocess,
-        freeze,
-        ArrayStore(tmp_path / "features", 1 << 30),
-        clock=Clock(),
-        progress=no_progress,
-        say=lambda line: None,
-    )
-    wanted, wanted_score, (wanted_test, wanted_answers) = train(fed)
-    found, score, (test, answers) = train(stored)
-    for ours, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+
+def assert_same_training(found, expected):
+    """To roundoff in float64, but for the answers, which are equal."""
+    for ours, theirs in zip(*map(jax.tree.leaves, (found[0], expected[0])), strict=True):
         assert ours.dtype == np.float64
         assert relative_error(ours, theirs) <= FORWARD_FLOAT64
-    np.testing.assert_allclose([*score, *test], [*wanted_score, *wanted_test], 1e-12)
-    np.testing.assert_array_equal(answers, wanted_answers)
+    np.testing.assert_allclose(found[1], expected[1], FORWARD_FLOAT64)
+    np.testing.assert_array_equal(found[2], expected[2])
+
+
+@pytest.fixture
+def narrow(tmp_path, x64):
+    return Narrow(tmp_path / "features")
+
+
+# How many layers, from the first on, are frozen: every place to freeze up to.
+@pytest.mark.parametrize("depth", range(len(LAYERS)))
+def test_training_on_stored_outputs_is_training_on_images(depth, narrow):
+    trainable = narrow.trainable(LAYERS[:depth])
+    found = narrow.train(narrow.stored(trainable), trainable)
+    assert_same_training(found, narrow.train(narrow.images, trainable))
+
+
+@pytest.mark.parametrize("freeze", FREEZE)
+def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
+    trainable = trainable_tree(narrow.params, FREEZE[freeze])
+    stored = narrow.stored(trainable)
+    shapes = {
+        name: next(iter(stored[name].load(np.arange(2), 2))).inputs.shape
+        for name in stored
+    }
+    image, outputs, hidden = (2, 28, 28, 1), (2, 6, 6, 12), (2, 32)
+    assert shapes == {
+        "features": {"train": outputs, "test": outputs},
+        "backbone": {"train": outputs, "test": hidden},
+        "none": {"train": image, "test": image},
+    }[freeze]
+    if freeze == "backbone":  # from the disk too, since what is stored is read there
+        found = narrow.train(stored, trainable)
+        assert_same_training(found, narrow.train(narrow.images, trainable))
+
+
+def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypatch):
+    """The control: all convolutions stored where only three of them are frozen."""
+    trainable = narrow.trainable(LAYERS[:3])
+    monkeypatch.setattr(inputs, "_last_frozen", lambda cuts, trainable: cuts[0])
+    with pytest.raises(ValueError) as raised:
+        narrow.stored(trainable)
+    assert str(raised.value).startswith(
+        "stored outputs: conv4/bias, conv4/kernel, conv5/bias, conv5/kernel are trained"
+    )
+    monkeypatch.setattr(
+        inputs,
+        "frozen_layers",
+        lambda params, trainable, layers: {name: params[name] for name in layers},
+    )
+    found = narrow.train(narrow.stored(trainable), trainable)
+    with pytest.raises(AssertionError):
+        assert_same_training(found, narrow.train(narrow.images, trainable))
 
 
 def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
@@ -280,7 +347,7 @@ def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
         params,
         data,
         Preprocess(63),
-        "features",
+        trainable_tree(params, FREEZE["features"]),
         ArrayStore(tmp_path / "features", 4 * output.size),
         clock=Clock(),
         progress=no_progress,
