@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import FORWARD_FLOAT64, relative_error
 
-from jaxlab.models.layers import BatchNorm
+from jaxlab.models.layers import BatchNorm, uniform_fan_in
 
 
 class Biased(BatchNorm):
@@ -83,6 +83,15 @@ def test_batch_norm_refuses_one_value_a_channel_as_torch_does():
         module.apply(variables, x, train=True, mutable=["batch_stats"])
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         torch.nn.BatchNorm1d(4)(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fresh_kernels_are_the_numbers_that_jax_draws_in_their_shape(dtype, x64):
+    key, shape = jax.random.key(3), (3, 5, 7, 11)
+    bound = 75**-0.5
+    kernel = uniform_fan_in(75)(key, shape, jnp.dtype(dtype))
+    drawn = jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+    np.testing.assert_array_equal(kernel, drawn)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])

@@ -1,5 +1,7 @@
 """Pieces that torch has and Flax lacks, or has with other defaults."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,11 @@ def uniform_fan_in(fan_in: int) -> Initializer:
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+        # The same numbers as drawn in that shape, by a program that XLA compiles for a
+        # CPU in a third of the time: it vectorises one axis better than four.
+        flat = (math.prod(shape),)
+        drawn = jax.random.uniform(key, flat, dtype, minval=-bound, maxval=bound)
+        return drawn.reshape(shape)
 
     return init
 
