@@ -130,7 +130,7 @@ def _features(model, whole, variables, batch):
 
 def _hidden(model, whole, variables, batch):
     outputs = _features(model, whole, variables, batch)
-    return model.apply(variables, outputs, train=False, method="hidden")
+    return model.apply(variables, outputs, train=False, method="before_head")
 
 
 class Cut(NamedTuple):

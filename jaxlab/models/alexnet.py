@@ -16,7 +16,9 @@ class AlexNet(nn.Module):
     h and w are at least 63; images are normalised by the caller (`jaxlab.Preprocess`).
     Parameters: `conv1..conv5, fc6, fc7, fc8`, each `{kernel, bias}`, kernels HWIO or
     [in, out]. With `train=True` dropout needs `rngs={"dropout": key}`. `dtype` is the
-    precision of the computation; by default that of parameters and input.
+    precision of the computation; by default that of parameters and input. `channels`
+    are those of the five convolutions, `hidden` the units of fc6 and of fc7: by default
+    torchvision's; a narrow copy is for tests.
 
     On a CPU it can be differentiated in reverse mode only (`jax.grad`, `jax.vjp`).
 
@@ -27,20 +29,23 @@ class AlexNet(nn.Module):
     num_classes: int = 1000
     dropout_rate: float = 0.5
     dtype: jnp.dtype | None = None
+    channels: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
+    hidden: int = 4096
 
     def setup(self):
         """Create the named layers."""
         dtype = self.dtype
-        self.conv1 = Conv(3, 64, kernel_size=11, stride=4, padding=2, dtype=dtype)
-        self.conv2 = Conv(64, 192, kernel_size=5, padding=2, dtype=dtype)
-        self.conv3 = Conv(192, 384, kernel_size=3, padding=1, dtype=dtype)
-        self.conv4 = Conv(384, 256, kernel_size=3, padding=1, dtype=dtype)
-        self.conv5 = Conv(256, 256, kernel_size=3, padding=1, dtype=dtype)
+        c1, c2, c3, c4, c5 = self.channels
+        self.conv1 = Conv(3, c1, kernel_size=11, stride=4, padding=2, dtype=dtype)
+        self.conv2 = Conv(c1, c2, kernel_size=5, padding=2, dtype=dtype)
+        self.conv3 = Conv(c2, c3, kernel_size=3, padding=1, dtype=dtype)
+        self.conv4 = Conv(c3, c4, kernel_size=3, padding=1, dtype=dtype)
+        self.conv5 = Conv(c4, c5, kernel_size=3, padding=1, dtype=dtype)
         self.drop6 = nn.Dropout(self.dropout_rate)
-        self.fc6 = linear(256 * 6 * 6, 4096, dtype=dtype)
+        self.fc6 = linear(c5 * 6 * 6, self.hidden, dtype=dtype)
         self.drop7 = nn.Dropout(self.dropout_rate)
-        self.fc7 = linear(4096, 4096, dtype=dtype)
-        self.fc8 = linear(4096, self.num_classes, dtype=dtype)
+        self.fc7 = linear(self.hidden, self.hidden, dtype=dtype)
+        self.fc8 = linear(self.hidden, self.num_classes, dtype=dtype)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Return raw logits; see the class."""
@@ -59,9 +64,9 @@ class AlexNet(nn.Module):
 
     def classify(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Run the classifier: float[b, 6, 6, 256] -> logits[b, num_classes]."""
-        return self.head(self.hidden(x, train=train), train=train)
+        return self.head(self.before_head(x, train=train), train=train)
 
-    def hidden(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def before_head(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Run all of the classifier but the head: float[b, 6, 6, 256] -> [b, 4096]."""
         x = x.reshape(x.shape[0], -1)  # [b, 9216], rows in H·W·C order
         x = self.drop6(x, deterministic=not train)
