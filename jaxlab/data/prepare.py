@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def prepare(
             for orphan in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(orphan, ignore_errors=True)
             say(f"{name}: preparing it under {target}, once")
-            _run_child(builder, name, manual_dir, progress)
+            with tempfile.TemporaryDirectory() as temporary:
+                _run_child(builder, name, manual_dir, progress, temporary)
     except OSError as error:
         raise InputError(
             f"{target}: cannot be written: {error.strerror or error}; check the folder "
@@ -149,6 +151,7 @@ def _run_child(
     name: str,
     manual_dir: str | None,
     progress: Progress,
+    temporary: str,
 ) -> None:
     data_dir = str(builder._data_dir_root)
     arguments = [name, data_dir, manual_dir or ""]
@@ -156,6 +159,7 @@ def _run_child(
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",  # TensorFlow would take the whole GPU
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TMPDIR": temporary,  # TFDS leaves a folder there
     }
     expected = sum(int(info.size) for info in builder.url_infos.values())
     process = subprocess.Popen(

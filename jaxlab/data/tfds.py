@@ -1,11 +1,13 @@
 """TensorFlow Datasets' image-classification sets, once prepared: only read."""
 
+import contextlib
 import functools
 import importlib.util
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -140,7 +142,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
     from google.protobuf.json_format import ParseError
 
     try:
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        with _temporary_files_removed():
+            return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         raise UsageError(f"--dataset: no set has the name {name!r}") from error
     except ParseError as error:
@@ -160,6 +163,22 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _temporary_files_removed() -> Iterator[None]:
+    """Within, temporary files go where they are removed afterwards.
+
+    TFDS makes an empty temporary folder for each set that is not prepared, and leaves
+    it there.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def _read(
     builder: Any, name: str, read: Callable[[Any, Any], tuple[Split, np.ndarray]]
 ) -> Split:
@@ -175,8 +194,7 @@ def _read(
         source = builder.as_data_source(
             split=name, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        # Counted in the files themselves: a cut file opens, with nothing in it.
-        found = len(source.data_source)
+        found = _records_in(builder.info.splits[name].filepaths)
         if found != expected:
             raise InputError(
                 f"{builder.data_dir}: the split {name} has {found:,} records, "
@@ -196,6 +214,21 @@ def _read(
             f"{labels.max()}, but {classes} classes; {remedy}"
         )
     return Split(split.images, labels.astype(np.int32)).take(order)
+
+
+def _records_in(paths: Iterable[Any]) -> int:
+    """Return how many records the files hold themselves, whatever is told of them.
+
+    A file that was cut may open, with nothing in it.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    found = 0
+    for path in paths:
+        reader = ArrayRecordReader(str(path))
+        found += reader.num_records()
+        reader.close()
+    return found
 
 
 def _chunks(source: Any) -> Iterator[tuple[list[int], list[Any]]]:
