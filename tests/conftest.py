@@ -1,17 +1,30 @@
 """Tolerances, the torch oracle, and what several rooms' tests share."""
 
+import contextlib
+import ctypes
+import functools
+import gc
 import os
+import pathlib
 import resource
 import signal
+import subprocess
+import sys
+import tempfile
 
+# Before torch is imported, here or in a process that a test starts: its idle threads
+# spin, and a second one gains nothing beside another process of tests.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import jax
 import numpy as np
 import pytest
+from hypothesis import settings
+from matplotlib.figure import Figure
 
+from jaxlab import AlexNet, cli
 from jaxlab.verify import import_torch
-from pretrained.tables import ALEXNET, flattened_chw
-
-# Before any test imports torchvision: beside some builds of torch it needs help.
-torch, torchvision = import_torch()
+from tests.stress.narrow import NARROW, narrow
 
 # Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
 # products in another order; measured 2e-6 and 4e-15, so these leave less than 10 and
@@ -38,49 +51,169 @@ def relative_error(ours, reference) -> float:
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
-def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5):
-    """torchvision's own AlexNet with its own random initial weights, in eval mode."""
+def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5, **widths):
+    """torchvision's own AlexNet with its own random initial weights, in eval mode.
+
+    `widths` are `channels` and `hidden`, as of jaxlab's; torchvision's by default.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
+        with torch.device("meta" if widths else "cpu"):
+            model = torch_alexnet_of(num_classes=num_classes, dropout=dropout)
+        if widths:
+            narrow_torch(model, num_classes, **widths)
     return model.eval()
 
 
-def narrow_table(channels: tuple[int, int, int, int, int], hidden: int):
-    """AlexNet's conversion table for a copy with other widths."""
-    before = (3, *channels[:-1])
-    convolutions = zip(channels, before, (11, 5, 3, 3, 3), strict=True)
-    weights = [(out, inside, k, k) for out, inside, k in convolutions]
-    weights += [(hidden, channels[-1] * 36), (hidden, hidden), ("num_classes", hidden)]
-    shapes = [shape for weight in weights for shape in (weight, weight[:1])]
-    flatten = flattened_chw(channels[-1], 6, 6)
-    return tuple(
-        row._replace(
-            shape=shape,
-            transform=flatten if row.flax == "fc6/kernel" else row.transform,
-        )
-        for row, shape in zip(ALEXNET, shapes, strict=True)
-    )
+def narrow_torch(model, num_classes, channels=AlexNet.channels, hidden=32):
+    """Give torchvision's AlexNet layers of other widths."""
+    convolutions = [i for i, m in enumerate(model.features) if hasattr(m, "weight")]
+    before = 3
+    for index, after in zip(convolutions, channels, strict=True):
+        old = model.features[index]
+        window = old.kernel_size, old.stride, old.padding
+        model.features[index] = torch.nn.Conv2d(before, after, *window)
+        before = after
+    sizes = (before * 36, hidden), (hidden, hidden), (hidden, num_classes)
+    for index, size in zip((1, 4, 6), sizes, strict=True):
+        model.classifier[index] = torch.nn.Linear(*size)
+
+
+def random_params(model, dtype=np.float32, seed=0):
+    """Params for images, as wide as torch's init draws them, by NumPy.
+
+    The program that draws them by JAX takes longer to compile than most to run.
+    """
+    images = jax.ShapeDtypeStruct((1, 63, 63, 3), np.float32)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    random = np.random.default_rng(seed)
+
+    def layer(leaves):
+        bound = np.prod(leaves["kernel"].shape[:-1]) ** -0.5
+        return {
+            name: random.uniform(-bound, bound, leaf.shape).astype(dtype)
+            for name, leaf in leaves.items()
+        }
+
+    return {name: layer(leaves) for name, leaves in shapes.items()}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--stress", action="store_true", help="run the stress cases too")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses"):
+        # In processes that run tests, before these import torchvision: beside some
+        # builds of torch it needs help.
+        global torch, torchvision, torch_alexnet_of
+        torch, torchvision = import_torch()
+        torch_alexnet_of = torchvision.models.alexnet  # which some tests replace
+    settings.register_profile("stress", max_examples=1000)
+    if config.getoption("--stress"):
+        settings.load_profile("stress")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--stress"):
+        left_out = [item for item in items if item.get_closest_marker("stress")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("stress")]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
-    """A cache folder for this run of the tests, its worker processes' and commands'."""
+    """Cache folders for this run of the tests, its worker processes' and commands'.
+
+    A program that one test has compiled is there for all others, whoever runs them.
+    """
     base = tmp_path_factory.getbasetemp()
     # Of a worker process, the base is one folder below the run's own.
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    # What is left among temporary files is somebody's fault.
+    temporary = base / "temporary"
+    temporary.mkdir()
+    compiled = {
+        "jax_compilation_cache_dir": str(run / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXLAB_HOME", str(run / "jaxlab"))
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        for name, value in compiled.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
         yield
+        assert [path.name for path in temporary.iterdir()] == []
 
 
 @pytest.fixture
 def x64():
     """64-bit JAX for one test."""
-    import jax
-
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are files that nobody draws, which takes a second of a run."""
+
+    def savefig(self, path, **_):
+        pathlib.Path(path).write_bytes(b"a picture")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def narrowed(monkeypatch, undrawn):
+    """The command, in this process, with few channels and hidden units."""
+    narrow(monkeypatch.setattr)
+
+
+# AlexNet's own convolutions, for which there are real weights, and few hidden units.
+SLIM = {"hidden": NARROW["hidden"]}
+
+
+@pytest.fixture
+def slim(monkeypatch, undrawn):
+    """The command, in this process, with the widths of SLIM."""
+    narrow(monkeypatch.setattr, **SLIM)
+
+
+@pytest.fixture(scope="session")
+def narrow_weights(tmp_path_factory):
+    """A file of weights for the narrow command, as torch writes them."""
+    path = tmp_path_factory.mktemp("weights") / "narrow.pth"
+    torch.save(torch_alexnet(1000, **NARROW).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back(request):
+    """What a full-size network took goes back to the system, not to the next test.
+
+    The commands ask the C library to keep what they free.
+    """
+    yield
+    if request.node.get_closest_marker("slow"):
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A function: run a command's main in this process as if it were one of its own."""
+
+    def run(main, *arguments):
+        arguments = ["command", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        code = cli.run(main)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -89,8 +222,6 @@ def recompiled():
 
     They are forgotten once more after the test, so that nobody else meets wrong ones.
     """
-    import jax
-
     yield jax.clear_caches
     jax.clear_caches()
 

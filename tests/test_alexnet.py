@@ -19,6 +19,8 @@ from jaxlab import AlexNet
 from jaxlab.models import alexnet, layers
 from pretrained import to_flax
 from pretrained.embedded import imagenet_conv
+from pretrained.tables import alexnet as alexnet_rows
+from tests.stress.narrow import NARROW
 
 # What a wrong layer must exceed: a thousand times the bar of a right one.
 CLEARLY_WRONG = 1000 * FORWARD_FLOAT32
@@ -102,39 +104,56 @@ def random_images(size, dtype=np.float32, count=4):
     return np.random.default_rng(0).standard_normal((count, *size, 3)).astype(dtype)
 
 
-# A program is compiled for each size, which another head does not see.
-HEADS = [(1000, SIZES), (10, SIZES[:1])]
-
-
-@pytest.mark.parametrize("weights", ["random", "imagenet-conv"])
-@pytest.mark.parametrize("num_classes, sizes", HEADS)
-def test_every_layer_equals_torchvision_in_float32(weights, num_classes, sizes):
-    oracle = torch_alexnet(num_classes)
+def assert_every_layer_equal(dtype, sizes, num_classes=10, weights="random", **widths):
+    oracle = torch_alexnet(num_classes, **widths)
     if weights == "imagenet-conv":
         with_imagenet_convolutions(oracle)
-    params = to_flax(oracle.state_dict())
+    oracle.to(getattr(torch, dtype))
+    params = to_flax(oracle.state_dict(), alexnet_rows(**widths))
+    model = AlexNet(num_classes, **widths)
+    bar = {"float32": FORWARD_FLOAT32, "float64": FORWARD_FLOAT64}[dtype]
     for size in sizes:
-        found, same_top1 = errors(
-            AlexNet(num_classes), params, random_images(size), oracle
-        )
-        assert max(found.values()) <= FORWARD_FLOAT32, (size, found)
+        images = random_images(size, dtype)
+        with jax.enable_x64(dtype == "float64"):
+            found, same_top1 = errors(model, params, images, oracle)
+        assert max(found.values()) <= bar, (size, found)
         assert same_top1, size
 
 
+DTYPES = ["float32", "float64"]
+# The largest take their time in the compiler, one program for each size and type.
+LARGE = [
+    pytest.param(dtype, size, marks=mark)
+    for dtype, size, mark in (
+        ("float32", SIZES[2], pytest.mark.slow),
+        ("float64", SIZES[1], pytest.mark.slow),
+        ("float32", SIZES[1], pytest.mark.stress),
+        ("float32", SIZES[3], pytest.mark.stress),
+        ("float64", SIZES[2], pytest.mark.stress),
+        ("float64", SIZES[3], pytest.mark.stress),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"]
+)
+def test_every_layer_of_a_narrow_copy_equals_torchvision_at_every_size(dtype):
+    assert_every_layer_equal(dtype, SIZES, **NARROW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [10, 1000])
 @pytest.mark.parametrize("weights", ["random", "imagenet-conv"])
-@pytest.mark.parametrize("num_classes, sizes", HEADS)
-def test_every_layer_equals_torchvision_in_float64(weights, num_classes, sizes, x64):
-    oracle = torch_alexnet(num_classes)
-    if weights == "imagenet-conv":
-        with_imagenet_convolutions(oracle)
-    oracle.double()
-    params = to_flax(oracle.state_dict())
-    for size in sizes:
-        found, same_top1 = errors(
-            AlexNet(num_classes), params, random_images(size, np.float64, 2), oracle
-        )
-        assert max(found.values()) <= FORWARD_FLOAT64, (size, found)
-        assert same_top1, size
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layer_equals_torchvision(dtype, weights, num_classes):
+    assert_every_layer_equal(dtype, SIZES[:1], num_classes, weights)
+
+
+@pytest.mark.parametrize("dtype, size", LARGE)
+def test_every_layer_equals_torchvision_on_larger_images(dtype, size):
+    for weights in ("random", "imagenet-conv"):
+        assert_every_layer_equal(dtype, [size], 1000, weights)
 
 
 def same_padded(*args, kernel_size, **kwargs):
@@ -151,11 +170,11 @@ def plain_pool(x, output_size):
 
 
 def test_wrong_variants_fail_the_parity_bar(monkeypatch, recompiled):
-    oracle = torch_alexnet(10)
-    params = to_flax(oracle.state_dict())
+    oracle = torch_alexnet(10, **NARROW)
+    params = to_flax(oracle.state_dict(), alexnet_rows(**NARROW))
     images = random_images((320, 320))
 
-    found, _ = errors(AlexNet(10), params, images, oracle)
+    found, _ = errors(AlexNet(10, **NARROW), params, images, oracle)
     assert max(found.values()) <= FORWARD_FLOAT32
 
     unpermuted = {
@@ -165,20 +184,20 @@ def test_wrong_variants_fail_the_parity_bar(monkeypatch, recompiled):
             "bias": params["fc6"]["bias"],
         },
     }
-    found, _ = errors(AlexNet(10), unpermuted, images, oracle)
+    found, _ = errors(AlexNet(10, **NARROW), unpermuted, images, oracle)
     assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
 
     with monkeypatch.context() as patch:
         patch.setattr(alexnet, "adaptive_avg_pool", plain_pool)
         recompiled()
-        found, _ = errors(AlexNet(10), params, images, oracle)
+        found, _ = errors(AlexNet(10, **NARROW), params, images, oracle)
         assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
 
-    # Only the logits have the same shape: SAME gives conv1 one row and column more.
+    # Behind the pool all has the same shape: SAME gives conv1 one row and column more.
     monkeypatch.setattr(alexnet, "Conv", same_padded)
     recompiled()
-    ours = our_layers(AlexNet(10), params, images)["fc8"]
-    assert relative_error(ours, torch_layers(oracle, images)["fc8"]) > CLEARLY_WRONG
+    ours = our_layers(AlexNet(10, **NARROW), params, images)["fc6"]
+    assert relative_error(ours, torch_layers(oracle, images)["fc6"]) > CLEARLY_WRONG
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (6, 6), (7, 7), (9, 9), (12, 13)])
@@ -213,11 +232,14 @@ def test_unusable_inputs_are_refused_with_what_is_expected(shape, dtype, message
     assert message in str(raised.value)
 
 
+@pytest.mark.slow
 def test_fresh_layers_are_drawn_as_torch_draws_them():
-    model = AlexNet(10)
+    widths = {"hidden": 256}
+    model = AlexNet(10, **widths)
     init = jax.jit(lambda key, x: model.init(key, x, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))
-    oracle = to_flax(torch_alexnet(10).state_dict())
+    oracle = torch_alexnet(10, **widths).state_dict()
+    oracle = to_flax(oracle, alexnet_rows(**widths))
     for name, layer in params["params"].items():
         fan_in = np.prod(layer["kernel"].shape[:-1])
         for leaf, values in layer.items():
@@ -231,9 +253,9 @@ def test_fresh_layers_are_drawn_as_torch_draws_them():
 
 
 def test_dropout_acts_in_training_only_and_follows_its_key():
-    model = AlexNet(10)
+    model = AlexNet(10, **NARROW)
     images = random_images((63, 63), count=2)
-    params = to_flax(torch_alexnet(10).state_dict())
+    params = to_flax(torch_alexnet(10, **NARROW).state_dict(), alexnet_rows(**NARROW))
     apply_fn = jax.jit(model.apply, static_argnames="train")
 
     def logits(train, seed=0):
@@ -247,10 +269,14 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
 
 
 def test_features_then_classify_is_the_whole_network():
-    model, images = AlexNet(10), random_images((63, 63))
-    variables = {"params": to_flax(torch_alexnet(10).state_dict())}
+    model, images = AlexNet(10, **NARROW), random_images((63, 63))
+    variables = {
+        "params": to_flax(
+            torch_alexnet(10, **NARROW).state_dict(), alexnet_rows(**NARROW)
+        )
+    }
     features = model.apply(variables, images, method="features")
-    assert features.shape == (4, 6, 6, 256)
+    assert features.shape == (4, 6, 6, 12)
     np.testing.assert_array_equal(
         model.apply(variables, features, train=False, method="classify"),
         model.apply(variables, images, train=False),

@@ -323,7 +323,13 @@ def test_what_is_not_finite_is_not_saved(place):
 
 
 # From nothing to all but the arrays, which are many, and fail at once.
-@pytest.mark.parametrize("size", [0, 20, 150, 600, 4000, 10000])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(size, marks=() if size == 600 else pytest.mark.slow)
+        for size in (0, 20, 150, 600, 4000, 10000)
+    ],
+)
 def test_a_full_disk_is_said_in_one_line_and_leaves_the_last_step(
     place, small_disk, capfd, size
 ):

@@ -1,17 +1,20 @@
 """The converter: bijective, exact, and clear about what does not fit."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import narrow_table, torch_alexnet
+from conftest import torch_alexnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import AlexNet
 from pretrained import WeightsError, to_flax, to_torch
-from pretrained.tables import ALEXNET, flattened_chw
+from pretrained.tables import ALEXNET, alexnet, flattened_chw
+from tests.stress.narrow import NARROW
 
 
 def state_dict(num_classes=10, table=ALEXNET, seed=0):
@@ -26,6 +29,17 @@ def state_dict(num_classes=10, table=ALEXNET, seed=0):
         ).view(np.float32)
         for row in table
     }
+
+
+@functools.cache
+def full():
+    """A good one of full size, for tests that change none of its arrays."""
+    return state_dict()
+
+
+@functools.cache
+def full_params():
+    return to_flax(full())
 
 
 def assert_same_bits(ours, theirs):
@@ -54,17 +68,20 @@ width = st.integers(1, 7)
 @settings(deadline=None)
 @given(st.tuples(width, width, width, width, width), width, st.integers(1, 2000), width)
 def test_there_and_back_is_the_identity_for_any_width(channels, hidden, classes, seed):
-    table = narrow_table(channels, hidden)
+    table = alexnet(channels, hidden)
     assert_bijective(state_dict(classes, table, seed), table)
 
 
-@pytest.mark.parametrize("num_classes", [1, 1000])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "num_classes", [pytest.param(1, marks=pytest.mark.stress), 1000]
+)
 def test_there_and_back_is_the_identity_for_alexnet(num_classes):
     assert_bijective(state_dict(num_classes), ALEXNET)
 
 
 def test_float64_stays_float64():
-    table = narrow_table((1, 2, 3, 4, 5), 6)
+    table = alexnet((1, 2, 3, 4, 5), 6)
     start = {name: np.full(v.shape, 1 / 3) for name, v in state_dict(7, table).items()}
     assert_bijective(start, table)
 
@@ -97,23 +114,24 @@ def test_every_key_is_used_once_and_every_leaf_set_once():
 
 
 def test_torch_parameters_that_require_gradients_convert():
-    model = torch_alexnet(10)
-    params = to_flax(dict(model.named_parameters()))
+    model, table = torch_alexnet(10, **NARROW), alexnet(**NARROW)
+    params = to_flax(dict(model.named_parameters()), table)
     assert_same_bits(
-        to_torch(params), {k: v.numpy() for k, v in model.state_dict().items()}
+        to_torch(params, table), {k: v.numpy() for k, v in model.state_dict().items()}
     )
 
 
 def test_the_inputs_are_copied_not_shared():
-    start = state_dict()
-    params = to_flax(start)
+    table = alexnet(**NARROW)
+    start = state_dict(table=table)
+    params = to_flax(start, table)
     params["conv1"]["bias"][:] = 7
     assert (start["features.0.bias"] != 7).all()
 
 
 def changed(**changes):
     """A good state_dict with keys (dots as __) replaced, added, or dropped by None."""
-    tensors = state_dict()
+    tensors = dict(full())
     for name, value in changes.items():
         name = name.replace("__", ".")
         tensors.pop(name, None)
@@ -165,15 +183,15 @@ def changed(**changes):
             ["features.0.bias is str, expected"],
         ),
         (
-            lambda: {f"module.{name}": value for name, value in state_dict().items()},
+            lambda: {f"module.{name}": value for name, value in full().items()},
             ["every key starts with 'module.', as DataParallel", "removeprefix"],
         ),
         (
-            lambda: {"state_dict": state_dict(), "epoch": 3},
+            lambda: {"state_dict": full(), "epoch": 3},
             ["training checkpoint", "'state_dict'"],
         ),
         (dict, ["features.0.weight is missing", "classifier.6.bias is missing"]),
-        (lambda: to_flax(state_dict()), ["these look like Flax params", "to_torch"]),
+        (full_params, ["these look like Flax params", "to_torch"]),
         (lambda: [1, 2], ["expected a mapping", "got a list"]),
     ],
 )
@@ -235,5 +253,5 @@ def test_another_architecture_is_named(architecture, named):
 )
 def test_params_that_do_not_fit_are_named(change, message):
     with pytest.raises(WeightsError) as raised:
-        to_torch(change(to_flax(state_dict())))
+        to_torch(change(full_params()))
     assert message in str(raised.value)

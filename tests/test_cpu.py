@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "padded most": (6, 9, 3, 32, 3, 1, 2),
     "strided in twos": (11, 12, 4, 32, 5, 2, 1),
 }
+QUICK = ("conv3",)
 POOLS = {"AlexNet's": (3, 2), "apart": (2, 2), "overlapping": (3, 1)}
 
 
@@ -49,16 +50,24 @@ def convolutions(shape, dtype, ours=cpu.conv):
     return [relative_error(a, b) for a, b in zip(found, wanted, strict=True)]
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in CONVOLUTIONS
+    ],
+)
 def test_convolution_and_its_gradients_equal_xlas(name, x64):
     assert max(convolutions(CONVOLUTIONS[name], np.float64)) <= FORWARD_FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3"])
 def test_convolution_equals_xlas_in_float32(name):
     assert max(convolutions(CONVOLUTIONS[name], np.float32)) <= FORWARD_FLOAT32
 
 
+@pytest.mark.slow
 def test_convolution_with_a_wrong_transform_fails(monkeypatch, recompiled, x64):
     transforms = winograd._transforms
 
@@ -71,6 +80,7 @@ def test_convolution_with_a_wrong_transform_fails(monkeypatch, recompiled, x64):
     assert min(convolutions(CONVOLUTIONS["conv3"], np.float64)) > FORWARD_FLOAT64
 
 
+@pytest.mark.slow
 def test_convolution_can_be_differentiated_twice(x64):
     x = np.random.default_rng(0).standard_normal((1, 5, 5, 2))
     kernel = np.random.default_rng(1).standard_normal((3, 3, 2, 32))

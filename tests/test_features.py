@@ -1,15 +1,13 @@
 """Stored outputs of frozen layers: equal to the layers', found again, never stale."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FORWARD_FLOAT64, relative_error
-from test_training_parity import NarrowAlexNet
+from conftest import FORWARD_FLOAT64, random_params, relative_error
 
 from jaxlab import (
+    AlexNet,
     Preprocess,
     inputs,
     make_eval_step,
@@ -26,6 +24,7 @@ from jaxlab.features import Images, feature_loader
 from jaxlab.runtime import Clock
 from jaxlab.store import ArrayStore, NoRoom
 from jaxlab.train import Resident, epoch_order, evaluate, init_state, train_epoch
+from tests.stress.narrow import NARROW
 
 COUNT = 23
 SIZE = COUNT * 5 * 8  # bytes of all outputs in float64
@@ -216,11 +215,9 @@ class Narrow:
     """A narrow network on digits, in float64, trained from images or stored outputs."""
 
     def __init__(self, folder):
-        self.model, self.preprocess = NarrowAlexNet(10), Preprocess(63)
+        self.model, self.preprocess = AlexNet(10, **NARROW), Preprocess(63)
         self.data = mnist5k().first(TRAINED, TESTED)
-        init = jax.jit(functools.partial(self.model.init, train=False))
-        params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
-        self.params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+        self.params = random_params(self.model, np.float64)
         self.images = inputs.images(self.model, self.data, self.preprocess, workers=0)
         self.store = ArrayStore(folder, 1 << 30)
 
@@ -271,7 +268,9 @@ class Narrow:
 
 def assert_same_training(found, expected):
     """To roundoff in float64, but for the answers, which are equal."""
-    for ours, theirs in zip(*map(jax.tree.leaves, (found[0], expected[0])), strict=True):
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (found[0], expected[0])), strict=True
+    ):
         assert ours.dtype == np.float64
         assert relative_error(ours, theirs) <= FORWARD_FLOAT64
     np.testing.assert_allclose(found[1], expected[1], FORWARD_FLOAT64)
@@ -284,7 +283,13 @@ def narrow(tmp_path, x64):
 
 
 # How many layers, from the first on, are frozen: every place to freeze up to.
-@pytest.mark.parametrize("depth", range(len(LAYERS)))
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param(depth, marks=() if depth == 7 else pytest.mark.slow)
+        for depth in range(len(LAYERS))
+    ],
+)
 def test_training_on_stored_outputs_is_training_on_images(depth, narrow):
     trainable = narrow.trainable(LAYERS[:depth])
     found = narrow.train(narrow.stored(trainable), trainable)
@@ -300,11 +305,14 @@ def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
         for name in stored
     }
     image, outputs, hidden = (2, 28, 28, 1), (2, 6, 6, 12), (2, 32)
-    assert shapes == {
-        "features": {"train": outputs, "test": outputs},
-        "backbone": {"train": outputs, "test": hidden},
-        "none": {"train": image, "test": image},
-    }[freeze]
+    assert (
+        shapes
+        == {
+            "features": {"train": outputs, "test": outputs},
+            "backbone": {"train": outputs, "test": hidden},
+            "none": {"train": image, "test": image},
+        }[freeze]
+    )
     if freeze == "backbone":  # from the disk too, since what is stored is read there
         found = narrow.train(stored, trainable)
         assert_same_training(found, narrow.train(narrow.images, trainable))
@@ -330,9 +338,8 @@ def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypa
 
 
 def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
-    model, data = NarrowAlexNet(10), mnist5k().first(24, 12)
-    init = jax.jit(functools.partial(model.init, train=False))
-    params = init(jax.random.key(0), jnp.zeros((1, 63, 63, 3)))["params"]
+    model, data = AlexNet(10, **NARROW), mnist5k().first(24, 12)
+    params = random_params(model)
     fed = inputs.images(model, data, Preprocess(63), workers=0)
     output = jax.eval_shape(
         lambda: model.apply(

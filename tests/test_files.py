@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +15,41 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_torchfile import saved
 
-from pretrained import WeightsError, convert, read_torch_file, to_flax
-from pretrained.files import read_weights
+from pretrained import WeightsError, convert, files, read_torch_file, to_flax
 from pretrained.sources import SOURCES
+from tests.stress.narrow import NARROW
+
+NARROW_CONVERT = """
+import sys
+from tests.stress.narrow import narrow
+narrow()
+from pretrained import convert
+sys.exit(convert.main(sys.argv[1:]))
+"""
+SMALL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)
+"""
+# A command of its own, converting narrow networks.
+CONVERT = [sys.executable, "-c", NARROW_CONVERT]
+ROOT = Path(__file__).parents[1]
 
 
-def convert_command(*arguments):
+def convert_command(*arguments, command=(sys.executable, "-m", "pretrained.convert")):
     return subprocess.run(
-        [sys.executable, "-m", "pretrained.convert", *map(str, arguments)],
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A .pth that torch wrote, and its state_dict."""
+@pytest.fixture
+def original(narrowed, tmp_path_factory):
+    """A .pth that torch wrote, of narrow layers."""
     path = tmp_path_factory.mktemp("weights") / "alexnet 7.pth"
-    state_dict = torch_alexnet(7).state_dict()
-    torch.save(state_dict, path)
-    return path, {name: value.numpy() for name, value in state_dict.items()}
+    torch.save(torch_alexnet(7, **NARROW).state_dict(), path)
+    return path
 
 
 def assert_same(ours, theirs):
@@ -42,8 +59,11 @@ def assert_same(ours, theirs):
         assert ours[name].shape == value.shape, name
 
 
-def test_the_way_to_flax_and_back_keeps_every_bit(original, tmp_path):
-    path, state_dict = original
+@pytest.mark.slow
+def test_the_way_to_flax_and_back_keeps_every_bit(tmp_path):
+    path, tensors = tmp_path / "alexnet.pth", torch_alexnet(7).state_dict()
+    torch.save(tensors, path)
+    state_dict = {name: value.numpy() for name, value in tensors.items()}
     names = ("flax.safetensors", "back.safetensors", "back.pth")
     flax, back, pth = (tmp_path / name for name in names)
     process = convert_command(path, flax)
@@ -68,8 +88,8 @@ def test_the_way_to_flax_and_back_keeps_every_bit(original, tmp_path):
 
 
 def test_a_converted_file_says_what_it_was_made_from(original, tmp_path, monkeypatch):
-    path, _ = original
-    sha256 = read_weights(path).sha256
+    path = original
+    sha256 = files.read_weights(path).sha256
     for published in (False, True):
         if published:
             row = SOURCES["imagenet"]._replace(sha256=sha256)
@@ -86,13 +106,13 @@ def test_a_converted_file_says_what_it_was_made_from(original, tmp_path, monkeyp
 
 def test_two_conversions_are_byte_identical(original, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
-        assert convert.main([str(original[0]), str(tmp_path / name)]) == 0
+        assert convert.main([str(original), str(tmp_path / name)]) == 0
     a, b = ((tmp_path / name).read_bytes() for name in os.listdir(tmp_path))
     assert a == b
 
 
 def test_what_convert_cannot_do_is_one_line_and_leaves_out_alone(original, tmp_path):
-    path = original[0]
+    path = original
     there = tmp_path / "there.safetensors"
     there.write_text("mine")
     out = tmp_path / "out.safetensors"
@@ -129,21 +149,16 @@ def test_published_weights_that_cannot_be_had_are_code_4(tmp_path, monkeypatch):
     assert process.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_leaves_the_earlier_file(original, tmp_path):
     for name, *flags in (("a.safetensors",), ("b.pth", "--reverse")):
         out = tmp_path / name
         out.write_text("earlier")
-        code = (
-            "import resource, sys\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000,) * 2)\n"
-            "from pretrained import convert\n"
-            "sys.exit(convert.main(sys.argv[1:]))"
+        limit = (
+            "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)"
         )
-        process = subprocess.run(
-            [sys.executable, "-c", code, original[0], out, "--overwrite", *flags],
-            capture_output=True,
-            text=True,
-        )
+        command = [*CONVERT[:2], limit + NARROW_CONVERT]
+        process = convert_command(original, out, "--overwrite", *flags, command=command)
         assert process.returncode == 3, process.stderr
         assert "cannot be written" in process.stderr and "free space" in process.stderr
         assert process.stderr.count("\n") == 1
@@ -151,8 +166,16 @@ def test_a_write_that_fails_leaves_the_earlier_file(original, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.pth"]
 
 
+def tensors_of_two():
+    return torch_alexnet(2, **NARROW).state_dict()
+
+
+def one_infinite(x):
+    return torch.cat([x[:-1], torch.tensor([-torch.inf])])
+
+
 def small_change(name, change):
-    state_dict = torch_alexnet(2).state_dict()
+    state_dict = tensors_of_two()
     state_dict[name] = change(state_dict[name])
     return state_dict
 
@@ -165,21 +188,23 @@ def small_change(name, change):
             "conv1/bias holds NaN or infinity",
         ),
         (
-            lambda: {k: v.double() for k, v in torch_alexnet(2).state_dict().items()},
+            lambda: small_change("classifier.6.bias", one_infinite),
+            "fc8/bias holds NaN or infinity",
+        ),
+        (
+            lambda: {k: v.double() for k, v in tensors_of_two().items()},
             "conv1/kernel is float64; save model.float()",
         ),
         (
-            lambda: {k: v.half() for k, v in torch_alexnet(2).state_dict().items()},
+            lambda: {k: v.half() for k, v in tensors_of_two().items()},
             "features.0.weight is float16, expected float32",
         ),
         (
             lambda: small_change("features.3.bias", lambda x: x[:-1].clone()),
-            "features.3.bias has shape [191], expected [192]",
+            "features.3.bias has shape [11], expected [12]",
         ),
         (
-            lambda: {
-                f"module.{k}": v for k, v in torch_alexnet(2).state_dict().items()
-            },
+            lambda: {f"module.{k}": v for k, v in tensors_of_two().items()},
             "every key starts with 'module.', as DataParallel saves them",
         ),
         (lambda: {}, "features.0.weight is missing; features.0.bias is missing"),
@@ -190,29 +215,27 @@ def small_change(name, change):
     ],
 )
 def test_a_file_of_something_else_is_named_with_all_its_problems(
-    make, message, tmp_path
+    make, message, narrowed, tmp_path
 ):
     path = tmp_path / "other.pth"
     path.write_bytes(saved(make()))
     with pytest.raises(WeightsError) as raised:
-        read_weights(path)
+        files.read_weights(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert message in str(raised.value)
 
 
 def test_flax_names_that_do_not_fit_are_named(original, tmp_path):
     path = tmp_path / "flax.safetensors"
-    assert convert.main([str(original[0]), str(path)]) == 0
+    assert convert.main([str(original), str(path)]) == 0
     tensors = load_file(path)
     del tensors["fc7/bias"]
     tensors["fc6/kernel"] = tensors["fc6/kernel"].T.copy()
     save_file(tensors, path)
     with pytest.raises(WeightsError) as raised:
-        read_weights(path)
+        files.read_weights(path)
     assert "fc7/bias is missing" in str(raised.value)
-    assert "fc6/kernel has shape [4096, 9216], expected [9216, 4096]" in str(
-        raised.value
-    )
+    assert "fc6/kernel has shape [32, 432], expected [432, 32]" in str(raised.value)
 
 
 def test_a_safetensors_file_that_is_damaged_or_of_odd_types_is_named(tmp_path):
@@ -229,7 +252,7 @@ def test_a_safetensors_file_that_is_damaged_or_of_odd_types_is_named(tmp_path):
     ):
         path.write_bytes(content)
         with pytest.raises(WeightsError) as raised:
-            read_weights(path)
+            files.read_weights(path)
         assert message in str(raised.value)
         assert str(raised.value).isprintable()
 
@@ -243,24 +266,26 @@ def one_empty(shape, size=0, name="a"):
 
 
 def test_a_second_conversion_keeps_the_first_one_s_origin(original, tmp_path):
-    path, _ = original
+    path = original
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     assert convert.main([str(path), str(first)]) == 0
     assert convert.main([str(first), str(second), "--reverse"]) == 0
     with safe_open(second, "np") as file:
         facts = json.loads(file.metadata()["provenance"])
     assert facts["file"] == "first.safetensors"
-    assert facts["made_from"]["sha256"] == read_weights(path).sha256
+    assert facts["made_from"]["sha256"] == files.read_weights(path).sha256
 
 
+@pytest.mark.slow
 def test_odd_terminals_do_not_break_convert(original, tmp_path):
-    line = f"{sys.executable} -m pretrained.convert '{original[0]}' {tmp_path}/a"
+    line = f"{shlex.join(CONVERT)} '{original}' {tmp_path}/a"
     for i, (command, code) in enumerate(
         ((f"PYTHONIOENCODING=ascii {line}", 0), (line, 141), (line, 3))
     ):
         redirect = ("", " | true", " > /dev/full")[i]
         process = subprocess.run(
             ["bash", "-c", f"{command}{i}.safetensors{redirect}; exit ${{PIPESTATUS}}"],
+            cwd=ROOT,
             capture_output=True,
             text=True,
         )
@@ -270,10 +295,10 @@ def test_odd_terminals_do_not_break_convert(original, tmp_path):
 
 
 def test_a_published_file_is_known_by_its_hash(original, monkeypatch):
-    path, _ = original
-    weights = read_weights(path)
+    path = original
+    weights = files.read_weights(path)
     assert weights.source is None and weights.names == "torch"
     row = SOURCES["imagenet"]._replace(sha256=weights.sha256)
     monkeypatch.setitem(SOURCES, "imagenet", row)
-    assert read_weights(path).source is row
+    assert files.read_weights(path).source is row
     assert np.size(weights.params["fc8"]["bias"]) == 7

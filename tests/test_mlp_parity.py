@@ -1,5 +1,7 @@
 """The lab's MLP beside PyTorch, every variant, in float64."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -154,8 +156,14 @@ def assert_same_tree(ours, theirs):
             assert relative_error(a, b) <= TRAJECTORY_FLOAT64, path
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = [("dropout", "adam"), ("batchnorm+step-decay", "sgd")]
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(VARIANTS, ("adam", "sgd"))
+]
+
+
+@pytest.mark.parametrize("name, optimizer", CASES)
 def test_forty_steps_equal_torchs(name, optimizer, x64):
     variant = VARIANTS[name]
     oracle = torch_mlp(variant)
@@ -200,6 +208,7 @@ def test_a_biased_running_variance_fails_the_bar(monkeypatch, x64):
     assert error > 1000 * TRAJECTORY_FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_l2_in_the_loss_is_twice_that_decay_in_the_optimiser(optimizer, x64):
     variant = VARIANTS["l2"]
@@ -221,6 +230,7 @@ def test_the_penalties_are_their_formulas_and_l1_is_flat_at_zero():
     np.testing.assert_array_equal(gradient["fc1"]["kernel"], [[0.0, -0.5]])
 
 
+@pytest.mark.slow
 def test_fresh_layers_are_drawn_as_torch_draws_them():
     params = MLP().init(jax.random.key(0), jnp.zeros((1, 784)), train=False)["params"]
     theirs, _ = as_variables(torch_mlp(VARIANTS["baseline"]).state_dict())

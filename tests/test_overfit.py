@@ -1,5 +1,6 @@
 """The lab end to end: seeds, curves, table, files, verdicts, messages."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxlab import MLP
 from jaxlab.overfit import RULE, VARIANTS, Config, main, variant_program, verdict
 
 SMALL = ["--seeds", "2", "--epochs", "3", "--train-size", "50", "--test-size", "40"]
@@ -24,6 +26,7 @@ def command(*flags, cwd=None):
     )
 
 
+@pytest.mark.slow
 def test_the_baseline_memorises_200_digits_and_leaves_a_gap(tmp_path, capsys):
     results = main(
         ["--variants", "baseline", "--seeds", "2", "--out", str(tmp_path / "run")]
@@ -39,6 +42,10 @@ def test_the_baseline_memorises_200_digits_and_leaves_a_gap(tmp_path, capsys):
     assert row.endswith("over-fits")
 
 
+# One for all tests, so that each program is compiled once.
+SHORT = Config(epochs=4, batch_size=5, lr=1e-3, lr_step=2)
+
+
 def small_splits():
     random = np.random.default_rng(0)
     return {
@@ -50,10 +57,10 @@ def small_splits():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "dropout", "batchnorm+step-decay"])
 def test_each_seed_equals_its_run_alone(name):
-    config = Config(epochs=4, batch_size=5, lr=1e-3, lr_step=2)
-    program = jax.jit(variant_program(VARIANTS[name], config, 10))
+    program = jax.jit(variant_program(VARIANTS[name], SHORT, 10))
     splits = small_splits()
     together = program(jnp.arange(3), splits)
     for seed in range(3):
@@ -66,13 +73,13 @@ def test_each_seed_equals_its_run_alone(name):
     assert losses.shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_a_cure_changes_training_and_nothing_else_does():
-    config = Config(epochs=2, batch_size=5, lr=1e-3, lr_step=1)
     splits = small_splits()
     losses = {
         name: tuple(
             np.asarray(
-                jax.jit(variant_program(variant, config, 10))(jnp.arange(1), splits)[
+                jax.jit(variant_program(variant, SHORT, 10))(jnp.arange(1), splits)[
                     "train_loss"
                 ]
             ).ravel()
@@ -84,6 +91,31 @@ def test_a_cure_changes_training_and_nothing_else_does():
     assert losses["baseline"][0] == losses["step-decay"][0]
 
 
+def test_the_curves_are_means_over_each_split():
+    """At a rate this small the weights stay, so what is measured is the first ones'."""
+    config, splits = dataclasses.replace(SHORT, epochs=1, lr=1e-30), small_splits()
+    program = variant_program(VARIANTS["baseline"], config, 10)
+    curves = jax.jit(program)(jnp.arange(1), splits)
+    init_key = jax.random.split(jax.random.key(0), 3)[0]
+
+    @jax.jit
+    def logits_of(splits):
+        variables = MLP().init(init_key, splits["train"][0], train=False)
+        return {
+            name: MLP().apply(variables, images, train=False)
+            for name, (images, _) in splits.items()
+        }
+
+    for name, logits in logits_of(splits).items():
+        logits, labels = np.asarray(logits), np.asarray(splits[name][1])
+        right = logits[np.arange(len(labels)), labels]
+        losses = np.log(np.exp(logits).sum(-1)) - right
+        np.testing.assert_allclose(curves[f"{name}_loss"], losses.mean(), rtol=1e-5)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        np.testing.assert_allclose(curves[f"{name}_accuracy"], accuracy, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_files_hold_every_seeds_curves_and_a_picture(tmp_path):
     folder = tmp_path / "run"
     process = command(*SMALL, "--variants", "l1,batchnorm", "--out", folder)
@@ -136,14 +168,18 @@ def test_the_verdict_follows_the_stated_rule(train, test, expected):
     ],
     ids=lambda value: " ".join(value)[:30],
 )
-def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, message, tmp_path):
-    process = command(*flags, cwd=tmp_path)
+def test_a_wrong_flag_is_one_line_and_writes_nothing(
+    flags, message, run_here, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    process = run_here(main, *flags)
     assert process.returncode == 2
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
     assert message in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_is_fine_without_batch_norm(tmp_path):
     job = [*SMALL, "--batch-size", "7", "--variants", "dropout"]
     main([*job, "--out", str(tmp_path / "run")])

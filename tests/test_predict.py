@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,30 +14,29 @@ from jaxlab import finetune, predict
 from jaxlab.data.digits import mnist5k
 from jaxlab.errors import InputError, UsageError
 from pretrained.sources import imagenet_classes
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxlab.predict", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+from tests.stress.narrow import narrow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def trained(narrow_weights, tmp_path_factory):
     """A run on digits, in a folder with its test digits as PNGs: run, pictures."""
     folder = tmp_path_factory.mktemp("predict")
     job = ["--train-size", "300", "--test-size", "100", "--image-size", "63"]
-    finetune.main(
-        [*job, "--epochs", "3", *NO_CHECKPOINTS, "--out", str(folder / "run")]
-    )
+    job += ["--epochs", "3", "--weights", narrow_weights, *NO_CHECKPOINTS]
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch.setattr)
+        finetune.main([*job, "--out", str(folder / "run")])
     test = mnist5k().test
     for i in range(100):
         image = Image.fromarray(test.images[i, :, :, 0])
         (folder / "digits" / str(test.labels[i])).mkdir(parents=True, exist_ok=True)
         image.save(folder / "digits" / str(test.labels[i]) / f"{i}.png")
     return folder / "run", folder / "digits"
+
+
+@pytest.fixture
+def run(narrowed, trained):
+    return trained
 
 
 def answers(*arguments, capsys):
@@ -56,8 +53,9 @@ def test_the_run_s_own_accuracy_is_reproduced(run, capsys):
     assert np.mean(right) == json.loads(lines[-1])["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", [False, True])
-def test_a_run_on_pictures_answers_them_as_it_trained(crop, tmp_path, capsys):
+def test_a_run_on_pictures_answers_them_as_it_trained(crop, slim, tmp_path, capsys):
     random = np.random.default_rng(0)
     for label, name in enumerate(("dark", "light")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -68,9 +66,8 @@ def test_a_run_on_pictures_answers_them_as_it_trained(crop, tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "data"), "--image-size", "63"]
     flags += ["--crop"] if crop else []
     out = tmp_path / "run"
-    result = finetune.main(
-        [*flags, "--epochs", "2", *NO_CHECKPOINTS, "--out", str(out)]
-    )
+    flags += ["--epochs", "12", "--lr-step", "12", "--lr", "0.003", *NO_CHECKPOINTS]
+    result = finetune.main([*flags, "--out", str(out)])
     config = json.loads((out / "config.json").read_text())
     assert config["class_names"] == ["dark", "light"]
     assert config["preprocessing"]["crop"] is crop
@@ -132,13 +129,13 @@ def test_patterns_and_folders_are_searched_once(run, capsys):
     assert len(found) == len({x["file"] for x in found}) == 100
 
 
-def test_bad_pictures_are_named_and_the_others_answered(run, tmp_path):
+def test_bad_pictures_are_named_and_the_others_answered(run, run_here, tmp_path):
     folder, digits = run
     good = next(digits.rglob("7.png"))
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-30])
     (tmp_path / ".hidden.png").write_bytes(good.read_bytes())
-    process = command(folder, good, tmp_path)
+    process = run_here(predict.main, folder, good, tmp_path)
     assert process.returncode == 3
     assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
     lines = process.stderr.splitlines()
@@ -176,6 +173,7 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
         assert message in str(raised.value)
 
 
+@pytest.mark.slow
 def test_without_a_run_imagenet_answers_with_its_own_classes(
     tmp_path, monkeypatch, capsys
 ):

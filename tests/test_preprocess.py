@@ -50,7 +50,9 @@ def test_noise_resizes_to_pillows_pixels_up_and_down(shape):
     assert np.count_nonzero(ours != pillow(image, 224, 224)) == 0
 
 
-@settings(max_examples=20, deadline=None)
+# Each size compiles its own operations, a second's worth.
+@pytest.mark.slow
+@settings(max_examples=settings.default.max_examples // 12, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))
 def test_any_size_resizes_to_pillows_pixels(height, width, new_height, new_width):
     image = noise(height, width, 1)

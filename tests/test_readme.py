@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from flax import nnx
 
 from jaxlab import AlexNet
@@ -11,6 +12,7 @@ from jaxlab import AlexNet
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_and_exports(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
@@ -20,6 +22,7 @@ def test_the_python_example_runs_and_exports(capsys):
     assert names["state_dict"]["classifier.6.weight"].shape == (10, 4096)
 
 
+@pytest.mark.slow
 def test_the_nnx_bridge_wraps_alexnet():
     assert "nnx.bridge.ToNNX(AlexNet(10), rngs=nnx.Rngs(0))" in README.read_text()
     images = np.ones((1, 63, 63, 3), np.float32)

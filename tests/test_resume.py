@@ -18,9 +18,6 @@ import pytest
 from safetensors.numpy import load_file
 
 import pretrained
-from benchmarks import chaos
-from benchmarks.chaos import results
-from benchmarks.narrow import FLAGS, narrow
 from jaxlab import (
     cli,
     finetune,
@@ -37,7 +34,10 @@ from jaxlab import (
 from jaxlab.checkpoint import Checkpoints
 from jaxlab.config import Config
 from jaxlab.finetune import main
-from jaxlab.models import alexnet
+from pretrained.tables import alexnet as table_of
+from tests.stress import chaos
+from tests.stress.chaos import results
+from tests.stress.narrow import FLAGS, NARROW
 
 # As jaxlab.runtime has it, but pytest has filters of its own: full disks leave programs
 # half-written, and are the same process's here.
@@ -58,11 +58,8 @@ def interruptible():
 
 
 @pytest.fixture
-def narrowed(monkeypatch):
-    """The command with a narrow network, in this process, looking in at every step."""
-    for owner, name in ((alexnet, "AlexNet"), (pretrained, "to_torch")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back
-    narrow()
+def narrowed(narrowed, monkeypatch):
+    """The narrow command, looking in at every step."""
     monkeypatch.setattr(train, "SECONDS_AWAY", 0)
 
 
@@ -115,7 +112,15 @@ def stopped(monkeypatch, narrowed, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("step", range(1, STEPS * EPOCHS))
+# The middle of an epoch, the first step and the end of an epoch; all under stress.
+MARKS = {STEPS + 3: (), 1: pytest.mark.slow, STEPS: pytest.mark.slow}
+STOPS = [
+    pytest.param(step, marks=MARKS.get(step, pytest.mark.stress))
+    for step in range(1, STEPS * EPOCHS)
+]
+
+
+@pytest.mark.parametrize("step", STOPS)
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
     step, whole, stopped, monkeypatch, capsys
 ):
@@ -133,6 +138,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
     assert results(out) == whole
 
 
+@pytest.mark.slow
 def test_a_run_with_another_seed_ends_with_other_bits(
     whole, narrowed, monkeypatch, tmp_path
 ):
@@ -152,8 +158,12 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("number", CODE)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.stress)],
+)
 def test_a_signal_in_any_phase_ends_the_run_and_loses_nothing(
     phase, number, whole, stopped, monkeypatch
 ):
@@ -176,15 +186,24 @@ WRITING = {
 }
 
 
+FROZEN = ["--freeze", "features", "--lr", 0.003]
+
+
+@pytest.fixture(scope="module")
+def whole_frozen(tmp_path_factory):
+    """A run in one piece with FROZEN."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    chaos.finish(out, *map(str, FROZEN))
+    return results(out)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", WRITING)
 def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
-    phase, small_disk, narrowed, monkeypatch, tmp_path, capsys
+    phase, whole_frozen, small_disk, narrowed, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
-    flags = ["--freeze", "features", "--lr", 0.003]
-    assert command(monkeypatch, tmp_path / "whole", *flags) == 0
-    shutil.rmtree(tmp_path / "home")
-    out = tmp_path / "run"
+    flags, out = FROZEN, tmp_path / "run"
     owner, name, nth = WRITING[phase]
     capsys.readouterr()
     with monkeypatch.context() as patch:
@@ -201,7 +220,7 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     left = [p for p in tmp_path.rglob("*") if p.suffix in (".partial", ".deleted")]
     assert not left
     assert command(monkeypatch, out, "--resume", *flags) == 0
-    assert results(out) == results(tmp_path / "whole")
+    assert results(out) == whole_frozen
 
 
 @pytest.fixture
@@ -235,6 +254,7 @@ def slow_last_save(monkeypatch):
     return slow
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_last_save_is_waited_for_lets_it_finish(
     slow_last_save, narrowed, monkeypatch, tmp_path
 ):
@@ -245,6 +265,7 @@ def test_a_signal_while_the_last_save_is_waited_for_lets_it_finish(
     assert Checkpoints(out / "checkpoints", 2, print).steps()[0] == EPOCHS * STEPS
 
 
+@pytest.mark.slow
 def test_the_model_is_written_when_all_else_is(
     slow_last_save, narrowed, monkeypatch, tmp_path
 ):
@@ -260,6 +281,7 @@ def test_the_model_is_written_when_all_else_is(
     assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_cannot_be_saved_says_why(
     small_disk, narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -277,6 +299,7 @@ def test_a_stopped_run_that_cannot_be_saved_says_why(
     assert "could not be saved: File too large; check the free space" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
     stopped, monkeypatch, tmp_path, capsys
 ):
@@ -292,7 +315,7 @@ def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
 
 TWICE = """
 import os, signal, sys
-from benchmarks import narrow
+from tests.stress import narrow
 from jaxlab import fit
 show, calls = fit._show, 0
 def twice(*args):
@@ -308,6 +331,7 @@ sys.exit(narrow.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
 def test_a_second_signal_ends_the_process_at_once(numbers, tmp_path):
     process = subprocess.run(
@@ -321,6 +345,7 @@ def test_a_second_signal_ends_the_process_at_once(numbers, tmp_path):
     assert all(saved.restore(step).step == step for step in saved.steps())
 
 
+@pytest.mark.slow
 def test_a_signal_that_python_drops_stops_the_run_all_the_same(
     whole, narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -341,7 +366,7 @@ def test_a_signal_that_python_drops_stops_the_run_all_the_same(
 
 UNREAD = """
 import os, sys
-from benchmarks import narrow
+from tests.stress import narrow
 from jaxlab import fit
 tell = fit._tell
 def unread(job, entry):
@@ -355,6 +380,7 @@ sys.exit(narrow.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_the_epoch_that_nobody_reads_is_saved(tmp_path):
     out = tmp_path / "run"
     process = subprocess.run(
@@ -412,6 +438,7 @@ def test_without_checkpoints_a_stopped_run_says_that_nothing_is_saved(stopped, c
     )
 
 
+@pytest.mark.slow
 def test_every_second_epoch_and_the_last_are_saved(narrowed, monkeypatch, tmp_path):
     flags = ["--checkpoint-every", 2, "--keep", 5]
     assert command(monkeypatch, tmp_path / "run", *flags) == 0
@@ -419,6 +446,7 @@ def test_every_second_epoch_and_the_last_are_saved(narrowed, monkeypatch, tmp_pa
     assert saved == [3 * STEPS, 2 * STEPS]
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_as_a_longer_run_would_have(
     whole, narrowed, monkeypatch, tmp_path
 ):
@@ -428,6 +456,7 @@ def test_more_epochs_go_on_as_a_longer_run_would_have(
     assert results(out) == whole
 
 
+@pytest.mark.slow
 def test_more_epochs_that_are_stopped_at_the_end_leave_no_finished_run(
     whole, stopped, narrowed, monkeypatch, tmp_path
 ):
@@ -439,6 +468,7 @@ def test_more_epochs_that_are_stopped_at_the_end_leave_no_finished_run(
     assert results(out) == whole
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):
     flags = ["--seed", 5, "--lr", 0.01, "--l2", 0, "--freeze", "features"]
     flags += ["--keep", 5, "--no-feature-cache"]
@@ -528,6 +558,7 @@ def test_checkpoints_that_cannot_be_written_to_are_refused_at_the_start(
     )
 
 
+@pytest.mark.slow
 def test_other_versions_and_another_processor_are_said_each_time(
     copied, narrowed, monkeypatch, capsys
 ):
@@ -553,12 +584,14 @@ def test_other_versions_and_another_processor_are_said_each_time(
     assert f"({other}) → cpu ({first}) since the run went on at step 14: its" in back
 
 
+@pytest.mark.slow
 def test_in_the_same_place_nothing_is_said(copied, narrowed, monkeypatch, capsys):
     for epochs in (3, 4):
         assert command(monkeypatch, copied, "--resume", "--epochs", epochs) == 0
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
     copied, whole, narrowed, monkeypatch, capsys
 ):
@@ -574,12 +607,14 @@ def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
     assert results(copied) == whole
 
 
+@pytest.mark.slow
 def test_an_earlier_step_can_be_asked_for(copied, whole, narrowed, monkeypatch, capsys):
     assert command(monkeypatch, copied, "--resume", 7) == 0
     assert "resumed from step 7" in capsys.readouterr().out
     assert results(copied) == whole
 
 
+@pytest.mark.slow
 def test_steps_behind_the_one_that_was_asked_for_go_when_the_next_is_saved(
     stopped, narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -594,6 +629,7 @@ def test_steps_behind_the_one_that_was_asked_for_go_when_the_next_is_saved(
     assert f"resumed from step {STEPS + 3}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_were_begun_are_refused(stopped, monkeypatch, capsys):
     _, out = stopped(fit, "_show", STEPS + 3)
     capsys.readouterr()
@@ -606,6 +642,7 @@ def test_fewer_epochs_than_were_begun_are_refused(stopped, monkeypatch, capsys):
     assert command(monkeypatch, out, "--resume", "--epochs", 2) == 0
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_those_of_the_best_epoch(
     narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -624,8 +661,10 @@ def test_the_best_weights_are_those_of_the_best_epoch(
     assert f"best: epoch 2, test accuracy 0.9000: {path}\n" in capsys.readouterr().out
     assert Checkpoints(folder, 2, print).steps() == [28, 21, 14]
     best = Checkpoints(folder, 2, print).read(14).arrays
-    for name, array in load_file(path).items():
-        assert array.tobytes() == best[f"params.{name}"].tobytes()
+    params = pretrained.to_flax(load_file(path), table_of(**NARROW))
+    for layer, leaves in params.items():
+        for leaf, array in leaves.items():
+            assert array.tobytes() == best[f"params.{layer}.{leaf}"].tobytes()
     assert path.read_bytes() != (out / "model.safetensors").read_bytes()  # the control
     # The last epoch's are the model's own.
     assert command(monkeypatch, out, *flags[2:], "--resume", "--epochs", 5) == 0
@@ -633,6 +672,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(
     assert Checkpoints(folder, 2, print).steps() == [35, 28]
 
 
+@pytest.mark.slow
 def test_a_best_step_that_is_damaged_is_said(copied, narrowed, monkeypatch, capsys):
     path = copied / "checkpoints" / "7" / "manifest.json"
     os.truncate(path, 100)
@@ -656,6 +696,7 @@ def test_a_finished_run_says_so_and_is_left_alone(
     assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--epochs", "4"]])
 def test_a_finished_run_without_steps_is_not_begun_anew(
     more, copied, narrowed, monkeypatch, capsys
@@ -707,6 +748,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_files_of_a_run_are_one_line_or_written_anew(
     name, copied, whole, narrowed, monkeypatch, capsys
@@ -726,6 +768,7 @@ def test_damaged_files_of_a_run_are_one_line_or_written_anew(
         assert results(copied) == whole
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_removed(copied, narrowed, monkeypatch):
     (copied / "model.safetensors.abcd.partial").mkdir()
     (copied / "model.safetensors.abcd.partial" / "model.safetensors").touch()
@@ -735,6 +778,7 @@ def test_what_a_killed_export_left_is_removed(copied, narrowed, monkeypatch):
     assert [path.name for path in copied.glob("*.partial")] == ["mine.partial"]
 
 
+@pytest.mark.slow
 def test_where_nothing_has_begun_resume_begins(
     whole, narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -760,6 +804,7 @@ def test_without_a_folder_resume_is_refused(monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_one_folder_is_one_runs(copied, narrowed, monkeypatch, capsys):
     with filelock.FileLock(copied / ".lock"):
         assert command(monkeypatch, copied, "--resume") == 2
@@ -769,6 +814,7 @@ def test_one_folder_is_one_runs(copied, narrowed, monkeypatch, capsys):
     assert command(monkeypatch, copied, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(
     narrowed, monkeypatch, tmp_path, capsys
 ):
@@ -824,6 +870,7 @@ def test_a_disk_without_room_is_refused_before_the_run(
     )
 
 
+@pytest.mark.slow
 def test_features_leave_the_disk_to_the_checkpoints(
     narrowed, monkeypatch, tmp_path, capsys
 ):

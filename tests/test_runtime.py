@@ -21,6 +21,8 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 COUNTED = """
 import sys, jax
 from jaxlab import {command} as command
+from tests.stress.narrow import narrow
+narrow()
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 command.main(sys.argv[1:])
@@ -35,10 +37,16 @@ JOBS = {
 }
 
 
+def without_cache(environment):
+    """Without the tests' own cache of compiled programs."""
+    return {k: v for k, v in environment.items() if "CACHE" not in k}
+
+
 def script(code, *arguments, **environment):
     process = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1],
+        env={**without_cache(os.environ), **environment},
         capture_output=True,
         text=True,
     )
@@ -46,8 +54,10 @@ def script(code, *arguments, **environment):
     return process.stdout.splitlines()[-1], process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", JOBS)
-def test_the_second_time_nothing_is_compiled(command, tmp_path):
+def test_the_second_time_nothing_is_compiled(command, narrow_weights, tmp_path):
+    weights = ["--weights", narrow_weights] if command == "finetune" else []
     home = tmp_path / "home"
     code = COUNTED.format(command=command)
 
@@ -55,6 +65,7 @@ def test_the_second_time_nothing_is_compiled(command, tmp_path):
         # Another order of sets and dicts must not make other programs.
         said, stderr = script(
             code,
+            *weights,
             *JOBS[command],
             tmp_path / "run",
             JAXLAB_HOME=str(home),
@@ -116,7 +127,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize("megabytes", [100, 2500])  # one result's, a whole step's
+@pytest.mark.parametrize(  # one result's, a whole step's
+    "megabytes", [100, pytest.param(2500, marks=pytest.mark.stress)]
+)
 def test_freed_memory_is_used_again(megabytes):
     pages = 3 * (megabytes << 20) // os.sysconf("SC_PAGE_SIZE")
 

@@ -22,7 +22,7 @@ def both(pets, monkeypatch):  # noqa: F811 (the fixture)
     return whole, load(pets)[0].train
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_are_those_from_memory(both, workers):
     whole, files = both
     order = epoch_order(12, seed=0, epoch=1)

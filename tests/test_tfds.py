@@ -1,9 +1,12 @@
 """TensorFlow Datasets, with the real Fashion-MNIST: prepared once, then only read."""
 
+import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from test_finetune import assert_one_line, command
 from jaxlab import finetune, overfit
 from jaxlab.data import pictures, prepare, tfds
 from jaxlab.data.dataset import content_order
+from jaxlab.data.digits import mnist5k
 from jaxlab.data.stream import streamed
 from jaxlab.data.tfds import load_tfds
 from jaxlab.errors import InputError, NetworkError, UsageError
@@ -25,101 +29,156 @@ ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "fashion_mnist"
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason=f"needs Fashion-MNIST's four files in {ORIGINALS}"
 )
-JOB = ["--image-size", "63", "--epochs", "2", *NO_CHECKPOINTS]
+JOB = ["--image-size", "63", "--weights", "none", "--epochs", "2", *NO_CHECKPOINTS]
 LOAD = (
     "import sys\n"
     "events = []\n"
     "sys.addaudithook(lambda name, _: events.append(name))\n"
     "from jaxlab.data.tfds import load_tfds\n"
-    "data = load_tfds('fashion_mnist', data_dir=sys.argv[1], manual_dir=sys.argv[2])\n"
+    "name, *folders = sys.argv[1:]\n"
+    "data = load_tfds(name, data_dir=folders[0], manual_dir=folders[1])\n"
     "print(len(data.train), len(data.test), 'tensorflow' in sys.modules,\n"
     "      any(event.startswith('socket') for event in events))\n"
 )
 
 
-def loading(folder, manual=ORIGINALS):
+def loading(folder, name="fashion_mnist", manual=ORIGINALS):
     return subprocess.Popen(
-        [sys.executable, "-c", LOAD, folder, manual],
+        [sys.executable, "-c", LOAD, name, folder, manual],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
+def incomplete(folder):
+    return list((folder / "fashion_mnist").glob("incomplete.*"))
+
+
+# Stores arrays as a set of the name and version given.
+STORE = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+file, name, version, shape, classes, folder = sys.argv[1:]
+arrays = np.load(file, allow_pickle=True)
+splits = {split: [] for split in ("train", "test") if f"{split}_images" in arrays}
+for split, examples in splits.items():
+    pairs = zip(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+    examples += [(i, {"image": x, "label": int(y)}) for i, (x, y) in enumerate(pairs)]
+shape = tuple(int(n) if n != "None" else None for n in shape.split(","))
+features = tfds.features.FeaturesDict({
+    "image": tfds.features.Image(shape=shape),
+    "label": tfds.features.ClassLabel(names=classes.split(",")),
+})
+tfds.dataset_builders.store_as_tfds_dataset(
+    name=name, version=version, data_dir=folder, split_datasets=splits,
+    features=features, description="", homepage="", file_format="array_record",
+    disable_shuffling=True,
+)
+"""
+
+
+def store(folder, name, version, shape, classes, **arrays):
+    np.savez(folder / "arrays.npz", **arrays)
+    shape = ",".join(map(str, shape))
+    words = [folder / "arrays.npz", name, version, shape, ",".join(classes), folder]
+    script = [sys.executable, "-c", STORE, *words]
+    (folder / "temporary").mkdir()  # TFDS leaves a folder there
+    environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
+    subprocess.run(script, check=True, capture_output=True, env=environment)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Fashion-MNIST, prepared by two processes at once after another was killed."""
+    """A small set under the name of TFDS' mnist: 300 digits, and 200 to test."""
     folder = tmp_path_factory.mktemp("tensorflow datasets")
-    process = loading(folder)
-    while not list((folder / "fashion_mnist").glob("incomplete.*/*")):
+    digits = mnist5k().first(300, 200)
+    arrays = {
+        f"{name}_{what}": getattr(split, what)
+        for name, split in digits.splits.items()
+        for what in ("images", "labels")
+    }
+    store(folder, "mnist", "3.0.1", (28, 28, 1), digits.class_names, **arrays)
+    return folder
+
+
+@needs_originals
+@pytest.mark.slow
+def test_fashion_mnist_is_prepared_and_its_pixels_are_the_original_files(tmp_path):
+    out, err = loading(tmp_path).communicate()
+    assert "preparing it under" in out and err == ""
+    assert out.splitlines()[-1] == "60000 10000 False False"
+    assert incomplete(tmp_path) == []
+    content = gzip.decompress((ORIGINALS / "t10k-images-idx3-ubyte.gz").read_bytes())
+    original = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    builder = tfds._builder("fashion_mnist", str(tmp_path))
+    test = tfds._read(builder, "test", tfds._pixels)
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    theirs = content_order(map(pictures.pixel_digest, original))
+    np.testing.assert_array_equal(test.images, original[theirs])
+
+
+@needs_originals
+@pytest.mark.stress
+def test_it_is_prepared_once_by_two_processes_after_another_was_killed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # the killed one's stay
+    process = loading(tmp_path)
+    while not list((tmp_path / "fashion_mnist").glob("incomplete.*/*")):
         assert process.poll() is None
         time.sleep(0.1)
     process.kill()
     process.communicate()
-    assert list((folder / "fashion_mnist").glob("incomplete.*"))
-    both = [loading(folder), loading(folder)]
+    assert incomplete(tmp_path)
+    both = [loading(tmp_path), loading(tmp_path)]
     results = [process.communicate() for process in both]
     for out, err in results:
         assert out.splitlines()[-1] == "60000 10000 False False", err
         assert err == ""
     told = [out for out, _ in results if "preparing it under" in out]
     assert len(told) == 1  # the other one waited
-    assert list((folder / "fashion_mnist").glob("incomplete.*")) == []
-    return folder
+    assert incomplete(tmp_path) == []
 
 
-@needs_originals
-def test_preparing_twice_does_nothing_the_second_time(prepared):
+def test_what_is_prepared_is_only_read(prepared):
     files = {p: p.stat().st_mtime_ns for p in prepared.rglob("*") if p.is_file()}
-    out, err = loading(prepared, manual="/nowhere").communicate()
-    assert (out, err) == ("60000 10000 False False\n", "")
+    out, err = loading(prepared, "mnist", manual="/nowhere").communicate()
+    assert (out, err) == ("300 200 False False\n", "")
     after = {p: p.stat().st_mtime_ns for p in prepared.rglob("*") if p.is_file()}
     assert after == files
 
 
-@needs_originals
-def test_the_pixels_are_the_original_files(prepared):
-    import gzip
-
-    content = gzip.decompress((ORIGINALS / "t10k-images-idx3-ubyte.gz").read_bytes())
-    original = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1)
-    test = load_tfds("fashion_mnist", data_dir=str(prepared)).test
-    assert np.bincount(test.labels).tolist() == [1000] * 10
-    ours, theirs = (
-        content_order(map(pictures.pixel_digest, images))
-        for images in (test.images, original)
-    )
-    np.testing.assert_array_equal(test.images[ours], original[theirs])
-
-
-@needs_originals
-def test_the_lab_runs_on_it(prepared, tmp_path, capsys):
-    job = ["--dataset", "fashion_mnist", "--data-dir", str(prepared), "--offline"]
-    sizes = ["--train-size", "200", "--test-size", "100"]
+@pytest.mark.slow
+def test_the_lab_runs_on_it(prepared, undrawn, tmp_path, capsys):
+    job = ["--dataset", "mnist", "--data-dir", str(prepared), "--offline"]
     flags = ["--seeds", "1", "--epochs", "1", "--variants", "baseline"]
-    overfit.main([*job, *sizes, *flags, "--out", str(tmp_path / "lab")])
+    overfit.main([*job, "--train-size", "100", *flags, "--out", str(tmp_path / "lab")])
     printed = capsys.readouterr()
-    assert "fashion_mnist: 200 training and 100 test images, 1 seeds" in printed.out
+    assert "mnist: 100 training and 200 test images, 1 seeds" in printed.out
     assert printed.err == ""  # nothing of TFDS' own
 
 
-@needs_originals
-def test_the_same_images_as_a_folder_of_pngs_give_the_same_accuracy(prepared, tmp_path):
-    data = load_tfds(
-        "fashion_mnist", data_dir=str(prepared), train_size=300, test_size=200
-    )
+@pytest.mark.slow
+def test_the_same_images_as_a_folder_of_pngs_give_the_same_accuracy(
+    prepared, narrowed, tmp_path
+):
+    sizes = {"train_size": 100, "test_size": 60}
+    data = load_tfds("mnist", data_dir=str(prepared), **sizes)
     for part, split in data.splits.items():
-        names = [name.replace("/", " or ") for name in data.class_names]
-        for label, name in enumerate(names):
-            (tmp_path / "png" / part / f"{label} {name}").mkdir(parents=True)
+        for name in data.class_names:
+            (tmp_path / "png" / part / name).mkdir(parents=True)
         for i, (image, label) in enumerate(
             zip(split.images, split.labels, strict=True)
         ):
-            path = tmp_path / "png" / part / f"{label} {names[label]}" / f"{i}.png"
+            path = tmp_path / "png" / part / data.class_names[label] / f"{i}.png"
             Image.fromarray(image[:, :, 0]).save(path)
     results = {}
-    for dataset in ("fashion_mnist", str(tmp_path / "png")):
-        sizes = ["--train-size", "300", "--test-size", "200"]
+    for dataset in ("mnist", str(tmp_path / "png")):
+        sizes = ["--train-size", "100", "--test-size", "60"]
         out = str(tmp_path / f"run {len(results)}")
         flags = ["--dataset", dataset, "--data-dir", str(prepared), "--out", out]
         finetune.main([*flags, *sizes, *JOB])
@@ -139,29 +198,47 @@ def test_the_same_images_as_a_folder_of_pngs_give_the_same_accuracy(prepared, tm
     }
 
 
-@needs_originals
 def test_a_cut_shard_is_noticed(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
     (shard,) = (tmp_path / "data").rglob("*test.array_record*")
-    shard.write_bytes(shard.read_bytes()[:-5000])
-    with pytest.raises(InputError, match="fashion_mnist.*test.* and run again"):
-        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+    shard.write_bytes(shard.read_bytes()[:-500])
+    with pytest.raises(InputError, match="the split test cannot be read: .* again"):
+        load_tfds("mnist", data_dir=str(tmp_path / "data"))
     (shard,) = (tmp_path / "data").rglob("*train.array_record*")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 255
     shard.write_bytes(content)
     with pytest.raises(InputError, match="the split train cannot be read"):
-        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+        load_tfds("mnist", data_dir=str(tmp_path / "data"))
 
 
-@needs_originals
+def test_a_shard_without_records_is_noticed(prepared, tmp_path):
+    """As some are after a cut: they open, with nothing in them."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    shutil.copytree(prepared, tmp_path / "data")
+    (shard,) = (tmp_path / "data").rglob("*test.array_record*")
+    ArrayRecordWriter(str(shard), "group_size:1").close()
+    with pytest.raises(InputError, match="test has 0 records, .* says 200; remove"):
+        load_tfds("mnist", data_dir=str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("content", ["", "{"])
 def test_a_cut_description_is_noticed(prepared, tmp_path, content):
     shutil.copytree(prepared, tmp_path / "data")
     (info,) = (tmp_path / "data").rglob("dataset_info.json")
     info.write_text(content)
     with pytest.raises(InputError, match="dataset_info.json .* is damaged; remove"):
-        load_tfds("fashion_mnist", data_dir=str(tmp_path / "data"))
+        load_tfds("mnist", data_dir=str(tmp_path / "data"))
+
+
+def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(NetworkError):
+        load_tfds("mnist", data_dir=str(tmp_path / "data"), offline=True)
+    assert list(tmp_path.iterdir()) == []
+    tfds._tfds().builder("mnist", data_dir=str(tmp_path / "data"))  # the control
+    assert len(list(tmp_path.glob("tmp*tfds"))) == 1
 
 
 def test_a_proxy_is_asked_instead_of_the_host(tmp_path, monkeypatch):
@@ -170,16 +247,16 @@ def test_a_proxy_is_asked_instead_of_the_host(tmp_path, monkeypatch):
         load_tfds("fashion_mnist", data_dir=str(tmp_path))
 
 
-@needs_originals
 def test_a_label_without_a_class_is_noticed(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
-    builder = tfds._builder("fashion_mnist", str(tmp_path / "data"))
+    builder = tfds._builder("mnist", str(tmp_path / "data"))
     builder.info.features["label"]._num_classes = 9
     with pytest.raises(InputError, match="labels from 0 to 9, but 9 classes"):
         tfds._read(builder, "test", tfds._pixels)
 
 
 @needs_originals
+@pytest.mark.slow
 def test_a_damaged_original_fails_its_checksum(tmp_path):
     manual = tmp_path / "manual"
     manual.mkdir()
@@ -279,43 +356,27 @@ def test_the_lab_takes_no_folder(tmp_path):
         overfit.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run")])
 
 
-VARYING = """
-import sys
-import numpy as np
-import tensorflow_datasets as tfds
-
-random = np.random.default_rng(0)
-examples = []
-for i in range(20):
-    size, low = random.integers(30, 80, 2), 110 * (i % 2)
-    image = random.integers(low, low + 145, (*size, 3), np.uint8)
-    examples.append((i, {"image": image, "label": i % 2}))
-tfds.dataset_builders.store_as_tfds_dataset(
-    name="varying",
-    version="1.0.0",
-    data_dir=sys.argv[1],
-    split_datasets={"train": examples},
-    features=tfds.features.FeaturesDict({
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": tfds.features.ClassLabel(names=["dark", "light"]),
-    }),
-    description="",
-    homepage="",
-    file_format="array_record",
-    disable_shuffling=True,
-)
-"""
+@pytest.fixture(scope="module")
+def varying(tmp_path_factory):
+    """Twenty images of different sizes, dark and light, all of one split."""
+    folder = tmp_path_factory.mktemp("varying")
+    random = np.random.default_rng(0)
+    images = np.empty(20, object)
+    for i in range(20):
+        size, low = random.integers(30, 80, 2), 110 * (i % 2)
+        images[i] = random.integers(low, low + 145, (*size, 3), np.uint8)
+    arrays = {"train_images": images, "train_labels": np.arange(20) % 2}
+    shape, classes = (None, None, 3), ("dark", "light")
+    store(folder, "varying", "1.0.0", shape, classes, **arrays)
+    return folder / "varying" / "1.0.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 def test_images_of_different_sizes_are_fitted_or_streamed(
-    resident, tmp_path, monkeypatch
+    resident, varying, monkeypatch
 ):
-    script = [sys.executable, "-c", VARYING, tmp_path]
-    subprocess.run(script, check=True, capture_output=True)
-    whole = tfds._tfds()
-    (folder,) = tmp_path.glob("varying/1.0.0")
-    builder = whole.builder_from_directory(folder)
+    builder = tfds._tfds().builder_from_directory(varying)
     monkeypatch.setattr(tfds, "_builder", lambda name, data_dir: builder)
     if not resident:
         monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)

@@ -845,7 +845,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
 
 def fuzz(*flags):
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuzz_torchfile", *flags],
+        [sys.executable, "-m", "tests.stress", "fuzz", *flags],
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
         text=True,
@@ -853,6 +853,7 @@ def fuzz(*flags):
     return process.returncode, json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_ten_thousand_mutants_are_read_or_refused():
     code, found = fuzz("--mutants", "10000")
@@ -864,6 +865,7 @@ def test_ten_thousand_mutants_are_read_or_refused():
     assert code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_mutants_do_execute_where_pickle_reads_them():
     code, found = fuzz("--mutants", "500", "--reader", "pickle")

@@ -5,6 +5,9 @@ two step-decay boundaries. The full-size network runs once, with the command's d
 freezing and optimiser; every other case runs a copy with fewer channels, for speed.
 """
 
+import gc
+import itertools
+import sys
 from typing import NamedTuple
 
 import jax
@@ -13,20 +16,23 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import TRAJECTORY_FLOAT64, narrow_table, relative_error, torch_alexnet
+from conftest import TRAJECTORY_FLOAT64, relative_error, torch_alexnet
 
-from benchmarks.narrow_alexnet import NarrowAlexNet
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.config import FREEZE
 from jaxlab.optim import step_decay
 from jaxlab.train import Batch, init_state
 from pretrained import to_flax
-from pretrained.tables import ALEXNET
+from pretrained.tables import ALEXNET, alexnet
+from tests.stress.narrow import NARROW
 
 STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
+# Of the full-size network, in the suite: as many epochs, of one step.
+FEW = {"STEPS": 6, "STEPS_PER_EPOCH": 1}
 L2, GAMMA, STEP_EPOCHS = 5e-4, 0.1, 2
 RATE = {"sgd": 1e-2, "adam": 1e-4}
 KEY = 7
+QUICK = [("features", "adam")]
 
 
 class Case(NamedTuple):
@@ -48,21 +54,8 @@ def full_size(dropout=0.0):
 
 
 def narrow(dropout=0.0):
-    model = torch_alexnet(10, dropout=dropout)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for index, (before, after, *window) in {
-            0: (3, 8, 11, 4, 2),
-            3: (8, 12, 5, 1, 2),
-            6: (12, 16, 3, 1, 1),
-            8: (16, 12, 3, 1, 1),
-            10: (12, 12, 3, 1, 1),
-        }.items():
-            model.features[index] = torch.nn.Conv2d(before, after, *window)
-        for index, sizes in {1: (432, 32), 4: (32, 32), 6: (32, 10)}.items():
-            model.classifier[index] = torch.nn.Linear(*sizes)
-    table = narrow_table((8, 12, 16, 12, 12), hidden=32)
-    return Case(model.double(), NarrowAlexNet(10, dropout), table, 12, 32)
+    model = torch_alexnet(10, dropout=dropout, **NARROW).double()
+    return Case(model, AlexNet(10, dropout, **NARROW), alexnet(**NARROW), 12, 32)
 
 
 def torch_run(model, freeze, optimizer, masks=None):
@@ -162,18 +155,28 @@ def as_params(case, partial):
     }
 
 
-def assert_same_trajectory(case, freeze, optimizer):
+def assert_same_trajectory(case, freeze, optimizer, folder):
     start = case.params(case.torch.state_dict())
-    start = jax.tree.map(np.copy, start)
-    their_losses, their_weights, their_buffers = torch_run(
-        case.torch, freeze, optimizer
-    )
-    our_losses, our_params, our_buffers = our_run(case.ours, start, freeze, optimizer)
+    # What comes of torch's run is on the disk while ours goes on: of the full-size
+    # network both are too much for a small memory.
+    their_losses, weights, buffers = torch_run(case.torch, freeze, optimizer)
+    torch.save(weights, folder / "params")
+    for name, buffer in buffers.items():
+        torch.save(buffer, folder / name)
+    names = list(buffers)
+    del weights, buffers, buffer
+    case.torch.to("meta")
+    gc.collect()
 
+    our_losses, our_params, our_buffers = our_run(case.ours, start, freeze, optimizer)
     assert relative_error(our_losses, their_losses) <= TRAJECTORY_FLOAT64
-    assert_same_tree(our_params, case.params(their_weights), "params")
-    for name, ours in zip(their_buffers, our_buffers, strict=True):
-        assert_same_tree(ours, as_params(case, their_buffers[name]), name)
+    theirs = case.params(torch.load(folder / "params"))
+    assert_same_tree(our_params, theirs, "params")
+    del theirs
+    for name in reversed(names):
+        theirs = as_params(case, torch.load(folder / name))
+        assert_same_tree(our_buffers.pop(), theirs, name)
+        del theirs
 
     trainable = trainable_tree(start, FREEZE[freeze])
     for layer, leaves in start.items():
@@ -183,14 +186,25 @@ def assert_same_trajectory(case, freeze, optimizer):
             assert same == (not trainable[layer][leaf]), (layer, leaf)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("freeze", ["features", "backbone", "none"])
-def test_thirty_steps_equal_torchs(freeze, optimizer, x64):
-    assert_same_trajectory(narrow(), freeze, optimizer)
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(FREEZE, RATE)
+]
 
 
-def test_thirty_steps_of_the_full_size_network_equal_torchs(x64):
-    assert_same_trajectory(full_size(), "features", "adam")
+@pytest.mark.parametrize("freeze, optimizer", CASES)
+def test_thirty_steps_equal_torchs(freeze, optimizer, tmp_path, x64):
+    assert_same_trajectory(narrow(), freeze, optimizer, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps", ["six", pytest.param("thirty", marks=pytest.mark.stress)]
+)
+def test_steps_of_the_full_size_network_equal_torchs(steps, tmp_path, monkeypatch, x64):
+    for name, value in FEW.items() if steps == "six" else ():
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+    assert_same_trajectory(full_size(), "features", "adam", tmp_path)
 
 
 class GivenMask(torch.nn.Module):
@@ -228,6 +242,7 @@ def test_thirty_steps_with_dropout_equal_torchs_with_the_same_masks(x64):
     assert_same_tree(our_params, case.params(their_weights), "params")
 
 
+@pytest.mark.slow
 def test_wrong_optimizers_fail_the_bar(x64):
     """Negative controls: decoupled decay, a late boundary, moving frozen weights."""
     case = narrow()

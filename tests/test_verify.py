@@ -1,5 +1,6 @@
 """The certificate: it passes what is equal, and fails what is not."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import torch_alexnet
 from safetensors.numpy import load_file, save_file
 from test_alexnet import with_imagenet_convolutions
@@ -15,40 +17,56 @@ from jaxlab import verify
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from pretrained import convert
 from pretrained.tables import nested_params
+from tests.stress.narrow import NARROW
 
 LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8", "logits"]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A .pth with the real convolutions, written by torch."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
-    torch.save(with_imagenet_convolutions(torch_alexnet(1000)).state_dict(), path)
+SMALLEST = ((63, 63),)
+
+
+@pytest.fixture
+def narrowed(narrowed, monkeypatch):
+    """The narrow command, beside torchvision's network with the same widths."""
+    alexnet = functools.partial(torch_alexnet, **NARROW)
+    monkeypatch.setattr(torchvision.models, "alexnet", alexnet)
+    monkeypatch.setattr(verify, "SIZES", SMALLEST)
+
+
+@pytest.fixture
+def original(tmp_path):
+    """A .pth written by torch, of narrow layers."""
+    path = tmp_path / "alexnet.pth"
+    torch.save(torch_alexnet(1000, **NARROW).state_dict(), path)
     return path
 
 
-@pytest.fixture(scope="module")
-def converted(original):
+@pytest.fixture
+def converted(original, narrowed):
     """Our conversion of it, to Flax's names."""
     path = original.with_name("alexnet.safetensors")
     assert convert.main([str(original), str(path)]) == 0
     return path
 
 
-def test_a_file_with_the_real_convolutions_passes(original):
-    process = subprocess.run(
-        [sys.executable, "-m", "jaxlab.verify", original, "--json"],
-        capture_output=True,
-        text=True,
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    certificate = json.loads(process.stdout)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [SMALLEST, pytest.param(verify.SIZES, marks=pytest.mark.stress)]
+)
+def test_a_file_with_the_real_convolutions_passes(sizes, tmp_path, monkeypatch, capsys):
+    original = tmp_path / "alexnet.pth"
+    torch.save(with_imagenet_convolutions(torch_alexnet(1000)).state_dict(), original)
+    monkeypatch.setattr(verify, "SIZES", sizes)
+    verify.main([str(original), "--json"])
+    said = capsys.readouterr()
+    assert said.err == ""
+    certificate = json.loads(said.out)
     assert certificate["verdict"] == "equal"
     rows = certificate["comparisons"]
-    assert [row["layer"] for row in rows] == LAYERS * 6
+    assert [row["layer"] for row in rows] == LAYERS * 2 * len(sizes)
     assert all(row["passed"] for row in rows)
     assert {row["precision"] for row in rows} == {"float32", "float64"}
-    assert len({row["size"] for row in rows}) == 3
+    assert len({row["size"] for row in rows}) == len(sizes)
     for row in rows:
         assert (
             row["relative_error"]
@@ -65,8 +83,9 @@ def permute_fc7(params):
 
 
 def unpermute_fc6(params):
-    kernel = params["fc6/kernel"].reshape(6, 6, 256, 4096)
-    params["fc6/kernel"] = kernel.transpose(2, 0, 1, 3).reshape(9216, 4096).copy()
+    rows, hidden = params["fc6/kernel"].shape
+    kernel = params["fc6/kernel"].reshape(6, 6, -1, hidden)
+    params["fc6/kernel"] = kernel.transpose(2, 0, 1, 3).reshape(rows, hidden).copy()
 
 
 def zero_a_bias(params):
@@ -98,10 +117,7 @@ def swap_biases_of_equal_shape(params):
         (round_to_float16, "conv1"),
     ],
 )
-def test_a_wrong_conversion_fails_at_its_layer(
-    damage, first, original, converted, monkeypatch
-):
-    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+def test_a_wrong_conversion_fails_at_its_layer(damage, first, original, converted):
     params = load_file(converted)
     damage(params)
     rows = verify.compare(
@@ -113,10 +129,7 @@ def test_a_wrong_conversion_fails_at_its_layer(
     assert all(row.passed for row in rows if row.layer < min(first, "conv5"))
 
 
-def test_a_wrong_file_fails_with_exit_code_1(
-    original, converted, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+def test_a_wrong_file_fails_with_exit_code_1(original, converted, tmp_path, capsys):
     params = load_file(converted)
     zero_a_bias(params)
     path = tmp_path / "wrong.safetensors"
@@ -130,10 +143,7 @@ def test_a_wrong_file_fails_with_exit_code_1(
     assert "verdict:           not equal" in out
 
 
-def test_the_right_conversion_passes_against_its_original(
-    original, converted, capsys, monkeypatch
-):
-    monkeypatch.setattr(verify, "SIZES", ((63, 63),))
+def test_the_right_conversion_passes_against_its_original(original, converted, capsys):
     verify.main([str(converted), "--against", str(original)])
     out = capsys.readouterr().out
     assert "NOT EQUAL" not in out and "verdict:           equal" in out
@@ -169,7 +179,7 @@ def test_what_cannot_be_compared_is_told(original, converted, tmp_path):
     with pytest.raises(UsageError, match="imagenet-conv is no file"):
         verify.main(["--against", str(original)])
     other = tmp_path / "other.pth"
-    torch.save(torch_alexnet(3).state_dict(), other)
+    torch.save(torch_alexnet(3, **NARROW).state_dict(), other)
     with pytest.raises(InputError, match="has 3 classes, .* has 1000"):
         verify.main([str(converted), "--against", str(other)])
     (tmp_path / "empty").mkdir()
@@ -177,6 +187,7 @@ def test_what_cannot_be_compared_is_told(original, converted, tmp_path):
         verify.main([str(tmp_path / "empty")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["torch", "torchvision"])
 def test_without_torch_the_error_says_how_to_install_it(package, tmp_path):
     code = (
@@ -196,6 +207,7 @@ def test_without_torch_the_error_says_how_to_install_it(package, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_nothing_else_in_jaxlab_imports_torch():
     code = (
         "import sys, pkgutil, importlib, jaxlab, pretrained\n"

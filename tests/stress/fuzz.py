@@ -1,4 +1,4 @@
-"""python -m benchmarks.fuzz_torchfile: broken and hostile .pth files by the thousand.
+"""python -m tests.stress fuzz: broken and hostile .pth files by the thousand.
 
 Files that torch wrote are changed one pickle operation, archive member or byte at a
 time, and given good checksums again, so that they reach the parser. Each must be read,
@@ -13,7 +13,6 @@ import argparse
 import collections
 import concurrent.futures
 import io
-import json
 import os
 import pickle
 import pickletools
@@ -29,8 +28,10 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from pretrained import WeightsError, read_torch_file
+from tests.stress import publish
 
 TIME_LIMIT = 5  # seconds a mutant
 MEMORY_LIMIT = 64e6  # bytes, beyond the file's own size
@@ -392,13 +393,16 @@ def _reason(message: str) -> str:
     return re.split(r"[^a-zA-Z _.-]", message.partition(": ")[2])[0].strip()
 
 
-def main() -> int:
-    """Run the mutants in two processes; print a table, and last one JSON line."""
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the mutants in two processes, print, and return the result.
+
+    Raises AssertionError when one was more than read or refused.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", choices=["ours", "pickle"], default="ours")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     files = seeds()
     started = time.perf_counter()
     total: collections.Counter = collections.Counter()
@@ -426,7 +430,7 @@ def main() -> int:
                 total[key] = max(total[key], seen.pop(key))
             total += seen
     result = {
-        "name": "fuzz_torchfile",
+        "name": "fuzz",
         "reader": options.reader,
         "mutants": options.mutants,
         "seed": options.seed,
@@ -446,11 +450,8 @@ def main() -> int:
         print(f"{count:>9,}  {reason.removeprefix('because ')}")
     for key, value in result.items():
         print(f"{key:<18}{value:,}" if isinstance(value, int) else f"{key:<18}{value}")
-    print(json.dumps(result))
+    result = publish(result)
     violations = total["execution"] + total["crash"] + total["hang"]
     violations += total["another exception"] + (total["memory"] > MEMORY_LIMIT)
-    return 1 if violations else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    assert not violations, f"{violations} mutants were more than read or refused"
+    return result

@@ -1,6 +1,6 @@
 """Kill runs, resume them, and compare every bit with a run in one piece.
 
-    python -m benchmarks.chaos [--kills 50]
+    python -m tests.stress chaos [--kills 50]
 
 SIGKILL at random moments, chosen so that enough of them fall into saves, into deletions
 and before anything is saved; then at each of eight named points of the writing, the
@@ -22,9 +22,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.narrow import EXPORT, POINTS
-from benchmarks.pairs import published
+from tests.stress import publish
+from tests.stress.narrow import EXPORT, POINTS
 
+EVERY_POINT = [f"{point}:{time}" for point in POINTS for time in (1, 2, 3)]
+EVERY_POINT += [f"{EXPORT}:1"]
 TIMES = ("seconds", "examples_per_second")  # of metrics.jsonl, which differ
 # Enough epochs, and a rate that learns, for every point to be reached three times.
 JOB = ("--epochs", "6", "--lr", "0.003", "--lr-step", "6")
@@ -36,7 +38,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run, print, and return the result; raises AssertionError for what is lost."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--times", type=int, default=3, help="that a point is reached")
+    parser.add_argument(
+        "--point",
+        action="append",
+        metavar="NAME:TIME",
+        help="instead of the first three times at every point",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,8 +52,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         seconds = whole.pop("seconds")
         moments: list[str] = []
         plan = plan_of(options.kills, options.seed, seconds)
-        plan += [(f"{p}:{i}", 0) for p in POINTS for i in range(1, options.times + 1)]
-        plan += [(f"{EXPORT}:1", 0)]
+        plan += [(point, 0) for point in options.point or EVERY_POINT]
         for number, (how, delay) in enumerate(plan, start=1):
             out = home / str(number)
             kill(out, how, delay, *JOB)
@@ -62,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         kills = sum(n for moment, n in at_random.items() if where in moment)
         assert kills >= floor, f"{kills} kills {where}, {floor} are wanted"
     result = {"name": "chaos", "resumed": len(plan), "of": len(plan)}
-    return published({**result, "moments": Counter(moments), "at_random": at_random})
+    return publish({**result, "moments": Counter(moments), "at_random": at_random})
 
 
 def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
@@ -78,7 +84,7 @@ def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
 def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
     """Start a run."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.narrow", "--out", str(out), *flags],
+        [sys.executable, "-m", "tests.stress.narrow", "--out", str(out), *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -145,7 +151,3 @@ def results(out: Path) -> dict[str, Any]:
             for entry in run_folder.metrics(out)
         ],
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Stop runs by SIGTERM in every phase, resume them, and compare every bit.
 
-    python -m benchmarks.stops [--times 10]
+    python -m tests.stress stops [--times 10]
 
 Each phase is met at random moments of its length. A stopped run must end with exit code
 143, within 30 seconds, and have every step saved that it told; `--resume` must end with
@@ -24,8 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chaos
-from benchmarks.pairs import published
+from tests.stress import chaos, publish
 
 SECONDS = 30  # to end in
 BATCH = 10
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             stop_download(home / f"download {number}", dice.uniform(0.1, 1))
             for number in range(options.times)
         ]
-    return published(
+    return publish(
         {
             "name": "stops",
             "ended": len(seconds),
@@ -149,7 +148,7 @@ def newest(out: Path) -> int:
 
 SLOW_SOURCE = """
 import sys
-from benchmarks import narrow
+from tests.stress import narrow
 from pretrained import sources
 source = sources.SOURCES["imagenet"]._replace(url=sys.argv.pop(1))
 sources.SOURCES["imagenet"] = source
@@ -228,7 +227,3 @@ def slow_server(size: int) -> Iterator[tuple[str, list[str | None]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", asked
         server.shutdown()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """`jaxlab.finetune` with a narrow network, so that hundreds of runs take minutes.
 
-    python -m benchmarks.narrow [--die POINT:N] [--tell] FLAGS
+    python -m tests.stress.narrow [--die POINT:N] [--tell] FLAGS
 
 All is the command's but the widths of the layers. `--die` kills the process, as
 SIGKILL does, at a point of its writing, the Nth time it gets there; `--tell` prints a
@@ -28,6 +28,8 @@ POINTS = (
     "amid a deletion",
     "amid metrics.jsonl",
 )
+# Of AlexNet's convolutions and fully connected layers.
+NARROW = {"channels": (8, 12, 16, 12, 12), "hidden": 32}
 EXPORT = "amid model.safetensors"  # reached once a run
 FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
 FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
@@ -59,21 +61,31 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def narrow() -> None:
-    """Replace AlexNet by a copy with 8 to 16 channels and 32 hidden units."""
+def narrow(put: Callable = setattr, **widths: Any) -> None:
+    """Let the commands build, read and write AlexNet with other widths: NARROW's.
+
+    `put(owner, name, value)` sets an attribute.
+    """
     import pretrained
-    from benchmarks.narrow_alexnet import NarrowAlexNet
+    from jaxlab import weights
     from jaxlab.models import alexnet
+    from pretrained import files, tables
 
-    def by_name(params):
-        return {
-            f"{layer}.{leaf}": value
-            for layer, leaves in params.items()
-            for leaf, value in leaves.items()
-        }
+    widths = widths or NARROW
+    rows = tables.alexnet(**widths)
 
-    alexnet.AlexNet = NarrowAlexNet
-    pretrained.to_torch = by_name  # torchvision has no such network
+    def narrowed(function: Callable) -> Callable:
+        return lambda value, table=rows: function(value, table)
+
+    put(alexnet, "AlexNet", functools.partial(alexnet.AlexNet, **widths))
+    for name, owners in {
+        "to_torch": (pretrained, tables),
+        "flat_params": (tables,),
+        "read_weights": (files, weights),
+    }.items():
+        function = narrowed(getattr(owners[-1], name))
+        for owner in owners:
+            put(owner, name, function)
 
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:

@@ -1,0 +1,264 @@
+"""Break one line of each part of the project; the short loop must notice each.
+
+    python -m tests.stress broken [NUMBER …]
+
+The tests run in a copy of the tree. For each line only the files of tests named beside
+it run, and of these what the short loop runs: `-m "not slow"`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.stress import publish
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "runs", "build")
+
+
+class Line(NamedTuple):
+    """Text that stands once in a file, the wrong text, and tests that must fail."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+LINES = [
+    Line(
+        "jaxlab/models/alexnet.py",
+        "x = self.drop7(x, deterministic=not train)",
+        "x = self.drop7(x, deterministic=True)",
+        "test_training_parity.py",
+    ),
+    Line(
+        "jaxlab/models/layers.py",
+        "unbiased = var * (count / (count - 1))",
+        "unbiased = var",
+        "test_layers.py",
+    ),
+    Line(
+        "jaxlab/models/cpu.py",
+        "larger = (other > largest) | jnp.isnan(other)",
+        "larger = (other >= largest) | jnp.isnan(other)",
+        "test_cpu.py",
+    ),
+    Line(
+        "jaxlab/models/winograd.py",
+        "return y[:, :height, :width]",
+        "return y[:, -height:, -width:]",
+        "test_cpu.py",
+    ),
+    Line(
+        "jaxlab/models/mlp.py",
+        "between = i < len(self.features)",
+        "between = i <= len(self.features)",
+        "test_mlp_parity.py",
+    ),
+    Line(
+        "jaxlab/preprocess.py",
+        "total = jnp.int32(1 << (_FRACTION_BITS - 1))",
+        "total = jnp.int32(0)",
+        "test_preprocess.py",
+    ),
+    Line(
+        "jaxlab/optim.py",
+        "return learning_rate * gamma ** (step // period)",
+        "return learning_rate * gamma ** ((step + 1) // period)",
+        "test_optim.py",
+    ),
+    Line(
+        "jaxlab/train.py",
+        'rngs={"dropout": jax.random.fold_in(key, state.step)},',
+        'rngs={"dropout": key},',
+        "test_train.py",
+    ),
+    Line(
+        "jaxlab/inputs.py",
+        '_last_frozen(_CUTS[:1] if name == "train" else _CUTS, trainable)',
+        "_last_frozen(_CUTS, trainable)",
+        "test_features.py",
+    ),
+    Line(
+        "jaxlab/features.py",
+        '"variables": _sha256(variables),',
+        '"variables": "",',
+        "test_features.py",
+    ),
+    Line(
+        "jaxlab/store.py",
+        "if digest.hexdigest() != expected:",
+        "if len(digest.hexdigest()) != len(expected):",
+        "test_store.py",
+    ),
+    Line(
+        "jaxlab/fit.py",
+        "history, taken = list(position.history), list(position.taken)",
+        "history, taken = list(position.history), []",
+        "test_resume.py",
+    ),
+    Line(
+        "jaxlab/checkpoint.py",
+        "np.copyto(copy, leaf)",
+        "copy[...] = 0",
+        "test_checkpoint.py",
+    ),
+    Line(
+        "jaxlab/manifest.py",
+        "if digest(body) != sha256:",
+        "if not sha256:",
+        "test_checkpoint.py",
+    ),
+    Line(
+        "jaxlab/resume.py",
+        'if record["dataset"].get("sha256") != data.fingerprint():',
+        'if not record["dataset"].get("sha256"):',
+        "test_resume.py",
+    ),
+    Line(
+        "jaxlab/run_folder.py",
+        "known = (CONFIG,) if resume else (CONFIG, RESULTS)",
+        "known = (CONFIG, RESULTS)",
+        "test_resume.py",
+    ),
+    Line(
+        "jaxlab/finetune.py",
+        "counts.sum() / (len(present) * present)",
+        "counts.sum() / (len(counts) * present)",
+        "test_folder.py",
+    ),
+    Line(
+        "jaxlab/weights.py",
+        "params = fresh(key) | loaded",
+        "params = loaded | fresh(jax.random.fold_in(key, len(loaded)))",
+        "test_weights.py",
+    ),
+    Line(
+        "jaxlab/predict.py",
+        'order = np.argsort(-probabilities, kind="stable")[: config.top]',
+        'order = np.argsort(probabilities, kind="stable")[: config.top]',
+        "test_predict.py",
+    ),
+    Line(
+        "jaxlab/verify.py",
+        "if missed:",
+        "if len(missed) > len(comparisons):",
+        "test_verify.py",
+    ),
+    Line(
+        "jaxlab/overfit.py",
+        'point[f"{name}_loss"] = metrics.loss / metrics.count',
+        'point[f"{name}_loss"] = metrics.loss / count',
+        "test_overfit.py",
+    ),
+    Line(
+        "jaxlab/cli.py",
+        "return _report(error, str(error), error.exit_code)",
+        "return _report(error, str(error), 1)",
+        "test_cli.py",
+    ),
+    Line(
+        "jaxlab/signals.py",
+        "signal.signal(each, signal.SIG_DFL)",
+        "pass",
+        "test_resume.py",
+    ),
+    Line(
+        "jaxlab/report.py",
+        "np.add.at(matrix, (labels, predictions), 1)",
+        "np.add.at(matrix, (predictions, labels), 1)",
+        "test_report.py",
+    ),
+    Line(
+        "jaxlab/data/folder.py",
+        "held_out = stratified_split(",
+        "held_out = ~stratified_split(",
+        "test_folder.py",
+    ),
+    Line(
+        "jaxlab/data/pictures.py",
+        "plain = _plain(ImageOps.exif_transpose(image))",
+        "plain = _plain(image)",
+        "test_pictures.py",
+    ),
+    Line(
+        "jaxlab/data/tfds.py",
+        "if found != expected:",
+        "if found > expected:",
+        "test_tfds.py",
+    ),
+    Line(
+        "pretrained/tables.py",
+        "weight = weight.reshape(-1, channels, height, width)  # [out, C, H, W]",
+        "weight = weight.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)",
+        "test_convert.py",
+    ),
+    Line(
+        "pretrained/download.py",
+        "if _sha256(file) == source.sha256:",
+        "if _sha256(file):",
+        "test_download.py",
+    ),
+    Line(
+        "pretrained/files.py",
+        "if not np.isfinite(array).all():",
+        "if np.isnan(array).all():",
+        "test_files.py",
+    ),
+]
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Break each, print, and return the result; raises AssertionError for a miss."""
+    numbers = [int(word) for word in argv] or range(1, len(LINES) + 1)
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+        shared = ROOT.parent / "shared"
+        if shared.exists():  # data that some tests read
+            Path(folder, "shared").symlink_to(shared)
+        for number in numbers:
+            noticed = notices(tree, LINES[number - 1])
+            print(f"{number:>3}  {LINES[number - 1].file:<28} {noticed}", flush=True)
+            missed += [] if noticed else [number]
+    assert not missed, f"the short loop does not notice {missed}"
+    return publish({"name": "broken", "noticed": len(numbers), "of": len(LINES)})
+
+
+def notices(tree: Path, line: Line) -> str:
+    """Return a test that fails with the wrong text and passes with the right one.
+
+    Returns "" when all pass with the wrong text.
+    """
+    path = tree / line.file
+    good = path.read_text()
+    assert good.count(line.right) == 1, f"{line.file}: {line.right}"
+    path.write_text(good.replace(line.right, line.wrong))
+    try:
+        failed = first_failure(tree, f"tests/{line.tests}")
+    finally:
+        path.write_text(good)
+    assert not failed or not first_failure(tree, failed), f"{failed} fails anyway"
+    return failed
+
+
+def first_failure(tree: Path, tests: str) -> str:
+    """Return the first of the tests that fails, "" when all pass."""
+    pytest = [sys.executable, "-m", "pytest", "-m", "not slow", "-x", "-q", "-n0"]
+    process = subprocess.run(
+        [*pytest, tests],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+    )
+    failed = re.search(r"^FAILED (.*?)( - |$)", process.stdout, re.MULTILINE)
+    assert process.returncode == (1 if failed else 0), process.stdout
+    return failed[1] if failed else ""
