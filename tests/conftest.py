@@ -190,17 +190,27 @@ def narrow_weights(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(autouse=True)
-def memory_given_back(request):
-    """What a full-size network took goes back to the system, not to the next test.
+def give_memory_back():
+    """Return freed memory to the system; the commands ask the C library to keep it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
-    The commands ask the C library to keep what they free.
-    """
+
+@pytest.fixture(autouse=True)
+def memory_of_a_test(request):
+    """What a full-size network took is not kept for the next test."""
     yield
     if request.node.get_closest_marker("slow"):
-        gc.collect()
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+        give_memory_back()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_of_a_module():
+    """Nor are a module's programs, which lie on the disk for the next."""
+    yield
+    jax.clear_caches()
+    give_memory_back()
 
 
 @pytest.fixture

@@ -42,6 +42,14 @@ def full_params():
     return to_flax(full())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """Both take half a gigabyte."""
+    yield
+    full.cache_clear()
+    full_params.cache_clear()
+
+
 def assert_same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
