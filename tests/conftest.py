@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import gc
 import os
 import pathlib
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 
 from jaxlab import AlexNet, cli
 from jaxlab.verify import import_torch
+from jaxlab.weights import param_shapes
 from tests.stress.narrow import NARROW, narrow
 
 # Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
@@ -84,9 +84,6 @@ def random_params(model, dtype=np.float32, seed=0):
 
     The program that draws them by JAX takes longer to compile than most to run.
     """
-    images = jax.ShapeDtypeStruct((1, 63, 63, 3), np.float32)
-    init = functools.partial(model.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
     random = np.random.default_rng(seed)
 
     def layer(leaves):
@@ -96,7 +93,7 @@ def random_params(model, dtype=np.float32, seed=0):
             for name, leaf in leaves.items()
         }
 
-    return {name: layer(leaves) for name, leaves in shapes.items()}
+    return {name: layer(leaves) for name, leaves in param_shapes(model).items()}
 
 
 def pytest_addoption(parser):

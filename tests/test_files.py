@@ -154,10 +154,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(original, tmp_path):
     for name, *flags in (("a.safetensors",), ("b.pth", "--reverse")):
         out = tmp_path / name
         out.write_text("earlier")
-        limit = (
-            "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)"
-        )
-        command = [*CONVERT[:2], limit + NARROW_CONVERT]
+        command = [*CONVERT[:2], SMALL_DISK + NARROW_CONVERT]
         process = convert_command(original, out, "--overwrite", *flags, command=command)
         assert process.returncode == 3, process.stderr
         assert "cannot be written" in process.stderr and "free space" in process.stderr

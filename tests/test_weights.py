@@ -5,12 +5,13 @@ import hashlib
 import io
 import json
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
-from conftest import NO_CHECKPOINTS, SLIM, torch_alexnet
+from conftest import NO_CHECKPOINTS, SLIM
 from safetensors.numpy import load_file
 from test_download import Server
 from test_finetune import assert_one_line
@@ -29,11 +30,9 @@ JOB += ["--epochs", "1", *NO_CHECKPOINTS]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(narrow_weights):
     """A file as torchvision's: 1,000 classes, written by torch."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
-    torch.save(torch_alexnet(1000, **NARROW).state_dict(), path)
-    return path
+    return Path(narrow_weights)
 
 
 @pytest.fixture(scope="module")
