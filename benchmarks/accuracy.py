@@ -23,7 +23,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess, make_eval_step, runtime
-from jaxlab.train import Resident, TrainState, evaluate
+from jaxlab.data.loaders import InMemory
+from jaxlab.training.epoch import evaluate_split
+from jaxlab.training.step import TrainState
 from pretrained import to_flax
 
 
@@ -94,10 +96,10 @@ def on_mnist_test(folder: Path, images: np.ndarray, labels: np.ndarray) -> float
         return model.apply(variables, preprocess(images), **kwargs)
 
     state = TrainState(params, batch_stats={}, opt_state=(), step=jnp.int32(0))
-    score, _ = evaluate(
+    score, _ = evaluate_split(
         make_eval_step(apply_fn),
         state,
-        Resident(jnp.asarray(images), jnp.asarray(labels)),
+        InMemory(jnp.asarray(images), jnp.asarray(labels)),
         count=len(labels),
         batch_size=100,
     )

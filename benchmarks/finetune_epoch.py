@@ -13,8 +13,8 @@ the convolutions frozen, where it matters most, the plain one is a row of its ow
 import argparse
 from typing import Any
 
-from benchmarks.alexnet import in_words, side, torch_at_its_best
-from benchmarks.pairs import compare
+from benchmarks.harness.pairs import compare
+from benchmarks.harness.sides import describe, side, torch_at_its_best
 
 BATCH = 64
 WHOLE = {"train_size": 4000, "test_size": 1000}
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                     theirs,
                     pairs=options.pairs,
                     images=job["train_size"],
-                    torch_way=in_words(way),
+                    torch_way=describe(way),
                 )
             )
     return results

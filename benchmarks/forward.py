@@ -8,7 +8,7 @@ GPU, in float32 (TF32 products on both sides) and bfloat16, at batches of 128 to
 
 from typing import Any
 
-from benchmarks import network
+from benchmarks.harness import network
 
 JOB = "forward"
 

@@ -29,10 +29,9 @@ import numpy as np
 from PIL import Image
 
 from jaxlab.data.digits import mnist5k
+from jaxlab.data.loaders import InMemory, Loader, Streamed
 from jaxlab.data.pictures import Pictures
-from jaxlab.data.stream import streamed
-from jaxlab.preprocess import Preprocess, resize_bilinear
-from jaxlab.train import Loader, Resident
+from jaxlab.data.preprocess import Preprocess, resize_bilinear
 from jaxlab.verify import import_torch
 
 BATCH = 64
@@ -127,13 +126,13 @@ def our_photographs(folder: Path) -> Callable[[], int]:
     paths = tuple(sorted(folder.rglob("*.jpg")))
     digests = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     labels = np.zeros(len(paths), np.int32)
-    load = streamed(Pictures(paths, digests), labels, preprocess)
+    load = Streamed(Pictures(paths, digests), labels, preprocess)
     return _epoch(load, jax.jit(preprocess.normalize), len(paths))
 
 
 def _digits(count: int) -> Loader:
     data = mnist5k().first(count, None).train
-    return Resident(jnp.asarray(data.images), jnp.asarray(data.labels))
+    return InMemory(jnp.asarray(data.images), jnp.asarray(data.labels))
 
 
 def _epoch(

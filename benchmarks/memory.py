@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from typing import Any
 
-from benchmarks.pairs import published
+from benchmarks.harness.pairs import published
 from benchmarks.whole_run import run
 from jaxlab.config import FREEZE
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 JAXLAB_HOME=f"{folder}/home",
             )
         _, theirs = run(
-            "benchmarks.lab_torch", *SIZES, "--freeze", freeze, "--channels-last"
+            "benchmarks.harness.peers", *SIZES, "--freeze", freeze, "--channels-last"
         )
         result = {"name": f"memory/{freeze}", "unit": "MB"}
         results.append(published({**result, "ours": ours, "torch": theirs}))
@@ -48,9 +48,9 @@ def optimizer_bytes(freeze: str) -> tuple[int, int]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.lab_torch import Lab, torch
+    from benchmarks.harness.peers import Lab, torch
     from jaxlab import AlexNet
-    from jaxlab.optim import make_optimizer, trainable_tree
+    from jaxlab.training.optim import make_optimizer, trainable_tree
 
     def params():
         images = jnp.zeros((1, 224, 224, 3))

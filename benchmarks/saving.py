@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import published
+from benchmarks.harness.pairs import published
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=10)
     options = parser.parse_args(argv)
-    from jaxlab import finetune, run_folder
+    from jaxlab import finetune
+    from jaxlab.runs.folder import read_metrics
 
     # Nothing is written beside the first epoch, which warms up.
     epochs = 1 + 2 * options.pairs
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         flags = ["--out", f"{folder}/run", "--checkpoint-every", "2"]
         with contextlib.redirect_stdout(sys.stderr):
             finetune.main([*flags, "--epochs", str(epochs)])
-        entries = run_folder.metrics(Path(folder) / "run")
+        entries = read_metrics(Path(folder) / "run")
     seconds = [entry["seconds"] for entry in entries[1:]]
     without, beside = seconds[::2], seconds[1::2]
     shares = [slow / fast - 1 for fast, slow in zip(without, beside, strict=True)]

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks.pairs import summary
+from benchmarks.harness.pairs import summary
 from benchmarks.whole_run import run
 
 SIZES = ("--train-size", "64", "--test-size", "64")
@@ -29,13 +29,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         return []
     rows = []
     torch_flags = (*SIZES, "--channels-last", "--first-step")
-    run("benchmarks.lab_torch", *torch_flags)  # so that all files are in memory
+    run("benchmarks.harness.peers", *torch_flags)  # so that all files are in memory
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as home:
             ours = ("benchmarks.startup", "--first-step", *SIZES)
             cold, _ = run(*ours, JAXLAB_HOME=home)
             warm, _ = run(*ours, JAXLAB_HOME=home)
-        theirs, _ = run("benchmarks.lab_torch", *torch_flags)
+        theirs, _ = run("benchmarks.harness.peers", *torch_flags)
         rows.append((cold, warm, theirs))
         print(
             f"{pair:>3}  cold {cold:.2f} s, warm {warm:.2f} s, torch {theirs:.2f} s",
@@ -57,7 +57,7 @@ def first_step(flags: list[str]) -> None:
     def stop(*_):
         raise Finished
 
-    fit._show = stop  # what the command calls after each step
+    fit._update_bar = stop  # what the command calls after each step
     with tempfile.TemporaryDirectory() as out:
         try:
             finetune.main([*flags, "--epochs", "1", "--out", f"{out}/run"])

@@ -9,7 +9,7 @@ to 1024.
 
 from typing import Any
 
-from benchmarks import network
+from benchmarks.harness import network
 
 JOB = "step"
 

@@ -3,10 +3,10 @@
     python -m benchmarks.whole_run
 
 Five epochs, three times in turn: `python -m jaxlab.finetune` with an empty cache
-folder, the same once more, and `python -m benchmarks.lab_torch` with its best memory
-layout, Adam and loader, eager. Ours also writes checkpoints, weights, curves and a
-confusion matrix; PyTorch's writes its weights. All of ours must write the same weights,
-to the byte.
+folder, the same once more, and `python -m benchmarks.harness.peers` with its best
+memory layout, Adam and loader, eager. Ours also writes checkpoints, weights, curves and
+a confusion matrix; PyTorch's writes its weights. All of ours must write the same
+weights, to the byte.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks.alexnet import in_words, torch_at_its_best
-from benchmarks.pairs import published, summary
+from benchmarks.harness.pairs import published, summary
+from benchmarks.harness.sides import describe, torch_at_its_best
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 with open(f"{folder}/run/model.safetensors", "rb") as file:
                     weights.add(hashlib.file_digest(file, "sha256").hexdigest())
         first, second = runs
-        theirs = run("benchmarks.lab_torch", *flags)
+        theirs = run("benchmarks.harness.peers", *flags)
         rows.append((first, second, theirs))
         print(
             f"{pair:>3}  first {first[0]:.1f} s, second {second[0]:.1f} s, torch "
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             summary(
                 f"whole_run/{name}",
                 [(row[place][0], row[2][0]) for row in rows],
-                torch_way=in_words(way),
+                torch_way=describe(way),
             )
             for place, name in enumerate(("first", "second"))
         ),

@@ -5,12 +5,12 @@ import importlib
 _HOME = {
     "AlexNet": "jaxlab.models.alexnet",
     "MLP": "jaxlab.models.mlp",
-    "Preprocess": "jaxlab.preprocess",
-    "TrainState": "jaxlab.train",
-    "make_eval_step": "jaxlab.train",
-    "make_optimizer": "jaxlab.optim",
-    "make_train_step": "jaxlab.train",
-    "trainable_tree": "jaxlab.optim",
+    "Preprocess": "jaxlab.data.preprocess",
+    "TrainState": "jaxlab.training.step",
+    "make_eval_step": "jaxlab.training.step",
+    "make_optimizer": "jaxlab.training.optim",
+    "make_train_step": "jaxlab.training.step",
+    "trainable_tree": "jaxlab.training.optim",
 }
 __all__ = list(_HOME)
 

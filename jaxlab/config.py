@@ -5,9 +5,9 @@ import os
 import sys
 from dataclasses import dataclass
 
-from jaxlab import cli, resume
-from jaxlab.cli import flag
-from jaxlab.errors import UsageError
+from jaxlab.cli import flags
+from jaxlab.cli.flags import flag
+from jaxlab.errors import UsageError, did_you_mean
 
 # Ordered patterns over parameter paths; the first that matches decides.
 FREEZE = {
@@ -21,6 +21,18 @@ LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
 
+LAST = "last"  # what --resume without a step stands for
+# Flags of a process, which the next one does not take over.
+PER_PROCESS = frozenset(("out", "resume", "overwrite", "debug", "offline"))
+# Those, and flags that decide nothing of what a run computes, or how far it goes. With
+# too little room for features, layers run anew and round otherwise; that is said.
+NOT_COMPARED = PER_PROCESS | frozenset(
+    ("epochs", "workers", "keep", "checkpoint_every", "feature_cache_size")
+    + ("data_dir", "manual_dir")
+)
+# Flags whose value is settled when the data is there.
+RESOLVED_FROM_DATA = frozenset(("train_size", "test_size", "batch_size"))
+
 
 @dataclass(frozen=True)
 class Config:
@@ -31,8 +43,8 @@ class Config:
         "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
         "fashion_mnist, or a folder of class folders",
     )
-    data_dir: str | None = cli.data_dir()
-    manual_dir: str | None = cli.manual_dir()
+    data_dir: str | None = flags.data_dir()
+    manual_dir: str | None = flags.manual_dir()
     val_fraction: float = flag(
         0.2, "part to test with, of data without a split", above=0, below=1
     )
@@ -96,7 +108,7 @@ class Config:
         "go on with the run in --out, from its last step saved or from step STEP; its "
         "settings need not be given again",
         default_help="begin anew",
-        bare=resume.LAST,
+        const=LAST,
     )
     checkpoint_every: int = flag(1, "epochs between checkpoints; 0: none", at_least=0)
     keep: int = flag(2, "checkpoints to keep, the last ones", at_least=1)
@@ -113,7 +125,7 @@ def resolved(config: Config) -> Config:
     if not known and not os.path.lexists(config.weights):
         raise UsageError(
             f"--weights: {config.weights!r} is neither a file nor one of "
-            f"{', '.join(WEIGHTS)}{cli.nearest(config.weights, WEIGHTS)}"
+            f"{', '.join(WEIGHTS)}{did_you_mean(config.weights, WEIGHTS)}"
         )
     freeze = config.freeze or ("none" if config.weights == "none" else "features")
     if freeze == "backbone" and config.weights in ("imagenet-conv", "none"):

@@ -10,18 +10,27 @@ import functools
 import math
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, resume, run_folder, runtime, signals
-from jaxlab.config import FREEZE, Config, resolved
+from jaxlab import runtime
+from jaxlab.cli import flags, terminal
+from jaxlab.cli.terminal import log
+from jaxlab.config import (
+    FREEZE,
+    LAST,
+    NOT_COMPARED,
+    RESOLVED_FROM_DATA,
+    Config,
+    resolved,
+)
 from jaxlab.errors import CheckpointError, JaxlabError, UsageError
+from jaxlab.runs import folder as run_folder
+from jaxlab.runs import resume
 from pretrained.download import cache_folder
-from pretrained.errors import one_line
 from pretrained.files import write_safetensors
 
 IMBALANCE = 10  # largest class to smallest, from where a warning is due
@@ -37,7 +46,7 @@ class Result(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> Result:
     """Parse the flags and run; raises JaxlabError or WeightsError for what is wrong."""
     parse = functools.partial(
-        cli.parse, Config, argv, prog="python -m jaxlab.finetune", about=__doc__
+        flags.parse, Config, argv, prog="python -m jaxlab.finetune", about=__doc__
     )
     config = parse()
     if config.resume is not None:
@@ -48,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
             where = Path(config.out) / run_folder.CONFIG
             raise UsageError(f"--resume: {where}: {error}") from error
         config = resolved(config)
-        resume.compare(config, then, then.keys() - resume.MAY_DIFFER - resume.OF_DATA)
+        names = then.keys() - NOT_COMPARED - RESOLVED_FROM_DATA
+        resume.check_settings(config, then, names)
         return finetune(config)
     return finetune(resolved(config))
 
@@ -56,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> Result:
 def finetune(config: Config) -> Result:
     """Run one job, of a config whose every setting is resolved; returns its result."""
     resuming = config.resume is not None
-    folder = run_folder.choose(config.out, config.overwrite, resuming)
-    if config.resume == resume.LAST:
-        accuracy = resume.finished(folder, config.epochs)
+    folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    if config.resume == LAST:
+        accuracy = resume.final_accuracy(folder, config.epochs)
         if accuracy is not None:
-            there = (folder / run_folder.CHECKPOINTS).glob("*")
-            has_steps = any(path.name.isdecimal() for path in there)
+            steps = (folder / run_folder.CHECKPOINTS).glob("*")
+            has_steps = any(path.name.isdecimal() for path in steps)
             can = "; with more --epochs it can go on" if has_steps else ""
             print(f"the run is finished{can}")
             print(f"test_accuracy={accuracy:.4f} run={folder}")
@@ -70,7 +80,7 @@ def finetune(config: Config) -> Result:
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
     device = runtime.set_up()
     from jaxlab.data.load import load
-    from jaxlab.preprocess import Preprocess
+    from jaxlab.data.preprocess import Preprocess
 
     preprocess = Preprocess(config.image_size, config.crop)
     data = load(
@@ -82,8 +92,8 @@ def finetune(config: Config) -> Result:
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
-        progress=cli.progress,
-        say=_say,
+        progress=terminal.progress_bar,
+        log=log,
     )
     config = dataclasses.replace(
         config,
@@ -92,19 +102,19 @@ def finetune(config: Config) -> Result:
         test_size=len(data.test),
         batch_size=min(config.batch_size, len(data.train)),
     )
-    with run_folder.held(folder), _memory_named(config, device):
+    with run_folder.locked(folder), _memory_named(config, device):
         # Once more: another process may have been there meanwhile.
-        run_folder.choose(config.out, config.overwrite, resuming)
-        record = run_folder.record(folder) if resuming else None
-        if record is None and config.resume not in (None, resume.LAST):
+        run_folder.resolve_folder(config.out, config.overwrite, resuming)
+        record = run_folder.read_record(folder) if resuming else None
+        if record is None and config.resume not in (None, LAST):
             raise CheckpointError(
                 f"{folder}: no run has begun there, so it has no step {config.resume}; "
                 "pass another --out, or --resume without a step, which begins"
             )
         if record is not None:
-            resume.compare(config, record["settings"], resume.OF_DATA)
+            resume.check_settings(config, record["settings"], RESOLVED_FROM_DATA)
             resume.check_data(record, data)
-            run_folder.clean(folder)
+            run_folder.remove_partial_files(folder)
         return _run(config, data, preprocess, device, record)
 
 
@@ -119,10 +129,16 @@ def _run(
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import checkpoint, fit, inputs, optim, report, train
+    from jaxlab import fit
+    from jaxlab.figures.confusion import write_confusion
+    from jaxlab.figures.curves import write_curves
+    from jaxlab.figures.text import layer_table
     from jaxlab.models.alexnet import AlexNet
-    from jaxlab.store import ArrayStore
-    from jaxlab.weights import in_words, initial_params, param_shapes
+    from jaxlab.runs import checkpoint
+    from jaxlab.training import inputs, optim
+    from jaxlab.training.feature_store import ArrayStore
+    from jaxlab.training.initial_weights import describe, initial_params, param_shapes
+    from jaxlab.training.step import init_state, make_eval_step, make_train_step
     from pretrained import to_torch
 
     folder = Path(config.out)
@@ -142,63 +158,74 @@ def _run(
         momentum=config.momentum,
         l2=config.l2,
     )
-    checkpoints = checkpoint.Checkpoints(
-        folder / run_folder.CHECKPOINTS, config.keep, _say
+    checkpoints = checkpoint.CheckpointManager(
+        folder / run_folder.CHECKPOINTS, config.keep, log
     )
-    saved = record and resume.saved_step(
-        checkpoints, config.resume, config.epochs, _say
+    saved = record and resume.checkpoint_to_resume(
+        checkpoints, config.resume, config.epochs, log
     )
-    here = {"device": device, "versions": run_folder.versions()}
+    environment = {"device": device, "versions": runtime.versions()}
     if saved:
-        template = jax.eval_shape(lambda p: train.init_state(p, optimizer), shapes)
-        state = jax.tree.map(jnp.array, checkpoint.filled(template, saved))
-        position, weights = fit.Position.of(saved), record["weights"]
-        resume.check_places(record, here, _say)
-        went_on = [*record.get("resumed", ()), {"step": saved.step, **here}]
-        places = {**{name: record[name] for name in here}, "resumed": went_on}
+        template = jax.eval_shape(lambda p: init_state(p, optimizer), shapes)
+        state = jax.tree.map(jnp.array, checkpoint.unflatten_like(template, saved))
+        progress, weights = fit.Progress.from_checkpoint(saved), record["weights"]
+        resume.warn_if_environment_changed(record, environment, log)
+        resumption = {"step": saved.step, **environment}
+        environment = {name: record[name] for name in environment}
+        resumptions = [*record.get("resumptions", ()), resumption]
     else:
         params, weights = initial_params(
             model, init_key, config.weights, offline=config.offline
         )
-        state, position = train.init_state(params, optimizer), fit.Position()
+        state, progress = init_state(params, optimizer), fit.Progress()
         del params  # the state holds its own copy
-        places = {**here, "resumed": []}
-    room = functools.partial(
-        fit.check_room, folder, state, trainable, config.keep, config.checkpoint_every
+        resumptions = []
+    check_disk_space = functools.partial(
+        fit.check_disk_space,
+        folder,
+        state,
+        trainable,
+        config.keep,
+        config.checkpoint_every,
     )
-    room()  # before anything is removed
+    check_disk_space()  # before anything is removed
     if saved:  # the end of a shorter run, where it goes on now, is no end any more
         (folder / run_folder.MODEL).unlink(missing_ok=True)
     else:
-        run_folder.clear(folder)
-    kept, needed = room()
+        run_folder.remove_run(folder)
+    kept, needed = check_disk_space()
     run_folder.write_json(
-        folder / run_folder.CONFIG, _record(config, data, weights, preprocess, places)
+        folder / run_folder.CONFIG,
+        {
+            **_record(config, data, weights, preprocess),
+            **environment,
+            "resumptions": resumptions,
+        },
     )
     if data.files:
         run_folder.write_json(folder / run_folder.SPLIT, data.files)
-    if position.history:
-        run_folder.write_metrics(folder, position.history)
+    if progress.history:
+        run_folder.write_metrics(folder, progress.history)
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
         f"images, {len(data.class_names)} classes, on {device}"
     )
-    if words := in_words(weights):
+    if words := describe(weights):
         print(words)
-    print(report.layer_table(state.params, trainable, weights["layers"]), flush=True)
+    print(layer_table(state.params, trainable, weights["layers"]), flush=True)
     if kept:
-        _say(
+        log(
             f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
             f"{config.keep} and the best"
         )
 
     clock = runtime.Clock()
-    fed = inputs.images(model, data, preprocess, config.workers)
+    run_inputs = inputs.image_inputs(model, data, preprocess, config.workers)
     if config.feature_cache:
         size = int(config.feature_cache_size * 1e9)
         cache = cache_folder() / "features"
-        fed = inputs.features(
-            fed,
+        run_inputs = inputs.feature_inputs(
+            run_inputs,
             model,
             state.params,
             data,
@@ -206,17 +233,20 @@ def _run(
             trainable,
             ArrayStore(cache, size, leave=needed * _on_one_disk(cache, folder)),
             clock=clock,
-            progress=cli.progress,
-            say=_say,
+            progress=terminal.progress_bar,
+            log=log,
         )
     job = fit.Job(
         folder=folder,
-        fed=fed,
+        inputs=run_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
-        train_step=train.make_train_step(
-            fed["train"].apply_fn, optimizer, trainable, class_weights=class_weights
+        train_step=make_train_step(
+            run_inputs["train"].apply_fn,
+            optimizer,
+            trainable,
+            class_weights=class_weights,
         ),
-        eval_step=train.make_eval_step(fed["test"].apply_fn),
+        eval_step=make_eval_step(run_inputs["test"].apply_fn),
         rate=lambda epoch: schedule(epoch * steps_per_epoch),
         trainable=trainable,
         weights=to_torch,
@@ -228,15 +258,15 @@ def _run(
         clock=clock,
     )
     with checkpoints:
-        state, history, predictions = fit.fit(job, state, position, checkpoints)
+        state, history, predictions = fit.fit(job, state, progress, checkpoints)
         accuracy = history[-1]["test_accuracy"]
-        report.write_curves(
+        write_curves(
             folder / run_folder.CURVES,
             history,
             f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
             f"seed {config.seed}",
         )
-        report.write_confusion(
+        write_confusion(
             folder / run_folder.CONFUSION,
             data.test.labels,
             predictions,
@@ -269,27 +299,13 @@ def _memory_named(config: Config, device: str) -> Iterator[None]:
         ) from error
 
 
-def _say(line: str) -> None:
-    from tqdm import tqdm
-
-    stream = sys.stderr if line.startswith("warning") else sys.stdout
-    main = threading.current_thread() is threading.main_thread()
-    with (
-        # Stopped amid what tqdm does about its lock would become an error of tqdm's.
-        signals.put_off() if main else contextlib.nullcontext(),
-        # A bar, which may be another thread's, is taken away for the line.
-        tqdm.external_write_mode(stream),
-    ):
-        print(one_line(line), file=stream, flush=True)
-
-
 def _on_one_disk(*paths: Path) -> bool:
     """Return whether files lie on one disk, or will, where they are not there yet."""
-    there = [
-        next(one for one in (path, *path.parents) if one.exists())
+    existing = [
+        next(parent for parent in (path, *path.parents) if parent.exists())
         for path in map(Path.absolute, paths)
     ]
-    return len({path.stat().st_dev for path in there}) == 1
+    return len({path.stat().st_dev for path in existing}) == 1
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:
@@ -301,7 +317,7 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
         weights[counts > 0] = counts.sum() / (len(present) * present)
         return weights
     if present.max() > IMBALANCE * present.min():
-        _say(
+        log(
             f"warning: the largest class has {present.max():,} training images, the "
             f"smallest {present.min():,}; --class-weights balanced weighs them alike"
         )
@@ -313,9 +329,8 @@ def _record(
     data: Any,
     weights: dict[str, Any],
     preprocess: Any,
-    places: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return all that decides the run, for config.json; `places` are where it ran."""
+    """Return all that decides the run, but where it runs, for config.json."""
     return {
         "settings": dataclasses.asdict(config),
         "dataset": {
@@ -331,9 +346,8 @@ def _record(
             "resize": "Pillow's bilinear",
             **dataclasses.asdict(preprocess),
         },
-        **places,
     }
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(terminal.run(main))

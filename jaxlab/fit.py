@@ -11,32 +11,28 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlab import cli, run_folder, signals
-from jaxlab.checkpoint import Checkpoints, Damaged, Saved, filled
-from jaxlab.errors import InputError, JaxlabError
-from jaxlab.inputs import FORWARD_BATCH, Inputs
+from jaxlab.cli import signals, terminal
+from jaxlab.data.loaders import epoch_order
+from jaxlab.errors import CorruptionError, InputError, JaxlabError
+from jaxlab.runs import folder as run_folder
+from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager, unflatten_like
 from jaxlab.runtime import Clock
-from jaxlab.train import (
-    Metrics,
-    NotFinite,
-    TrainState,
-    epoch_order,
-    evaluate,
-    train_epoch,
-)
+from jaxlab.training.epoch import NotFinite, evaluate_split, train_epoch
+from jaxlab.training.inputs import FORWARD_BATCH, Inputs
+from jaxlab.training.step import Metrics, TrainState
 from pretrained.files import write_safetensors
 
 
 class Job(NamedTuple):
     """What does not change while a run trains.
 
-    `fed` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
+    `inputs` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
     dropout, `weights` from params to what a file of weights holds. Every `every` epochs
     a checkpoint is written, never for 0.
     """
 
     folder: Path
-    fed: dict[str, Inputs]
+    inputs: dict[str, Inputs]
     counts: dict[str, int]
     train_step: Callable
     eval_step: Callable
@@ -51,7 +47,7 @@ class Job(NamedTuple):
     clock: Clock
 
 
-class Position(NamedTuple):
+class Progress(NamedTuple):
     """How far a run has come: what the arrays of its state do not say.
 
     The entries of metrics.jsonl, the metrics of the steps of an epoch that is not
@@ -59,62 +55,64 @@ class Position(NamedTuple):
     """
 
     history: tuple[dict[str, float], ...] = ()
-    taken: tuple[Metrics, ...] = ()
+    step_metrics: tuple[Metrics, ...] = ()
     seconds: float = 0.0
     best: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it, without loss."""
-        taken = [[float(value) for value in step] for step in self.taken]
-        return {**self._asdict(), "taken": taken}
+        step_metrics = [[float(value) for value in step] for step in self.step_metrics]
+        return {**self._asdict(), "step_metrics": step_metrics}
 
     @classmethod
-    def of(cls, saved: Saved) -> "Position":
-        """Return the position of a saved step."""
-        steps = [Metrics(*map(np.float32, step)) for step in saved.about["taken"]]
+    def from_checkpoint(cls, saved: Checkpoint) -> "Progress":
+        """Return the progress of a saved step."""
+        steps = [
+            Metrics(*map(np.float32, step)) for step in saved.about["step_metrics"]
+        ]
         fields = {name: saved.about[name] for name in ("history", "seconds", "best")}
-        return cls(taken=tuple(steps), **fields)
+        return cls(step_metrics=tuple(steps), **fields)
 
 
 def fit(
-    job: Job, state: TrainState, position: Position, checkpoints: Checkpoints
+    job: Job, state: TrainState, progress: Progress, checkpoints: CheckpointManager
 ) -> tuple[TrainState, list[dict[str, float]], np.ndarray]:
-    """Train from a position to the last epoch, whose checkpoint may not be written yet.
+    """Train from a progress to the last epoch, whose checkpoint may not be written yet.
 
     Returns the state, metrics.jsonl's entries and the predictions int32[tested] of the
     last epoch. A signal ends it between two steps, with a checkpoint (see
-    `jaxlab.signals`). Raises JaxlabError when a loss is not finite, CheckpointError
+    `jaxlab.cli.signals`). Raises JaxlabError when a loss is not finite, CheckpointError
     when a checkpoint cannot be written.
     """
-    history, taken = list(position.history), list(position.taken)
-    best, predictions = position.best, None
-    started = job.clock() - position.seconds
+    history, step_metrics = list(progress.history), list(progress.step_metrics)
+    best, predictions = progress.best, None
+    started = job.clock() - progress.seconds
     try:
         for epoch in range(len(history), job.epochs):
             rate = job.rate(epoch)
             order = epoch_order(job.counts["train"], job.seed, epoch)
             with (
-                signals.put_off() as stop,
-                cli.progress(len(order), f"epoch {epoch + 1}") as bar,
+                signals.deferred() as stop,
+                terminal.progress_bar(len(order), f"epoch {epoch + 1}") as bar,
             ):
-                bar.update(min(len(taken) * job.batch_size, len(order)))
+                bar.update(min(len(step_metrics) * job.batch_size, len(order)))
                 state, trained = train_epoch(
                     job.train_step,
                     state,
-                    job.fed["train"].load,
+                    job.inputs["train"].load,
                     order=order,
                     batch_size=job.batch_size,
                     key=job.key,
-                    taken=taken,
+                    step_metrics=step_metrics,
                     stop=stop,
-                    on_batch=functools.partial(_show, bar, rate),
+                    on_batch=functools.partial(_update_bar, bar, rate),
                 )
                 signals.check()
             training_seconds = job.clock() - started
             tested, predictions = _test(job, state)
             if not math.isfinite(tested.loss):
                 # The training loss does not yet see what the last update did.
-                raise NotFinite(len(taken), tested.loss)
+                raise NotFinite(len(step_metrics), tested.loss)
             entry = {
                 "epoch": epoch + 1,
                 "train_loss": trained.loss,
@@ -125,12 +123,12 @@ def fit(
                 "examples_per_second": len(order) / training_seconds,
                 "seconds": job.clock() - started,
             }
-            with signals.put_off():  # what was reached and what is told go together
+            with signals.deferred():  # what was reached and what is told go together
                 history.append(entry)
-                taken, started = [], job.clock()
+                step_metrics, started = [], job.clock()
                 run_folder.write_metrics(job.folder, history)
                 try:
-                    _tell(job, entry)
+                    _log_epoch(job, entry)
                 finally:  # whether somebody reads it or not
                     if job.every and (
                         (epoch + 1) % job.every == 0 or epoch + 1 == job.epochs
@@ -138,14 +136,14 @@ def fit(
                         if best is None or tested.accuracy > best["test_accuracy"]:
                             best = {"epoch": epoch + 1, "step": int(state.step)}
                             best["test_accuracy"] = tested.accuracy
-                        position = Position(tuple(history), best=best)
-                        checkpoints.save(state, job.trainable, position.as_json())
+                        progress = Progress(tuple(history), best=best)
+                        checkpoints.save(state, job.trainable, progress.as_json())
             signals.check()
     except NotFinite as error:
         raise _diverged(job, error, epoch, rate, checkpoints) from error
     except signals.Stopped:
-        seconds = job.clock() - started if taken else 0.0
-        _stop(job, state, Position(history, taken, seconds, best), checkpoints)
+        seconds = job.clock() - started if step_metrics else 0.0
+        _stop(job, state, Progress(history, step_metrics, seconds, best), checkpoints)
         raise
     if predictions is None:  # all was trained before
         _, predictions = _test(job, state)
@@ -154,7 +152,7 @@ def fit(
     return state, history, predictions
 
 
-def _tell(job: Job, entry: dict[str, float]) -> None:
+def _log_epoch(job: Job, entry: dict[str, float]) -> None:
     reached = "".join(
         f"{split} loss {entry[f'{split}_loss']:.4f} "
         f"accuracy {entry[f'{split}_accuracy']:.4f}  "
@@ -169,17 +167,17 @@ def _tell(job: Job, entry: dict[str, float]) -> None:
 
 
 def _test(job: Job, state: TrainState):
-    return evaluate(
+    return evaluate_split(
         job.eval_step,
         state,
-        job.fed["test"].load,
+        job.inputs["test"].load,
         count=job.counts["test"],
         batch_size=FORWARD_BATCH,
     )
 
 
 def _write_best(
-    job: Job, state: TrainState, best: dict[str, Any], checkpoints: Checkpoints
+    job: Job, state: TrainState, best: dict[str, Any], checkpoints: CheckpointManager
 ) -> None:
     """Write the weights of the best epoch, unless it is the last one, the run's own."""
     path = checkpoints.folder / f"best-epoch-{best['epoch']}.safetensors"
@@ -187,12 +185,12 @@ def _write_best(
     if best["step"] != last:
         try:
             saved = checkpoints.read(best["step"], "params.")
-        except Damaged as error:
-            checkpoints.say(f"warning: {error}; the best weights are not written")
+        except CorruptionError as error:
+            checkpoints.log(f"warning: {error}; the best weights are not written")
             return
-        params = filled({"params": state.params}, saved)["params"]
+        params = unflatten_like({"params": state.params}, saved)["params"]
         write_safetensors(path, job.weights(params), {"format": "pt"})
-        checkpoints.say(
+        checkpoints.log(
             f"best: epoch {best['epoch']}, test accuracy {best['test_accuracy']:.4f}: "
             f"{path}"
         )
@@ -201,19 +199,19 @@ def _write_best(
             other.unlink()
 
 
-def _show(bar: Any, rate: float, score: Any, count: int) -> None:
+def _update_bar(bar: Any, rate: float, score: Any, count: int) -> None:
     status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
     bar.set_postfix_str(status, refresh=False)
     bar.update(count)
 
 
 def _stop(
-    job: Job, state: TrainState, position: Position, checkpoints: Checkpoints
+    job: Job, state: TrainState, progress: Progress, checkpoints: CheckpointManager
 ) -> None:
     if not job.every:
         print("stopped; nothing is saved, as --checkpoint-every 0 asks for", flush=True)
         return
-    checkpoints.save(state, job.trainable, position.as_json())
+    checkpoints.save(state, job.trainable, progress.as_json())
     checkpoints.wait()
     print(
         f"stopped after step {state.step}; to go on: --resume --out "
@@ -223,7 +221,7 @@ def _stop(
 
 
 def _diverged(
-    job: Job, error: NotFinite, epoch: int, rate: float, checkpoints: Checkpoints
+    job: Job, error: NotFinite, epoch: int, rate: float, checkpoints: CheckpointManager
 ) -> JaxlabError:
     checkpoints.wait()
     last = checkpoints.last
@@ -235,7 +233,7 @@ def _diverged(
     )
 
 
-def check_room(
+def check_disk_space(
     folder: Path, state: TrainState, trainable: Any, keep: int, every: int
 ) -> tuple[int, int]:
     """Return the bytes of a run's checkpoints, and those it will still write at most.
@@ -250,18 +248,21 @@ def check_room(
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     params = jax.tree.leaves(state.params)
-    moves = jax.tree.leaves(trainable)
-    frozen = size(leaf for leaf, moved in zip(params, moves, strict=True) if not moved)
+    trainable = jax.tree.leaves(trainable)
+    frozen = size(
+        leaf
+        for leaf, is_trainable in zip(params, trainable, strict=True)
+        if not is_trainable
+    )
     moving = size(jax.tree.leaves(state)) - frozen
     kept = (keep + 1) * moving + frozen  # the last ones and the best
     # While a step is written it is there besides; at the end so are the model's weights
     # and the best.
     needed = kept + moving + 2 * size(params)
     free = shutil.disk_usage(folder).free
-    there = (folder / run_folder.CHECKPOINTS).rglob("*")
-    needed -= sum(
-        path.lstat().st_size for path in there
-    )  # an earlier run's, or its own
+    # What an earlier run, or this one before, has written goes or is there already.
+    existing = (folder / run_folder.CHECKPOINTS).rglob("*")
+    needed -= sum(path.lstat().st_size for path in existing)
     if free < needed:
         raise InputError(
             f"{folder}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "

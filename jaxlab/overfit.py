@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlab import cli, run_folder, runtime
-from jaxlab.cli import flag
-from jaxlab.errors import UsageError
+from jaxlab import runtime
+from jaxlab.cli import flags, terminal
+from jaxlab.cli.flags import flag
+from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.runs import folder as run_folder
 
 
 class Variant(NamedTuple):
@@ -71,8 +73,8 @@ class Config:
         "mnist5k",
         "mnist5k (embedded), or a name of TensorFlow Datasets', such as fashion_mnist",
     )
-    data_dir: str | None = cli.data_dir()
-    manual_dir: str | None = cli.manual_dir()
+    data_dir: str | None = flags.data_dir()
+    manual_dir: str | None = flags.manual_dir()
     offline: bool = flag(False, "open no connection")
     out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
     overwrite: bool = flag(False, "replace an earlier run in --out")
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises JaxlabError for what is wrong.
     """
-    config = cli.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
+    config = flags.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
     return overfit(config, _chosen(config))
 
 
@@ -93,7 +95,7 @@ def _chosen(config: Config) -> dict[str, Variant]:
     names = list(VARIANTS) if config.variants == "all" else config.variants.split(",")
     for name in names:
         if name not in VARIANTS:
-            near = cli.nearest(name, list(VARIANTS))
+            near = did_you_mean(name, list(VARIANTS))
             raise UsageError(f"--variants: {name!r} is no variant{near}")
     chosen = {name: VARIANTS[name] for name in names}
     last = config.train_size % config.batch_size or config.batch_size
@@ -108,7 +110,7 @@ def _chosen(config: Config) -> dict[str, Variant]:
 
 def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     """Run the lab, print its table, write its files; returns results.json's content."""
-    folder = run_folder.choose(config.out, config.overwrite)
+    folder = run_folder.resolve_folder(config.out, config.overwrite)
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
     device = runtime.set_up()
@@ -124,14 +126,14 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
-        progress=cli.progress,
+        progress=terminal.progress_bar,
     )
     splits = {
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
         for name, split in data.splits.items()
     }
-    with run_folder.held(folder):
-        run_folder.clear(folder)
+    with run_folder.locked(folder):
+        run_folder.remove_run(folder)
         return _lab(config, variants, data, splits, device, folder)
 
 
@@ -146,16 +148,17 @@ def _lab(
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import report
+    from jaxlab.figures.curves import write_overfit
+    from jaxlab.figures.text import VARIANT_HEADER, variant_line
 
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
         f"images, {config.seeds} seeds, {config.epochs} epochs, on {device}"
     )
-    print(report.VARIANT_HEADER, flush=True)
+    print(VARIANT_HEADER, flush=True)
 
     results = {}
-    with cli.progress(len(variants), "variants", unit="variant") as bar:
+    with terminal.progress_bar(len(variants), "variants", unit="variant") as bar:
         for name, variant in variants.items():
             started = time.perf_counter()
             program = jax.jit(variant_program(variant, config, len(data.class_names)))
@@ -173,20 +176,20 @@ def _lab(
                 "compile_seconds": compiled - started,
                 "curves": {key: values.tolist() for key, values in curves.items()},
             }
-            bar.write(report.variant_line(name, results[name]), file=sys.stdout)
+            bar.write(variant_line(name, results[name]), file=sys.stdout)
             bar.update()
 
     content = {
         "settings": dataclasses.asdict(config),
         "dataset": {"name": data.name, "sha256": data.fingerprint()},
         "device": device,
-        "versions": run_folder.versions(),
+        "versions": runtime.versions(),
         "rule": RULE,
         "variants": results,
     }
     print(f"\n{RULE}")
     run_folder.write_json(folder / run_folder.RESULTS, content)
-    report.write_overfit(
+    write_overfit(
         folder / run_folder.OVERFIT,
         results,
         f"MLP on {len(data.train):,} images of {data.name}, mean and range of "
@@ -215,15 +218,17 @@ def variant_program(
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import optim, train
+    from jaxlab.data.loaders import Batch
     from jaxlab.models.mlp import MLP
+    from jaxlab.training import optim
+    from jaxlab.training.step import init_state, make_eval_step, make_train_step
 
     model = MLP(
         num_classes=num_classes,
         dropout_rate=config.dropout_rate if variant.dropout else 0.0,
         batch_norm=variant.batch_norm,
     )
-    eval_step = train.make_eval_step(model.apply)
+    eval_step = make_eval_step(model.apply)
 
     def one_seed(seed, splits):
         images, labels = splits["train"]
@@ -239,7 +244,7 @@ def variant_program(
         optimizer = optim.make_optimizer(
             config.optimizer, rate, trainable=trainable, momentum=config.momentum
         )
-        train_step = train.make_train_step(
+        train_step = make_train_step(
             model.apply,
             optimizer,
             trainable,
@@ -251,9 +256,7 @@ def variant_program(
         )
 
         def step(state, indices):
-            batch = train.Batch(
-                images[indices], labels[indices], jnp.ones(len(indices))
-            )
+            batch = Batch(images[indices], labels[indices], jnp.ones(len(indices)))
             return train_step(state, batch, dropout_key)
 
         def epoch(state, number):
@@ -264,19 +267,17 @@ def variant_program(
                 state, _ = step(state, order[whole:])
             point = {}
             for name, (inputs, targets) in splits.items():
-                batch = train.Batch(inputs, targets, jnp.ones(len(targets)))
+                batch = Batch(inputs, targets, jnp.ones(len(targets)))
                 metrics, _ = eval_step(state, batch)
                 point[f"{name}_loss"] = metrics.loss / metrics.count
                 point[f"{name}_accuracy"] = metrics.correct / metrics.count
             return state, point
 
-        state = train.init_state(
-            variables["params"], optimizer, variables.get("batch_stats")
-        )
+        state = init_state(variables["params"], optimizer, variables.get("batch_stats"))
         return jax.lax.scan(epoch, state, jnp.arange(config.epochs))[1]
 
     return jax.vmap(one_seed, in_axes=(0, None))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(terminal.run(main))

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder, runtime
-from jaxlab.cli import flag
+from jaxlab import runtime
+from jaxlab.cli import flags, terminal
+from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
+from jaxlab.runs import folder as run_folder
 from pretrained.errors import one_line
 
 BATCH = 32  # pictures a step; one shape, so that nothing compiles twice
@@ -35,7 +37,7 @@ class Config:
     inputs: tuple[str, ...] = flag(
         (),
         "the folder of a run, then pictures; with --weights pictures only",
-        operand=True,
+        positional=True,
     )
     weights: str | None = flag(
         None, "answer without a run", choices=("imagenet",), default_help="the run's"
@@ -58,7 +60,7 @@ class Network(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer; raises InputError at the end when some pictures could not be read."""
-    config = cli.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
+    config = flags.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
     if config.json and config.csv:
         raise UsageError("--csv: not together with --json; pass one of them")
     run, patterns = None, config.inputs
@@ -73,18 +75,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = _of_run(Path(run)) if run else _published(config)
 
     bad: list[str] = []
-    odd: list[str] = []
+    unusual: list[str] = []
     write = _writer(config)
     total = len(paths)
-    with cli.progress(total if total > BATCH else 0, "pictures", "picture") as bar:
-        for path, probabilities in predict(network, paths, bad.append, odd.append):
+    with terminal.progress_bar(
+        total if total > BATCH else 0, "pictures", "picture"
+    ) as bar:
+        for path, probabilities in predict(network, paths, bad.append, unusual.append):
             order = np.argsort(-probabilities, kind="stable")[: config.top]
             write(
                 path,
                 [(network.class_names[i], float(probabilities[i])) for i in order],
             )
             bar.update()
-    for line in [*odd, *bad]:
+    for line in [*unusual, *bad]:
         print(f"warning: {one_line(line)}", file=sys.stderr)
     if bad:
         raise InputError(
@@ -97,12 +101,12 @@ def predict(
     network: Network,
     paths: Sequence[Path],
     on_bad: Callable[[str], None],
-    on_odd: Callable[[str], None] = lambda line: None,
+    on_unusual: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield each path with its classes' probabilities, float32[classes], in order.
 
-    `on_bad` gets a line for each file that is no good picture; it is left out. `on_odd`
-    gets one for each that is odd but answered.
+    `on_bad` gets a line for each file that is no good picture; it is left out.
+    `on_unusual` gets one for each that is unusual but answered.
     """
     import jax
     import jax.numpy as jnp
@@ -123,8 +127,8 @@ def predict(
         try:
             picture = decode(read(path))
             if picture.info["animated"]:
-                on_odd(f"{path}: is animated; its first frame is used")
-            return network.preprocess.fit(picture)
+                on_unusual(f"{path}: is animated; its first frame is used")
+            return network.preprocess.resize(picture)
         except BadPicture as problem:
             return f"{path}: {problem}"
 
@@ -168,7 +172,7 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
 
 
 def _of_run(folder: Path) -> Network:
-    from jaxlab.preprocess import Preprocess
+    from jaxlab.data.preprocess import Preprocess
     from pretrained.files import read_weights
 
     try:
@@ -204,8 +208,8 @@ def _of_run(folder: Path) -> Network:
 
 
 def _published(config: Config) -> Network:
-    from jaxlab.preprocess import Preprocess
-    from jaxlab.weights import whole_network
+    from jaxlab.data.preprocess import Preprocess
+    from jaxlab.training.initial_weights import whole_network
     from pretrained.sources import imagenet_classes
 
     weights = whole_network(config.weights, offline=config.offline)
@@ -238,4 +242,4 @@ def _write_text(path: Path, answers: list[tuple[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(terminal.run(main))

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import platform
 import sys
@@ -16,6 +17,17 @@ from jaxlab.errors import JaxlabError
 from pretrained.download import cache_folder
 from pretrained.errors import one_line
 
+# Whose versions a result may depend on.
+_PACKAGES = (
+    "jaxlab",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
 COMPILED_BYTES = 1 << 30  # of compiled programs kept; a run leaves about 1 MB
 
 _MEMORY_UNKNOWN = 8 << 30  # bytes: what a system without sysconf is taken to have
@@ -69,6 +81,12 @@ def processor() -> str:
     flags = fields.get("flags", "").split()
     widest = next((f" with {sets[flag]}" for flag in sets if flag in flags), "")
     return fields.get("model name", platform.machine()) + widest
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **installed}
 
 
 def memory_bytes() -> int:

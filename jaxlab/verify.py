@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import cli, run_folder, runtime
-from jaxlab.cli import flag
+from jaxlab import runtime
+from jaxlab.cli import flags, terminal
+from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
+from jaxlab.runs import folder as run_folder
 
 # Bars on ‖ours - torch‖ / ‖torch‖: both sides sum the same products in another order.
 BARS = {"float32": 1e-5, "float64": 1e-12}
@@ -34,7 +36,7 @@ class Config:
     weights: str = flag(
         "imagenet-conv",
         "a .pth or .safetensors file, the folder of a run, imagenet, or imagenet-conv",
-        operand=True,
+        positional=True,
     )
     against: str | None = flag(
         None,
@@ -60,7 +62,7 @@ class Comparison(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare and print; raises JaxlabError, exit code 1, when a bar is missed."""
-    config = cli.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
+    config = flags.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
     device = runtime.set_up()
     torch, torchvision = import_torch()
     params, state_dict, facts = _both_sides(config, torch, torchvision)
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": device,
         "matmul_precision": "highest",
         "versions": {
-            **run_folder.versions(),
+            **runtime.versions(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         },
@@ -335,4 +337,4 @@ def _table(rows: Sequence[Comparison], certificate: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(terminal.run(main))

@@ -3,21 +3,21 @@
 import importlib
 
 # Imported when first used: `python -m pretrained.convert` is one of these modules.
-_HOMES = {
+_HOME = {
     "DownloadError": "errors",
     "IntegrityError": "errors",
     "WeightsError": "errors",
     "read_torch_file": "torchfile",
-    "to_flax": "tables",
-    "to_torch": "tables",
+    "to_flax": "layout",
+    "to_torch": "layout",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__():

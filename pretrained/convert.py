@@ -100,7 +100,7 @@ def _convert(options: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag do not wait for NumPy.
     from pretrained.download import open_published
     from pretrained.files import provenance, read_weights, write_safetensors
-    from pretrained.tables import flat_params, to_torch
+    from pretrained.layout import flat_params, to_torch
     from pretrained.torchfile import write_torch_file
 
     if options.source in SOURCES:

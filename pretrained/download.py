@@ -144,7 +144,7 @@ def _download(source: Source, partial: Path, path: Path) -> None:
             requests.exceptions.ChunkedEncodingError,
             requests.exceptions.ContentDecodingError,
         ) as error:
-            reason = _in_words(error)
+            reason = _root_cause(error)
             continue
         except _Again as error:
             reason = str(error)
@@ -241,10 +241,10 @@ def _start_of_body(
     """Return the byte of the file at which the body starts, or raise: it is no use."""
     answer = f"{response.status_code} {str(response.reason)[:80]}"
     if response.status_code == 206:
-        wanted = f"bytes {held}-{source.bytes - 1}/"
+        expected = f"bytes {held}-{source.bytes - 1}/"
         if response.headers.get("Content-Range") in (
-            f"{wanted}{source.bytes}",
-            f"{wanted}*",
+            f"{expected}{source.bytes}",
+            f"{expected}*",
         ):
             return held
     if response.status_code in (206, 416):
@@ -269,7 +269,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _in_words(error: "requests.RequestException") -> str:
+def _root_cause(error: "requests.RequestException") -> str:
     """Say what lies under the layers of an HTTP library's exception."""
     import requests
 

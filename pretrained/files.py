@@ -15,17 +15,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
+from pretrained.disk import atomic_write_weights
 from pretrained.errors import WeightsError, one_line
+from pretrained.layout import Params, flat_params, nested_params, to_flax
 from pretrained.sources import Source, by_sha256
-from pretrained.tables import (
-    ALEXNET,
-    Params,
-    Row,
-    flat_params,
-    nested_params,
-    to_flax,
-)
-from pretrained.torchfile import open_weights, read_torch_file, written_whole
+from pretrained.tables import ALEXNET, Row
+from pretrained.torchfile import open_weights, read_torch_file
 from pretrained.unpickle import MAX_NAME
 
 
@@ -106,9 +101,11 @@ def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray],
             f"{name}: is a damaged safetensors file: {one_line(str(error))[:200]}; get "
             "the file again"
         ) from error
-    if odd := [key for key in tensors if not key.isprintable() or len(key) > MAX_NAME]:
+    if unusual := [
+        key for key in tensors if not key.isprintable() or len(key) > MAX_NAME
+    ]:
         raise WeightsError(
-            f"{name}: has the odd name {odd[0][:40]!a}; pass weights of AlexNet"
+            f"{name}: has the odd name {unusual[0][:40]!a}; pass weights of AlexNet"
         )
     return tensors, provenance
 
@@ -122,7 +119,7 @@ def write_safetensors(
     order. Raises WeightsError when it cannot be written.
     """
     # save_file has a temporary file of its own, whose name nobody could tell.
-    with written_whole(path) as partial:
+    with atomic_write_weights(path) as partial:
         try:
             save_file(dict(tensors), partial, metadata=dict(metadata))
         except SafetensorError as error:  # a full disk comes as one

@@ -9,15 +9,14 @@ import contextlib
 import os
 import stat
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from pretrained.disk import atomic_write_weights
 from pretrained.errors import WeightsError, one_line
 from pretrained.sources import SOURCES
 from pretrained.unpickle import (
@@ -34,9 +33,6 @@ from pretrained.unpickle import (
 _CHUNK = 1 << 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# Asked for once: to ask is to set it, for all threads that create files meanwhile.
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)
 
 
 def read_torch_file(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
@@ -150,17 +146,17 @@ def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
             state_dict = _checked(machine.run())
             machine.expect_end()
             stored = {key for key in records if key.startswith("data/")}
-            wanted = {f"data/{key}": value for key, value in machine.storages.items()}
-            if stored != wanted.keys():
-                odd = min(stored ^ wanted.keys())
-                raise Refusal(f"misses or duplicates {odd!a}; {GET_AGAIN}")
-            for key, storage in wanted.items():
+            expected = {f"data/{key}": value for key, value in machine.storages.items()}
+            if stored != expected.keys():
+                unusual = min(stored ^ expected.keys())
+                raise Refusal(f"misses or duplicates {unusual!a}; {GET_AGAIN}")
+            for key, storage in expected.items():
                 if records[key].file_size != storage.nbytes:
                     raise Refusal(
                         f"{key} has {records[key].file_size:,} bytes, its tensors "
                         f"need {storage.nbytes:,}; {GET_AGAIN}"
                     )
-            for key, storage in wanted.items():
+            for key, storage in expected.items():
                 with archive.open(records[key]) as member:
                     _fill(storage, member)
             return state_dict
@@ -209,7 +205,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         )
         if not (member.orig_filename == prefix + name and known) or name in members:
             raise Refusal(
-                f"holds the odd member {member.filename[:80]!a}; {SAVE_AGAIN}"
+                f"holds the unusual member {member.filename[:80]!a}; {SAVE_AGAIN}"
             )
         if member.compress_type != zipfile.ZIP_STORED:
             raise Refusal(f"{name} is compressed, which torch never does; {SAVE_AGAIN}")
@@ -264,15 +260,15 @@ def _read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
     ):
         raise Refusal(f"lists other storages than its tensors use; {GET_AGAIN}")
     file.seek(machine.position)
-    left = size - machine.position
+    remaining = size - machine.position
     for key in keys:
         storage, header = storages[key], file.read(8)
-        left -= 8 + storage.nbytes
-        if left < 0 or header != struct.pack("<q", storage.numel):
+        remaining -= 8 + storage.nbytes
+        if remaining < 0 or header != struct.pack("<q", storage.numel):
             raise Refusal(f"storage {key!a} has another length; {GET_AGAIN}")
         _fill(storage, file)
-    if left != 0:
-        raise Refusal(f"goes on for {left:,} bytes after its end; {GET_AGAIN}")
+    if remaining != 0:
+        raise Refusal(f"goes on for {remaining:,} bytes after its end; {GET_AGAIN}")
     return state_dict
 
 
@@ -342,7 +338,10 @@ def write_torch_file(
         program += b"\x89ccollections\nOrderedDict\n)RtR"
     program += b"u."
     prefix = "archive/"
-    with written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with (
+        atomic_write_weights(path) as partial,
+        zipfile.ZipFile(partial, "w") as archive,
+    ):
         archive.writestr(zipfile.ZipInfo(prefix + "data.pkl"), bytes(program))
         archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
         for key, array in enumerate(state_dict.values()):
@@ -355,30 +354,6 @@ def write_torch_file(
             with archive.open(member, "w", force_zip64=big) as data_file:
                 data_file.write(array.reshape(-1).view(np.uint8).data)
         archive.writestr(zipfile.ZipInfo(prefix + "version"), b"3\n")
-
-
-@contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield where to write a file; it takes the place of `path`, or is removed.
-
-    A process that dies meanwhile leaves a folder beside the file, of its name, some
-    letters and `.partial`. Raises WeightsError when the file system refuses.
-    """
-    place = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(
-            dir=place.parent, prefix=f"{place.name}.", suffix=".partial"
-        ) as folder:
-            partial = Path(folder, place.name)
-            yield partial
-            # Its writer may have created it for its owner only.
-            partial.chmod(0o666 & ~_UMASK)
-            partial.replace(place)
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: cannot be written: {error.strerror or error}; check the folder "
-            "and the free space"
-        ) from error
 
 
 def _string(text: str) -> bytes:

@@ -21,9 +21,11 @@ import pytest
 from hypothesis import settings
 from matplotlib.figure import Figure
 
-from jaxlab import AlexNet, cli
+from jaxlab import AlexNet
+from jaxlab.cli import terminal
+from jaxlab.training.initial_weights import param_shapes
 from jaxlab.verify import import_torch
-from jaxlab.weights import param_shapes
+from pretrained.embedded import imagenet_conv
 from tests.stress.narrow import NARROW, narrow
 
 # Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
@@ -38,8 +40,10 @@ TRAJECTORY_FLOAT64 = 1e-9
 ROUNDOFF_FLOAT32 = 1e-6
 
 
-# A checkpoint of the full-size network is half a gigabyte; test_resume.py has a narrow
-# one's.
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A checkpoint of the full-size network is half a gigabyte; tests/runs has those of a
+# narrow one.
 NO_CHECKPOINTS = ["--checkpoint-every", "0"]
 
 
@@ -49,6 +53,25 @@ def relative_error(ours, reference) -> float:
     reference = np.asarray(reference, np.float64)
     assert ours.shape == reference.shape
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+
+
+def command(*flags, cwd=None, **environment):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxlab.finetune", *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def assert_one_line(process, code, message):
+    """A process ended with an exit code, and one line of error that says so much."""
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert message in process.stderr
 
 
 def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5, **widths):
@@ -77,6 +100,17 @@ def narrow_torch(model, num_classes, channels=AlexNet.channels, hidden=32):
     sizes = (before * 36, hidden), (hidden, hidden), (hidden, num_classes)
     for index, size in zip((1, 4, 6), sizes, strict=True):
         model.classifier[index] = torch.nn.Linear(*size)
+
+
+def with_imagenet_convolutions(model):
+    """Put the real convolution weights into torchvision's AlexNet."""
+    convolutions = [m for m in model.features if hasattr(m, "weight")]
+    with torch.no_grad():
+        for target, layer in zip(convolutions, imagenet_conv().values(), strict=True):
+            kernel = layer["kernel"].transpose(3, 2, 0, 1).copy()
+            target.weight.copy_(torch.from_numpy(kernel))
+            target.bias.copy_(torch.from_numpy(layer["bias"]))
+    return model
 
 
 def random_params(model, dtype=np.float32, seed=0):
@@ -217,7 +251,7 @@ def run_here(monkeypatch, capsys):
     def run(main, *arguments):
         arguments = ["command", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", arguments)
-        code = cli.run(main)
+        code = terminal.run(main)
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run

@@ -6,12 +6,10 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import FORWARD_FLOAT32, NO_CHECKPOINTS, relative_error, torch_alexnet
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess, verify
@@ -20,6 +18,15 @@ from jaxlab.data.digits import mnist5k
 from jaxlab.finetune import main
 from jaxlab.models.alexnet import MIN_SIZE
 from pretrained import embedded, to_flax
+from tests.conftest import (
+    FORWARD_FLOAT32,
+    NO_CHECKPOINTS,
+    ROOT,
+    assert_one_line,
+    command,
+    relative_error,
+    torch_alexnet,
+)
 
 # The smallest job that still learns: seconds, not minutes.
 SMALL = ["--train-size", "200", "--test-size", "100", "--image-size", "63"]
@@ -29,23 +36,13 @@ FILES = {"config.json", "metrics.jsonl", "model.safetensors"}
 FILES |= {"curves.png", "confusion.png", ".lock"}
 
 
-def command(*flags, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxlab.finetune", *map(str, flags)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 def narrow_command(*flags, before="", after=""):
     """The command with a narrow network, in a process of its own, in a shell line."""
     words = [sys.executable, "-m", "tests.stress.narrow", *map(str, flags)]
     return subprocess.run(
         f"{before} {shlex.join(words)} {after}",
         shell=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -322,13 +319,6 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert_one_line(run_here(main, *flags), 2, message)
     assert list(tmp_path.iterdir()) == []
-
-
-def assert_one_line(process, code, message):
-    assert process.returncode == code, process.stderr
-    assert process.stderr.startswith("error: ")
-    assert process.stderr.count("\n") == 1, process.stderr
-    assert message in process.stderr
 
 
 def test_an_out_that_cannot_be_used_is_refused_untouched(run_here, tmp_path):

@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from conftest import NO_CHECKPOINTS
 from PIL import Image
-from test_pictures import encoded
 
 from jaxlab import finetune, predict
 from jaxlab.data.digits import mnist5k
 from jaxlab.errors import InputError, UsageError
 from pretrained.sources import imagenet_classes
+from tests.conftest import NO_CHECKPOINTS
+from tests.data.test_pictures import encoded
 from tests.stress.narrow import narrow
 
 
@@ -177,10 +177,9 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
 def test_without_a_run_imagenet_answers_with_its_own_classes(
     tmp_path, monkeypatch, capsys
 ):
-    from conftest import torch_alexnet
-
     from pretrained import to_flax
     from pretrained.files import Weights
+    from tests.conftest import torch_alexnet
 
     oracle = torch_alexnet(1000)
     params = to_flax(oracle.state_dict())
@@ -190,7 +189,7 @@ def test_without_a_run_imagenet_answers_with_its_own_classes(
         asked.append((name, offline))
         return Weights(params, "torch", False, sha256="", source=None)
 
-    monkeypatch.setattr("jaxlab.weights.whole_network", whole_network)
+    monkeypatch.setattr("jaxlab.training.initial_weights.whole_network", whole_network)
     values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
     found = answers("--weights", "imagenet", "--offline", tmp_path, capsys=capsys)

@@ -1,15 +1,15 @@
 """The README's Python example runs as it stands."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxlab import AlexNet
+from tests.conftest import ROOT
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import NO_CHECKPOINTS
 
 from jaxlab import runtime
+from tests.conftest import NO_CHECKPOINTS, ROOT
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -45,7 +45,7 @@ def without_cache(environment):
 def script(code, *arguments, **environment):
     process = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env={**without_cache(os.environ), **environment},
         capture_output=True,
         text=True,

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import torch_alexnet
 from safetensors.numpy import load_file, save_file
-from test_alexnet import with_imagenet_convolutions
 
 from jaxlab import verify
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from pretrained import convert
-from pretrained.tables import nested_params
+from pretrained.layout import nested_params
+from tests.conftest import torch_alexnet, with_imagenet_convolutions
 from tests.stress.narrow import NARROW
 
 LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8", "logits"]
@@ -193,9 +192,9 @@ def test_without_torch_the_error_says_how_to_install_it(package, tmp_path):
     code = (
         "import sys\n"
         f"sys.modules[{package!r}] = None\n"
-        "from jaxlab import cli, verify\n"
+        "from jaxlab import verify\nfrom jaxlab.cli import terminal\n"
         "sys.argv = ['verify']\n"
-        "sys.exit(cli.run(verify.main))"
+        "sys.exit(terminal.run(verify.main))"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True

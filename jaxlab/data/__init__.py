@@ -1,1 +1,1 @@
-"""Where images come from: uint8 images, integer labels, class names."""
+"""From a name to batches: uint8 images, integer labels, class names."""

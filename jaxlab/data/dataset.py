@@ -15,7 +15,7 @@ from jaxlab.errors import UsageError
 
 SPLIT_SEED = 0  # of what is held out and chosen, whatever a run's own seed
 # Makes a bar from a total, a label and a unit, with an `update(count)`.
-Progress = Callable[[int, str, str], AbstractContextManager[Any]]
+ProgressBar = Callable[[int, str, str], AbstractContextManager[Any]]
 
 
 @contextlib.contextmanager
@@ -48,11 +48,11 @@ class Split:
         """
         return self.take(np.arange(checked_size(count, len(self), flag)))
 
-    def take(self, places: np.ndarray) -> "Split":
-        """Return the examples at these places, int[k], in this order."""
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the examples at these indices, int[k], in this order."""
         if isinstance(self.images, Pictures):
-            return Split(self.images.take(places), self.labels[places])
-        return Split(self.images[places], self.labels[places])
+            return Split(self.images.take(indices), self.labels[indices])
+        return Split(self.images[indices], self.labels[indices])
 
 
 def checked_size(asked: int | None, available: int, flag: str) -> int:
@@ -74,7 +74,7 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
 class Dataset:
     """A training and a test split, in the order their first N are taken from.
 
-    `fitted` images have the network's size already. `files` names the file of each
+    `resized` images have the network's size already. `files` names the file of each
     example, by split, where there are files.
     """
 
@@ -82,7 +82,7 @@ class Dataset:
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    fitted: bool = False
+    resized: bool = False
     files: dict[str, list[str]] | None = None
 
     @property
@@ -146,7 +146,7 @@ def content_order(digests: Iterable[bytes]) -> np.ndarray:
 
 
 def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndarray:
-    """Return the places, int64[k] and sorted, of `asked` examples (all for None).
+    """Return the indices, int64[k] and sorted, of `asked` examples (all for None).
 
     A seeded, class-balanced order says which; they stay in the order they stand in, so
     that the same choice is the same data set wherever it is stored. Raises UsageError,

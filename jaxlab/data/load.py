@@ -4,10 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlab.cli import nearest
-from jaxlab.data.dataset import Dataset, Progress, no_progress
-from jaxlab.errors import UsageError
-from jaxlab.preprocess import Preprocess
+from jaxlab.data.dataset import Dataset, ProgressBar, no_progress
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import UsageError, did_you_mean
 
 EMBEDDED = "mnist5k"
 
@@ -22,12 +21,12 @@ def load(
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
-    progress: Progress = no_progress,
-    say: Callable[[str], None] = print,
+    progress: ProgressBar = no_progress,
+    log: Callable[[str], None] = print,
 ) -> Dataset:
     """Return the images `name` stands for: mnist5k, a folder, or a set of TFDS'.
 
-    Pictures of a folder are fitted by `preprocess`; None refuses folders. The other
+    Pictures of a folder are resized by `preprocess`; None refuses folders. The other
     arguments are those of `load_folder` and `load_tfds`, which say what they raise.
     """
     # Imported as needed: each source has packages of its own.
@@ -36,7 +35,7 @@ def load(
 
         return mnist5k().first(train_size, test_size)
     if os.path.isdir(name) or name.startswith((".", "~", os.sep)):
-        from jaxlab.data.folder import load_folder
+        from jaxlab.data.image_folder import load_folder
 
         if preprocess is None:
             raise UsageError(
@@ -50,7 +49,7 @@ def load(
             train_size=train_size,
             test_size=test_size,
             progress=progress,
-            say=say,
+            log=log,
         )
     from jaxlab.data import tfds
 
@@ -59,7 +58,7 @@ def load(
     if known and base not in known:
         raise UsageError(
             f"--dataset: {name!r} is neither {EMBEDDED}, nor a folder, nor a name of "
-            f"TensorFlow Datasets'{nearest(base, [EMBEDDED, *known])}"
+            f"TensorFlow Datasets'{did_you_mean(base, [EMBEDDED, *known])}"
         )
     return tfds.load_tfds(
         name,
@@ -71,5 +70,5 @@ def load(
         train_size=train_size,
         test_size=test_size,
         progress=progress,
-        say=say,
+        log=log,
     )

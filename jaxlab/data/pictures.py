@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pretrained.errors import one_line
 
 if TYPE_CHECKING:  # so that reading digits does not wait for JAX
-    from jaxlab.preprocess import Preprocess
+    from jaxlab.data.preprocess import Preprocess
 
 # Pillow also logs what it raises.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -36,7 +36,7 @@ ENDINGS = frozenset(
 )
 MAX_PIXELS = 50_000_000
 # Fitted pictures up to this size are kept; more are decoded anew in every epoch.
-RESIDENT_BYTES = 1 << 30
+IN_MEMORY_BYTES = 1 << 30
 LONGEST = 100  # times the short side
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # What Pillow's readers were seen to raise for a third of a million damaged files.
@@ -165,7 +165,7 @@ class Pictures:
         return len(self.paths)
 
     def take(self, indices: Sequence[int]) -> "Pictures":
-        """Return the pictures at these places, in this order."""
+        """Return the pictures at these indices, in this order."""
         return Pictures(
             tuple(self.paths[i] for i in indices),
             tuple(self.digests[i] for i in indices),
@@ -183,24 +183,24 @@ class Checked(NamedTuple):
     digest: str = ""  # of the file
     content: bytes = b""  # the pixel_digest of what is in the file
     animated: bool = False
-    pixels: np.ndarray | None = None  # fitted, where they are kept
+    pixels: np.ndarray | None = None  # resized, where they are kept
     problem: BadPicture | None = None
 
 
 def are_kept(count: int, preprocess: "Preprocess") -> bool:
-    """Return whether so many fitted pictures are kept in memory, not streamed."""
-    return count * preprocess.image_size**2 * 3 <= RESIDENT_BYTES
+    """Return whether so many resized pictures are kept in memory, not streamed."""
+    return count * preprocess.image_size**2 * 3 <= IN_MEMORY_BYTES
 
 
 def images_of(
-    paths: Sequence[Path | Record], checked: Sequence[Checked], places: Sequence[int]
+    paths: Sequence[Path | Record], checked: Sequence[Checked], indices: Sequence[int]
 ) -> np.ndarray | Pictures:
-    """Return the good pictures at these places: the pixels if kept, else the files."""
-    if all(checked[place].pixels is not None for place in places):
-        return np.stack([checked[place].pixels for place in places])
+    """Return the good pictures at these indices: the pixels if kept, else the files."""
+    if all(checked[i].pixels is not None for i in indices):
+        return np.stack([checked[i].pixels for i in indices])
     return Pictures(
-        tuple(paths[place] for place in places),
-        tuple(checked[place].digest for place in places),
+        tuple(paths[i] for i in indices),
+        tuple(checked[i].digest for i in indices),
     )
 
 
@@ -220,7 +220,7 @@ def check_pictures(
                 digest=hashlib.sha256(content).hexdigest(),
                 content=pixel_digest(np.asarray(picture)),
                 animated=picture.info["animated"],
-                pixels=preprocess.fit(picture) if keep else None,
+                pixels=preprocess.resize(picture) if keep else None,
             )
         except BadPicture as problem:
             return Checked(problem=problem)

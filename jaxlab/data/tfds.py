@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlab.data.dataset import (
     Dataset,
-    Progress,
+    ProgressBar,
     Split,
     balanced_choice,
     content_order,
@@ -28,12 +28,12 @@ from jaxlab.data.pictures import (
     images_of,
     pixel_digest,
 )
-from jaxlab.data.prepare import is_prepared, prepare
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
-from jaxlab.preprocess import Preprocess
 from pretrained.errors import one_line
 
-MAX_BYTES = 4 << 30  # of a split's pixels as they are; more are fitted and streamed
+MAX_BYTES = 4 << 30  # of a split's pixels as they are; more are resized and streamed
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
@@ -47,12 +47,12 @@ def load_tfds(
     val_fraction: float = 0.2,
     train_size: int | None = None,
     test_size: int | None = None,
-    progress: Progress = no_progress,
-    say: Callable[[str], None] = print,
+    progress: ProgressBar = no_progress,
+    log: Callable[[str], None] = print,
 ) -> Dataset:
     """Return a set's images, uint8[n, h, w, c], chosen by a fixed balanced order.
 
-    Images of different sizes, and splits over 4 GB, are fitted by `preprocess`, and
+    Images of different sizes, and splits over 4 GB, are resized by `preprocess`, and
     streamed when they do not fit into memory; without it such sets are refused.
 
     The set is prepared under `data_dir` (default: TFDS_DATA_DIR, else
@@ -72,26 +72,26 @@ def load_tfds(
             f"{', '.join(features or ['none'])}; pass one with image and label"
         )
     shape, class_names = features["image"].shape, tuple(features["label"].names)
-    fitted = None in shape or shape[-1] not in (1, 3)
-    if fitted and preprocess is None:
+    resized = None in shape or shape[-1] not in (1, 3)
+    if resized and preprocess is None:
         raise UsageError(
             f"--dataset: {name} has images of shape {shape}, and the lab takes images "
             "of one small size; pass another set"
         )
     if not is_prepared(builder):
-        prepare(builder, name, manual_dir, offline, progress, say)
+        prepare(builder, name, manual_dir, offline, progress, log)
         builder = _builder(name, data_dir)
     splits = builder.info.splits
     if "train" not in splits:
         raise UsageError(f"--dataset: {name} has no split train; pass another set")
     test = next((split for split in ("test", "validation") if split in splits), None)
     names = ("train", test) if test else ("train",)
-    if not fitted:
+    if not resized:
         most = max(splits[split].num_examples for split in names)
-        fitted = most * math.prod(shape) > MAX_BYTES and preprocess is not None
+        resized = most * math.prod(shape) > MAX_BYTES and preprocess is not None
     read = (
         functools.partial(_pictures, preprocess=preprocess, progress=progress)
-        if fitted
+        if resized
         else _pixels
     )
     parts = {"train": _read(builder, "train", read)}
@@ -106,7 +106,7 @@ def load_tfds(
     for part, split in parts.items():
         chosen = balanced_choice(split.labels, sizes[part], f"--{part}-size")
         parts[part] = split.take(chosen)
-    return Dataset(name, parts["train"], parts["test"], class_names, fitted)
+    return Dataset(name, parts["train"], parts["test"], class_names, resized)
 
 
 def known_names() -> list[str]:
@@ -232,10 +232,10 @@ def _records_in(paths: Iterable[Any]) -> int:
 
 
 def _chunks(source: Any) -> Iterator[tuple[list[int], list[Any]]]:
-    """Yield all places and examples, a thousand at a time: they need little memory."""
+    """Yield all indices and examples, a thousand at a time: they need little memory."""
     for start in range(0, len(source), 1000):
-        places = list(range(start, min(start + 1000, len(source))))
-        yield places, source.__getitems__(places)
+        indices = list(range(start, min(start + 1000, len(source))))
+        yield indices, source.__getitems__(indices)
 
 
 def _pixels(builder: Any, source: Any) -> tuple[Split, np.ndarray]:
@@ -243,21 +243,21 @@ def _pixels(builder: Any, source: Any) -> tuple[Split, np.ndarray]:
     shape = builder.info.features["image"].shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
-    for places, examples in _chunks(source):
-        images[places] = _decoded([example["image"] for example in examples], shape)
-        labels[places] = [example["label"] for example in examples]
+    for indices, examples in _chunks(source):
+        images[indices] = _decoded([example["image"] for example in examples], shape)
+        labels[indices] = [example["label"] for example in examples]
     return Split(images, labels), content_order(map(pixel_digest, images))
 
 
 def _pictures(
-    _builder: Any, source: Any, preprocess: Preprocess, progress: Progress
+    _builder: Any, source: Any, preprocess: Preprocess, progress: ProgressBar
 ) -> tuple[Split, np.ndarray]:
-    """Return pictures of any size, fitted or to be streamed, and their order."""
+    """Return pictures of any size, resized or to be streamed, and their order."""
     count = len(source)
     labels = np.empty(count, np.int64)
-    for places, examples in _chunks(source):
-        labels[places] = [example["label"] for example in examples]
-    records = [_Record(source, place) for place in range(count)]
+    for indices, examples in _chunks(source):
+        labels[indices] = [example["label"] for example in examples]
+    records = [_Record(source, i) for i in range(count)]
     with progress(count, "pictures", "picture") as bar:
         checked = check_pictures(
             records, preprocess, are_kept(count, preprocess), bar.update
@@ -272,14 +272,14 @@ def _pictures(
 class _Record:
     """An encoded picture of a prepared set, which is read like a file."""
 
-    def __init__(self, source: Any, place: int):
-        self.source, self.place = source, place
+    def __init__(self, source: Any, index: int):
+        self.source, self.index = source, index
 
     def read_bytes(self) -> bytes:
-        return self.source[self.place]["image"]
+        return self.source[self.index]["image"]
 
     def __str__(self) -> str:
-        return f"record {self.place}"
+        return f"record {self.index}"
 
 
 def _decoded(encoded: Sequence[bytes], shape: tuple[int, int, int]) -> np.ndarray:
@@ -287,9 +287,9 @@ def _decoded(encoded: Sequence[bytes], shape: tuple[int, int, int]) -> np.ndarra
 
     images = np.empty((len(encoded), *shape), np.uint8)
 
-    def decode(place: int) -> None:
-        with Image.open(io.BytesIO(encoded[place])) as image:
-            images[place] = np.asarray(image).reshape(shape)
+    def decode(i: int) -> None:
+        with Image.open(io.BytesIO(encoded[i])) as image:
+            images[i] = np.asarray(image).reshape(shape)
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(decode, range(len(encoded))):

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models.cpu import max_pool
 from jaxlab.models.layers import Conv, adaptive_avg_pool, linear
+from jaxlab.models.ops import max_pool
 
 MIN_SIZE = 63  # below, the last max pool has no 3x3 window
 

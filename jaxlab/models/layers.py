@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.nn.initializers import Initializer
 
-from jaxlab.models import cpu
+from jaxlab.models import ops
 
 
 class Conv(nn.Module):
@@ -37,7 +37,7 @@ class Conv(nn.Module):
         )
         bias = self.param("bias", init, (self.out_channels,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return cpu.conv(x, kernel, self.stride, self.padding) + bias
+        return ops.conv(x, kernel, self.stride, self.padding) + bias
 
 
 def linear(

@@ -137,17 +137,17 @@ def finish(out: Path, *flags: str) -> dict[str, Any]:
 
 def results(out: Path) -> dict[str, Any]:
     """Return all of a finished run that must not depend on how it got there."""
-    from jaxlab import run_folder
-    from jaxlab.checkpoint import Checkpoints
+    from jaxlab.runs.checkpoint import CheckpointManager
+    from jaxlab.runs.folder import read_metrics
 
     folder = out / "checkpoints"
-    saved = Checkpoints(folder, 2, print).restore()
+    saved = CheckpointManager(folder, 2, print).restore()
     return {
         "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
         "model": (out / "model.safetensors").read_bytes(),
         "best": [p.read_bytes() for p in folder.glob("best-*")],
         "metrics": [
             {k: v for k, v in entry.items() if k not in TIMES}
-            for entry in run_folder.metrics(out)
+            for entry in read_metrics(out)
         ],
     }

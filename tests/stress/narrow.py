@@ -52,10 +52,11 @@ def main(argv: list[str]) -> int:
     runtime.set_up()
     narrow()
     watch(point, occurrence, tell)
-    from jaxlab import cli, finetune
+    from jaxlab import finetune
+    from jaxlab.cli import terminal
 
     sys.argv[1:] = arguments
-    code = cli.run(finetune.main)
+    code = terminal.run(finetune.main)
     if tell and code == 0:
         os.write(2, b"done\n")
     return code
@@ -67,9 +68,9 @@ def narrow(put: Callable = setattr, **widths: Any) -> None:
     `put(owner, name, value)` sets an attribute.
     """
     import pretrained
-    from jaxlab import weights
     from jaxlab.models import alexnet
-    from pretrained import files, tables
+    from jaxlab.training import initial_weights
+    from pretrained import files, layout, tables
 
     widths = widths or NARROW
     rows = tables.alexnet(**widths)
@@ -79,9 +80,9 @@ def narrow(put: Callable = setattr, **widths: Any) -> None:
 
     put(alexnet, "AlexNet", functools.partial(alexnet.AlexNet, **widths))
     for name, owners in {
-        "to_torch": (pretrained, tables),
-        "flat_params": (tables,),
-        "read_weights": (files, weights),
+        "to_torch": (pretrained, layout),
+        "flat_params": (layout,),
+        "read_weights": (files, initial_weights),
     }.items():
         function = narrowed(getattr(owners[-1], name))
         for owner in owners:
@@ -90,16 +91,11 @@ def narrow(put: Callable = setattr, **widths: Any) -> None:
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:
     """Make the process die at a point, and tell when it saves or deletes."""
-    from jaxlab import (
-        arrays,
-        checkpoint,
-        fit,
-        inputs,
-        manifest,
-        report,
-        run_folder,
-        train,
-    )
+    from jaxlab import fit
+    from jaxlab.figures import curves
+    from jaxlab.runs import arrays, checkpoint, manifest
+    from jaxlab.runs import folder as run_folder
+    from jaxlab.training import inputs, step
     from pretrained import download, files
 
     seen: dict[str, int] = {}
@@ -108,12 +104,12 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
         seen[name] = seen.get(name, 0) + 1
         return name == point and seen[name] == occurrence
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if tell:
             os.write(2, f"{line}\n".encode())  # in one piece: two threads tell
 
     def told(phase: str) -> Callable:
-        return lambda *_, **__: say(phase)
+        return lambda *_, **__: log(phase)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -147,7 +143,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
     def amid_deletion(path: Path, *_):
         if path.name.endswith(checkpoint._DELETED) and path.is_dir():
-            say("deleting")
+            log("deleting")
             if reached("amid a deletion"):
                 shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
                 die()
@@ -163,13 +159,15 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
     files.save_file = watched_save_file
     before(download, "_transfer", told("downloading"))
     before(inputs, "feature_loader", told("features"))
-    before(train, "make_train_step", told("compiling"))
-    before(fit, "_show", lambda bar, rate, score, images: say(f"trained {images}"))
+    before(step, "make_train_step", told("compiling"))
+    before(
+        fit, "_update_bar", lambda bar, rate, score, images: log(f"trained {images}")
+    )
     before(fit, "_test", told("testing"))
-    before(report, "write_curves", told("exporting"))
+    before(curves, "write_curves", told("exporting"))
     before(arrays, "write", told("saving"))
     before(arrays, "write", amid_arrays)
-    before(checkpoint.Checkpoints, "_write", at("before the folder"))
+    before(checkpoint.CheckpointManager, "_write", at("before the folder"))
     before(manifest, "_files", amid_partial)
     before(checkpoint, "_remove", amid_deletion)
     rename = Path.rename

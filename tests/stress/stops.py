@@ -141,9 +141,9 @@ def stop(
 
 def newest(out: Path) -> int:
     """Return the newest step that is saved; 0 for none."""
-    from jaxlab.checkpoint import Checkpoints
+    from jaxlab.runs.checkpoint import CheckpointManager
 
-    return next(iter(Checkpoints(out / "checkpoints", 2, print).steps()), 0)
+    return next(iter(CheckpointManager(out / "checkpoints", 2, print).steps()), 0)
 
 
 SLOW_SOURCE = """

@@ -1,0 +1,1 @@
+"""What the benchmarks share: pairs, the two sides, PyTorch's programs."""

@@ -1,0 +1,228 @@
+"""Both sides of the AlexNet benchmarks, as processes that measure when told to."""
+
+import argparse
+import contextlib
+import functools
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.pairs import Measure, serve, worker
+
+SECONDS = 1.0  # a measurement of repeated calls takes about so long, or one call
+
+# Starts one side in a process; see the measures below for its options.
+side = functools.partial(worker, "benchmarks.harness.sides")
+
+
+def torch_at_its_best(
+    *, eager: bool = False, plain_adam: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Try every way PyTorch can do a job; return the fastest, as options of its side.
+
+    Memory layouts, `torch.compile` unless `eager`, and then, unless `plain_adam`, the
+    fused Adam. A way that fails, as torch.compile does without a C++ compiler, is left
+    out. An epoch's way is that of its step, and then the better number of loader
+    processes.
+    """
+    job = {**options, "who": "torch"}
+    bare = {**job, "job": "step"} if job["job"] == "epoch" else job
+    way = _fastest(
+        bare,
+        [
+            {"channels_last": last, "compiled": compiled, "fused": False}
+            for compiled in ((False,) if eager else (False, True))
+            for last in (False, True)
+        ],
+    )
+    if bare["job"] == "step" and not plain_adam:
+        way = _fastest(bare, [{**way, "fused": fused} for fused in (False, True)])
+    if job["job"] == "epoch":
+        trial = {**job, "train_size": 640, "test_size": 100}
+        way = _fastest(trial, [{**way, "workers": workers} for workers in (0, 1)])
+    return way
+
+
+def _fastest(job: dict[str, Any], ways: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = {}
+    for i, way in enumerate(ways):
+        with contextlib.suppress(RuntimeError), side(**job, **way) as measure:
+            measure()
+            seconds[i] = min(measure() for _ in range(3))
+            print(f"  torch {describe(way)}: {seconds[i] * 1e3:.1f} ms", flush=True)
+    return ways[min(seconds, key=seconds.get)]
+
+
+def describe(way: dict[str, Any]) -> str:
+    """Return a way PyTorch is run, for a table."""
+    words = ["channels_last" if way["channels_last"] else "contiguous"]
+    words += ["compiled"] if way["compiled"] else []
+    words += ["fused Adam"] if way["fused"] else []
+    words += ["1 loader process"] if way.get("workers") else []
+    return ", ".join(words)
+
+
+def repeated(call: Measure) -> Measure:
+    """Return a measure: the mean seconds of calls that together last long enough."""
+
+    def measure() -> float:
+        started, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - started < SECONDS:
+            call()
+            count += 1
+        return (time.perf_counter() - started) / count
+
+    return measure
+
+
+def timed(call: Measure) -> Measure:
+    """Return a measure: the seconds of one call."""
+
+    def measure() -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return measure
+
+
+def random_batch(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return normalised images float32[b, 224, 224, 3] and labels int32[b]."""
+    random = np.random.default_rng(0)
+    images = random.standard_normal((batch, 224, 224, 3), np.float32)
+    return images, random.integers(0, 10, batch).astype(np.int32)
+
+
+def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Measure:
+    """Return our measure of a job: a forward pass, a training step, or an epoch."""
+    from jaxlab import runtime
+
+    runtime.set_up()
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab import AlexNet
+    from jaxlab.config import FREEZE
+    from jaxlab.data.dataset import no_progress
+    from jaxlab.data.digits import mnist5k
+    from jaxlab.data.loaders import InMemory, epoch_order
+    from jaxlab.data.preprocess import Preprocess
+    from jaxlab.training import inputs, optim
+    from jaxlab.training.epoch import evaluate_split, train_epoch
+    from jaxlab.training.feature_store import ArrayStore
+    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.step import init_state, make_eval_step, make_train_step
+    from pretrained.download import cache_folder
+
+    model = AlexNet(10, dtype=jnp.dtype(precision))
+    # Where fc6 and fc7 are frozen, random ones take as long as trained ones.
+    params, _ = initial_params(model, jax.random.key(0), "imagenet-conv")
+    if job == "forward":
+        images, _ = map(jnp.asarray, random_batch(batch))
+        forward = jax.jit(functools.partial(model.apply, train=False))
+        call = functools.partial(forward, {"params": params}, images)
+        return repeated(lambda: call().block_until_ready())
+
+    trainable = optim.trainable_tree(params, FREEZE[freeze])
+    optimizer = optim.make_optimizer("adam", 1e-4, trainable=trainable, l2=5e-4)
+    if job == "step":
+        load = InMemory(*map(jnp.asarray, random_batch(batch)))
+        split_inputs = dict.fromkeys(
+            ("train", "test"), inputs.Inputs(load, model.apply)
+        )
+        order = np.arange(batch)
+    else:
+        data = mnist5k().first(sizes["train_size"], sizes["test_size"])
+        split_inputs = inputs.image_inputs(model, data, Preprocess(), workers=0)
+        if freeze != "none":
+            split_inputs = inputs.feature_inputs(
+                split_inputs,
+                model,
+                params,
+                data,
+                Preprocess(),
+                trainable,
+                ArrayStore(cache_folder() / "features", 10**10),
+                clock=runtime.Clock(),
+                progress=no_progress,
+                log=print,
+            )
+        order = epoch_order(len(data.train), 0, 0)
+    train_step = make_train_step(split_inputs["train"].apply_fn, optimizer, trainable)
+    eval_step = make_eval_step(split_inputs["test"].apply_fn)
+    state = init_state(params, optimizer)
+    del params
+
+    def take():
+        nonlocal state
+        state, _ = train_epoch(
+            train_step,
+            state,
+            split_inputs["train"].load,
+            order=order,
+            batch_size=batch,
+            key=jax.random.key(0),
+        )
+        if job == "epoch":
+            evaluate_split(
+                eval_step,
+                state,
+                split_inputs["test"].load,
+                count=len(data.test),
+                batch_size=inputs.FORWARD_BATCH,
+            )
+
+    return repeated(take) if job == "step" else timed(take)
+
+
+def theirs(
+    job: str,
+    freeze: str,
+    batch: int,
+    precision: str,
+    **lab_options: Any,
+) -> Measure:
+    """Return PyTorch's measure of a job."""
+    from benchmarks.harness.peers import Lab, torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    torch.backends.cudnn.benchmark = True  # XLA tries its kernels out, too
+    lab = Lab(freeze=freeze, **lab_options)
+    if job == "epoch":
+        return timed(lab.epoch)
+    lab.plain.to(device)
+    lab.model.train(job == "step")
+    images, labels = random_batch(batch)
+    images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
+    images = images.to(memory_format=lab.layout)
+    labels = torch.from_numpy(labels).long().to(device)
+    half = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+    def call():
+        with half:
+            if job == "step":
+                lab.step(images, labels)
+            else:
+                with torch.no_grad():
+                    lab.model(images)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return repeated(call)
+
+
+def main() -> None:
+    """Serve one side."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", type=json.loads, required=True)
+    options = {"freeze": "none", "batch": 64, "precision": "float32"}
+    options |= parser.parse_args().worker
+    who = {"ours": ours, "torch": theirs}[options.pop("who")]
+    serve(functools.partial(who, **options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: flags from a dataclass, the terminal, signals."""

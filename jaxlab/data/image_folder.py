@@ -1,0 +1,235 @@
+"""The user's own pictures: a folder of class folders, checked whole before training.
+
+`FOLDER/class/picture.jpg`, split by a seed, or `FOLDER/train/class/…` beside
+`FOLDER/val/class/…` (or `test`). Every file is read, decoded and hashed first; what is
+wrong is reported together, and nothing is left out in silence.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlab.data.dataset import (
+    Dataset,
+    ProgressBar,
+    Split,
+    balanced_choice,
+    content_order,
+    no_progress,
+    stratified_split,
+)
+from jaxlab.data.pictures import (
+    ENDINGS,
+    Checked,
+    are_kept,
+    check_pictures,
+    files_in,
+    images_of,
+    is_litter,
+)
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import InputError
+from pretrained.errors import one_line
+
+TEST_NAMES = ("val", "test")
+_EXAMPLES = 3  # of each kind of problem
+
+
+class _File(NamedTuple):
+    path: Path
+    label: int
+    split: str  # "train" or "test", or "" where the seed decides
+
+
+def load_folder(
+    root: Path,
+    preprocess: Preprocess,
+    *,
+    val_fraction: float,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    progress: ProgressBar = no_progress,
+    log: Callable[[str], None] = print,
+) -> Dataset:
+    """Return the folder's pictures, resized by `preprocess`, in memory if they fit.
+
+    Classes are the folders' names, sorted. Without a split of its own, `val_fraction`
+    of each class is held out, always the same ones. `progress` makes the bar of the
+    files, `log` gets what is unusual but no fault.
+
+    Raises InputError for a folder that is none, has no such layout, or holds anything
+    that is no good picture: all problems in one message, by kind.
+    """
+    class_names, files, problems = _scan(root)
+    files, checked = _checked(root, files, problems, preprocess, progress)
+    labels = np.array([file.label for file in files], np.int32)
+    if files[0].split:
+        held_out = np.array([file.split == "test" for file in files])
+    else:
+        held_out = stratified_split(labels, val_fraction)
+    chosen = {}
+    for name, members in (("train", ~held_out), ("test", held_out)):
+        indices = np.flatnonzero(members)
+        if not len(indices):
+            raise InputError(
+                f"{root}: leaves no picture to {name} with; raise --val-fraction, or "
+                "add pictures"
+            )
+        asked = train_size if name == "train" else test_size
+        chosen[name] = indices[
+            balanced_choice(labels[indices], asked, f"--{name}-size")
+        ]
+    _log_unusual(root, files, checked, held_out, log)
+
+    paths = [file.path for file in files]
+    parts = {
+        name: Split(images_of(paths, checked, indices), labels[indices])
+        for name, indices in chosen.items()
+    }
+    return Dataset(
+        name=str(root),
+        train=parts["train"],
+        test=parts["test"],
+        class_names=class_names,
+        resized=True,
+        files={
+            name: [str(paths[i].relative_to(root)) for i in indices]
+            for name, indices in chosen.items()
+        },
+    )
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
+    """Return class names, all files, and what is wrong; refuse another layout."""
+    if not root.exists():
+        raise InputError(f"{root}: no such folder; check the path")
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; pass the folder of the class folders")
+    folders = _class_folders(root)
+    splits = {"": folders}
+    if "train" in folders:
+        tests = [name for name in TEST_NAMES if name in folders]
+        if len(tests) == 1 and len(folders) == 2:
+            splits = {
+                "train": _class_folders(folders["train"]),
+                "test": _class_folders(folders[tests[0]]),
+            }
+        else:
+            raise InputError(
+                f"{root}: has a folder train with {', '.join(sorted(folders))}; next "
+                f"to train put one of {' or '.join(TEST_NAMES)}, and nothing else"
+            )
+    problems: dict[str, list[str]] = defaultdict(list)
+    names = tuple(sorted(splits.get("train", folders)))
+    for classes in splits.values():
+        for name in sorted(set(names) ^ set(classes)):
+            problems["classes that one split lacks"].append(name)
+    for name in names:
+        if not name.isprintable() or name != name.encode(errors="replace").decode():
+            problems["class names that are no plain UTF-8"].append(ascii(name))
+    for lower, count in Counter(name.casefold() for name in names).items():
+        if count > 1:
+            problems["class names that differ by case only"].append(lower)
+    files = []
+    for split, classes in splits.items():
+        for name in sorted(classes):
+            found = sorted(files_in(classes[name]))
+            for path in found:
+                if path.is_dir():
+                    kind = "links to folders inside a class"
+                    problems[kind].append(_relative(path, root))
+                elif path.suffix.lower() not in ENDINGS:
+                    kind = "files with another ending than a picture's"
+                    problems[kind].append(_relative(path, root))
+                else:
+                    label = names.index(name) if name in names else 0
+                    files.append(_File(path, label, split))
+            if not found:
+                problems["classes without a file"].append(
+                    _relative(classes[name], root)
+                )
+    if not names:
+        loose = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
+        what = "pictures, but no class folders" if loose else "no class folders"
+        raise InputError(
+            f"{root}: holds {what}; put the pictures into a folder for each class"
+        )
+    if len(names) == 1:
+        problems["classes: one alone is nothing to tell apart"].append(names[0])
+    for folder in (root, *(folders[name] for name in folders if len(splits) > 1)):
+        loose = [path for path in folder.iterdir() if not path.is_dir()]
+        for path in sorted(path for path in loose if not is_litter(path.name)):
+            problems["files outside of the class folders"].append(_relative(path, root))
+    return names, files, problems
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+
+
+def _relative(path: Path, root: Path) -> str:
+    return one_line(str(path.relative_to(root)))
+
+
+def _checked(
+    root: Path,
+    files: Sequence[_File],
+    problems: dict[str, list[str]],
+    preprocess: Preprocess,
+    progress: ProgressBar,
+) -> tuple[list[_File], list[Checked]]:
+    """Decode every file; refuse the folder when one is bad. Returns content's order."""
+    keep = are_kept(len(files), preprocess)
+    with progress(len(files), "pictures", "picture") as bar:
+        paths = [file.path for file in files]
+        checked = check_pictures(paths, preprocess, keep, bar.update)
+    for file, result in zip(files, checked, strict=True):
+        if result.problem is not None:
+            problems[result.problem.kind].append(_relative(file.path, root))
+    _refuse(root, problems)
+    # Not the names' order: split and selection depend on the pictures alone.
+    order = content_order(result.content for result in checked)
+    return [files[i] for i in order], [checked[i] for i in order]
+
+
+def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
+    if not problems:
+        return
+    kinds = []
+    for kind, found in problems.items():
+        named = ", ".join(name for name in found[:_EXAMPLES])
+        more = ", …" if len(found) > _EXAMPLES else ""
+        kinds.append(f"{len(found):,} {kind}: {named}{more}")
+    raise InputError(
+        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
+    )
+
+
+def _log_unusual(
+    root: Path,
+    files: Sequence[_File],
+    checked: Sequence[Checked],
+    held_out: np.ndarray,
+    log: Callable[[str], None],
+) -> None:
+    animated = sum(result.animated for result in checked)
+    if animated:
+        log(f"warning: {animated:,} animated pictures: their first frame is used")
+    trained = {c.digest for c, out in zip(checked, held_out, strict=True) if not out}
+    twice = [
+        _relative(file.path, root)
+        for file, result, out in zip(files, checked, held_out, strict=True)
+        if out and result.digest in trained
+    ]
+    if twice:
+        log(
+            f"warning: {len(twice):,} test pictures are training pictures too, and "
+            f"flatter the test accuracy: {', '.join(twice[:_EXAMPLES])}"
+        )

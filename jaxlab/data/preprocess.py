@@ -1,0 +1,147 @@
+"""From uint8 images to the network's input, equal to torchvision's.
+
+Images of one size are preprocessed inside jit; pictures of any size get their geometry
+from Pillow itself, on the host, and the rest inside jit.
+
+The resize is Pillow's, bit for bit, because that is what `transforms.Resize` runs: two
+integer passes whose intermediate result is rounded to uint8. A float resize differs in
+about 5 % of the pixels, and training with one and predicting with the other is a
+mismatch nobody sees.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BILINEAR = 2  # Pillow's number for it, so that nothing here waits for Pillow
+_FRACTION_BITS = 22  # Pillow: 32 bits, less 8 of the pixel, less 2 of head room
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """uint8[b, h, w] or [b, h, w, 1 or 3] -> float32[b, image_size, image_size, 3].
+
+    Grey is repeated to three channels, the image squashed to a square, scaled to [0, 1]
+    and normalised per channel. Equal to torchvision's ToPILImage, Resize([size, size]),
+    ToTensor, Normalize: to the bit after the resize, to float32 roundoff at the end.
+    With `crop`, for photographs, the short side is resized to 256/224 of the size and
+    the centre cut out: Resize(256) and CenterCrop(224) of torchvision's evaluation. The
+    defaults are those that torchvision's ImageNet weights were trained with.
+    """
+
+    image_size: int = 224
+    crop: bool = False
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        """Refuse, with ValueError, what no picture can be given."""
+        if not (isinstance(self.image_size, int) and self.image_size >= 1):
+            raise ValueError(f"image_size: expected at least 1, got {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+            raise ValueError("mean and std: expected three numbers each, std not 0")
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Preprocess a batch; raises ValueError for another shape or dtype."""
+        images = jnp.asarray(images)
+        channels = images.shape[3:] or (1,)
+        if images.dtype != jnp.uint8 or images.ndim < 3 or channels not in ((1,), (3,)):
+            shape = ", ".join(map(str, images.shape))
+            raise ValueError(
+                "Preprocess takes uint8[b, h, w] or uint8[b, h, w, 1 or 3], got "
+                f"{images.dtype}[{shape}]"
+            )
+        images = images.reshape(*images.shape[:3], *channels)
+        height, width, top, left = self._geometry(*images.shape[1:3])
+        images = resize_bilinear(images, height, width)
+        size = self.image_size
+        return self.normalize(images[:, top : top + size, left : left + size])
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Scale and normalise images that have their final size: the second half."""
+        x = jnp.asarray(images).astype(jnp.float32) / 255
+        # Grey broadcasts to three channels here, after the cheaper one-channel resize.
+        return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
+
+    def resize(self, picture: "Image.Image") -> np.ndarray:
+        """Give one picture of Pillow's, mode L or RGB, its final size: the first half.
+
+        Returns uint8[image_size, image_size, 3], with the very pixels that a call
+        computes inside jit.
+        """
+        width, height = picture.size
+        height, width, top, left = self._geometry(height, width)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), BILINEAR)
+        size = self.image_size
+        picture = picture.crop((left, top, left + size, top + size))
+        return np.asarray(picture.convert("RGB"))
+
+    def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return the size to resize to, and the corner to cut the square from."""
+        size = self.image_size
+        if not self.crop:
+            return size, size, 0, 0
+        short = size * 256 // 224
+        # torchvision's own arithmetic: the long side rounded down, half to even.
+        new_height = short if height <= width else short * height // width
+        new_width = short if width <= height else short * width // height
+        top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+        return new_height, new_width, top, left
+
+
+def resize_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
+    """Resize as Pillow does: uint8[b, h, w, c] -> uint8[b, height, width, c].
+
+    Equal to `Image.resize((width, height), Image.BILINEAR)` of Pillow 13 in every
+    pixel, shrinking (where the filter widens with the scale) and enlarging.
+    """
+    removed_rows = images.shape[1] - height
+    removed_columns = images.shape[2] - width
+    # The pass that runs first rounds first. Pillow 13 begins with the height where it
+    # loses much more than the width; up to Pillow 12 the width always came first.
+    axes = ((2, width), (1, height))
+    if removed_rows > max(0, 2 * removed_columns):
+        axes = axes[::-1]
+    for axis, size in axes:
+        images = _resize_axis(images, size, axis)
+    return images
+
+
+def _resize_axis(images: jax.Array, size: int, axis: int) -> jax.Array:
+    if images.shape[axis] == size:
+        return images
+    positions, weights = _taps(images.shape[axis], size)
+    along_axis = [1] * images.ndim
+    along_axis[axis] = size
+    total = jnp.int32(1 << (_FRACTION_BITS - 1))  # one half, so that >> rounds
+    for position, weight in zip(positions, weights, strict=True):
+        pixels = jnp.take(images, position, axis=axis).astype(jnp.int32)
+        total += pixels * weight.reshape(along_axis)
+    return jnp.clip(total >> _FRACTION_BITS, 0, 255).astype(jnp.uint8)
+
+
+def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each output pixel reads and with what weight: int32[taps, size_out].
+
+    The triangle filter of Pillow's Resample.c, weights in units of 2^-22.
+    """
+    scale = size_in / size_out
+    support = max(scale, 1.0)  # stretched when shrinking, so that no pixel is skipped
+    centre = (np.arange(size_out) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int32), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int32), size_in)
+
+    position = first + np.arange((last - first).max())[:, None]
+    # Times the reciprocal, not divided by: Pillow's own rounding.
+    distance = np.abs(position - centre + 0.5) * (1 / support)
+    weight = np.where(position < last, np.maximum(1 - distance, 0), 0)
+    weight /= weight.sum(axis=0)
+    fixed = np.floor(weight * (1 << _FRACTION_BITS) + 0.5).astype(np.int32)
+    return np.minimum(position, size_in - 1), fixed

@@ -1,0 +1,240 @@
+"""Preparing a set of TensorFlow Datasets: download, checksums, conversion, once.
+
+It runs in a process of its own: TensorFlow is imported there alone, without a GPU, and
+its chatter ends there. A set appears under its name only when it is complete.
+"""
+
+import contextlib
+import importlib.util
+import os
+import queue
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import filelock
+
+from jaxlab.data.dataset import ProgressBar
+from jaxlab.errors import InputError, NetworkError
+
+PROBE_SECONDS = 5.0  # for all hosts together
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
+
+
+def is_prepared(builder: Any) -> bool:
+    """Return whether the set's files are complete."""
+    return Path(builder.data_dir, "dataset_info.json").exists()
+
+
+def prepare(
+    builder: Any,
+    name: str,
+    manual_dir: str | None,
+    offline: bool,
+    progress: ProgressBar,
+    log: Callable[[str], None],
+) -> None:
+    """Download and convert in another process, one at a time for a set.
+
+    Raises NetworkError within seconds where a network is needed and none is there,
+    InputError where a package is missing, the files are not the published ones, or
+    nothing can be written.
+    """
+    target = Path(builder.data_dir)
+    files = {info.filename: url for url, info in builder.url_infos.items()}
+    absent = [
+        file
+        for file in files
+        if manual_dir is None or not Path(manual_dir, file).is_file()
+    ]
+    if absent or not files:
+        _require_network(name, target, manual_dir, files, absent, offline)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"{name}: not prepared, and that needs TensorFlow; "
+            "pip install 'jaxlab[tfds]'"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        root = Path(builder._data_dir_root)
+        lock = filelock.FileLock(root / f".{builder.name}.lock")
+        with lock:
+            if is_prepared(builder):
+                return  # another process was first
+            # What killed preparations left; the lock says that none is at work.
+            for orphan in target.parent.glob(f"incomplete.*_{target.name}"):
+                shutil.rmtree(orphan, ignore_errors=True)
+            log(f"{name}: preparing it under {target}, once")
+            with tempfile.TemporaryDirectory() as temporary:
+                _run_child(builder, name, manual_dir, progress, temporary)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written: {error.strerror or error}; check the folder "
+            "and the free space, or pass --data-dir"
+        ) from error
+
+
+def _require_network(
+    name: str,
+    target: Path,
+    manual_dir: str | None,
+    files: dict[str, str],
+    absent: list[str],
+    offline: bool,
+) -> None:
+    """Raise NetworkError with the three ways out, unless a host answers."""
+    hosts = {}
+    for url in files.values():
+        parts = urlsplit(url)
+        # Behind a proxy it is the proxy that must answer.
+        proxy = getproxies().get(parts.scheme)
+        if proxy and not proxy_bypass(parts.hostname):
+            parts = urlsplit(proxy)
+        hosts[parts.hostname] = parts.port or (443 if parts.scheme == "https" else 80)
+    reason = "--offline forbids the download"
+    if not offline:
+        if not hosts:
+            return  # the set names no files beforehand
+        unreachable = _unreachable(hosts)
+        if unreachable is None:
+            return
+        reason = f"no connection to {unreachable}"
+    missing = ""
+    if manual_dir is not None:
+        missing = f" ({manual_dir} lacks {', '.join(absent[:4])})"
+    raise NetworkError(
+        f"{name}: not prepared in {target}, and {reason}; run once with a network, or "
+        f"put its original files ({', '.join(list(files)[:4]) or 'see its page'}) into "
+        f"a folder and pass --manual-dir{missing}, or copy a prepared set there from "
+        "another machine"
+    )
+
+
+def _unreachable(hosts: dict[str, int]) -> str | None:
+    """Return the first host without an answer, or None; asks all at once."""
+
+    def ask(host: str, port: int) -> None:
+        try:
+            socket.create_connection((host, port), PROBE_SECONDS).close()
+            answers.put((host, True))
+        except OSError:
+            answers.put((host, False))
+
+    # A thread each, not waited for: looking a name up has no time-out of its own.
+    answers: queue.Queue[tuple[str, bool]] = queue.Queue()
+    for host, port in hosts.items():
+        threading.Thread(target=ask, args=(host, port), daemon=True).start()
+    silent = dict.fromkeys(hosts)
+    deadline = time.monotonic() + PROBE_SECONDS
+    with contextlib.suppress(queue.Empty):
+        while silent:
+            host, reached = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            if not reached:
+                return host
+            del silent[host]
+    return next(iter(silent), None)
+
+
+def _run_child(
+    builder: Any,
+    name: str,
+    manual_dir: str | None,
+    progress: ProgressBar,
+    temporary: str,
+) -> None:
+    data_dir = str(builder._data_dir_root)
+    arguments = [name, data_dir, manual_dir or ""]
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",  # TensorFlow would take the whole GPU
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TMPDIR": temporary,  # TFDS leaves a folder there
+    }
+    expected = sum(int(info.size) for info in builder.url_infos.values())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlab.data.tfds_prepare", *arguments],
+        stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+    )
+    tail: list[str] = []
+
+    def listen():
+        for line in process.stderr:
+            tail.append(line.strip())
+            del tail[:-200]
+
+    with ThreadPoolExecutor(1) as pool, progress(100, f"preparing {name}", "%") as bar:
+        listener = pool.submit(listen)
+        shown = 0
+        try:
+            while process.poll() is None:
+                # Bytes on the disk per byte of the originals: well enough for a bar.
+                written = _bytes_under(Path(builder.data_dir).parent)
+                reached = min(99, 100 * written // max(expected, 1))
+                bar.update(max(0, reached - shown))
+                shown = max(shown, reached)
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+            listener.result()
+            process.stderr.close()
+            process.stdin.close()
+    if process.returncode != 0:
+        said = (
+            [line for line in tail if _EXCEPTION.match(line)] or tail or ["no reason"]
+        )
+        reason = _EXCEPTION.sub("", said[-1])
+        raise InputError(
+            f"{name}: cannot be prepared: {reason[:300]}; check the network or the "
+            "files in --manual-dir, and run again"
+        )
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("incomplete.*/*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+def _prepare_here(name: str, data_dir: str, manual_dir: str) -> None:
+    """Prepare a set in this process: what the child of `_run_child` does."""
+
+    def end_with_parent():
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=manual_dir or None,
+            # Checksums are TFDS' own, where a set has registered any.
+            force_checksums_validation=bool(builder.url_infos),
+            try_download_gcs=False,
+        )
+    )
+
+
+if __name__ == "__main__":
+    _prepare_here(*sys.argv[1:])

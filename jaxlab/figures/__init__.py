@@ -1,0 +1,1 @@
+"""What a person looks at: curves, the confusion matrix, tables as text."""

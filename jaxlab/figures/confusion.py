@@ -1,0 +1,82 @@
+"""Which classes a network takes for which: the matrix, and its picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxlab.figures.png import save
+
+MOST_NAMED = 80  # classes in a confusion matrix with names and counts
+
+
+def write_confusion(
+    path: Path,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """Draw the matrix of true by predicted classes with counts, as a PNG.
+
+    labels and predictions are int[n]. Beyond MOST_NAMED classes colours are all there
+    is: names and counts have no place, nor a picture that has one the memory. The
+    mistakes set the colour scale: the diagonal, far larger, would leave them all white.
+    """
+    count = len(class_names)
+    matrix = confusion_matrix(labels, predictions, count)
+    right = np.eye(count, dtype=bool)
+
+    named = count <= MOST_NAMED
+    side = 2.5 + 0.45 * count if named else 12
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    worst = max(1, matrix[~right].max(initial=0))
+    mistakes = np.ma.masked_where(right, matrix)
+    axes.imshow(
+        mistakes,
+        cmap=colormaps["Reds"].with_extremes(bad="honeydew"),
+        vmin=0,
+        vmax=1.5 * worst,
+        interpolation="nearest",  # a cell of a few pixels keeps its colour
+    )
+    wrong = matrix[~right].sum()
+    axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if named:
+        _name_cells(axes, matrix, class_names)
+    save(figure, path)
+
+
+def _name_cells(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
+    for row, column in np.argwhere(matrix):
+        axes.text(
+            column,
+            row,
+            matrix[row, column],
+            ha="center",
+            va="center",
+            weight="bold" if row == column else "normal",
+            color="tab:green" if row == column else "black",
+        )
+    axes.set_xticks(range(len(matrix)), class_names)
+    if max(map(len, class_names)) > 4:  # side by side they would run into each other
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    rows = matrix.sum(axis=1)
+    names = [f"{n} ({k})" for n, k in zip(class_names, rows, strict=True)]
+    axes.set_ylabel("true class (images)")
+    axes.set_yticks(range(len(matrix)), names)
+
+
+def confusion_matrix(
+    labels: np.ndarray, predictions: np.ndarray, classes: int
+) -> np.ndarray:
+    """Count images by true class (row) and predicted class (column): int[k, k]."""
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix

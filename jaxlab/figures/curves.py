@@ -1,0 +1,75 @@
+"""Loss and accuracy by epoch, as pictures: of a run, and of the lab's variants."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jaxlab.figures.png import save
+from jaxlab.figures.text import accuracy_gap
+
+
+def write_curves(
+    path: Path, history: Sequence[Mapping[str, float]], title: str
+) -> None:
+    """Draw loss and accuracy by epoch, training and test, as a PNG."""
+    epochs = [entry["epoch"] for entry in history]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(title)
+    for axes, quantity, unit, scale in zip(
+        figure.subplots(1, 2),
+        ("loss", "accuracy"),
+        ("nats", "%"),
+        (1, 100),
+        strict=True,
+    ):
+        for split, style in (("train", "o--"), ("test", "o-")):
+            values = [scale * entry[f"{split}_{quantity}"] for entry in history]
+            label = "training (dropout on)" if split == "train" else "test"
+            axes.plot(epochs, values, style, label=label)
+        final = scale * history[-1][f"test_{quantity}"]
+        axes.annotate(
+            f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
+            (1, final),
+            xycoords=axes.get_yaxis_transform(),  # right of the frame, at that height
+            textcoords="offset points",
+            xytext=(4, 0),
+            va="center",
+            color="tab:orange",
+        )
+        axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
+        axes.set_xlim(epochs[0] - 0.2, epochs[-1] + 0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save(figure, path)
+
+
+def write_overfit(path: Path, results: Mapping[str, Any], title: str) -> None:
+    """Draw each variant's accuracy by epoch, mean and range over seeds, as a PNG."""
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.8 + 2.6 * rows), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(results) :]:
+        axes.set_visible(False)
+    for axes, (name, result) in zip(panels.flat, results.items(), strict=False):
+        for split, label in (("train", "training"), ("test", "test")):
+            accuracy = 100 * np.array(result["curves"][f"{split}_accuracy"])
+            epochs = np.arange(1, accuracy.shape[1] + 1)
+            axes.plot(epochs, accuracy.mean(0), label=label)
+            axes.fill_between(epochs, accuracy.min(0), accuracy.max(0), alpha=0.25)
+        gap = accuracy_gap(result)
+        axes.set_title(f"{name}\n{result['verdict']}, gap {gap:.1f} points", size=9)
+        axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels.flat[0].legend(loc="lower right")
+    save(figure, path)

@@ -1,0 +1,65 @@
+"""Tables as text: the layers of a network, the variants of the lab."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
+    """Return one line a layer: name, kernel shape, parameters, state, where from.
+
+    `trainable` is a tree of bool like `params`; `origins` says of each layer where its
+    weights come from.
+    """
+    lines = [f"{'layer':<8}{'kernel':<18}{'parameters':>12}  {'state':<11}weights"]
+    totals = {True: 0, False: 0}
+    for layer, leaves in params.items():
+        count = sum(np.size(value) for value in leaves.values())
+        # A layer's leaves may differ; it is called frozen only when all of them are.
+        trained = any(trainable[layer].values())
+        for leaf, value in leaves.items():
+            totals[trainable[layer][leaf]] += np.size(value)
+        shape = "×".join(map(str, leaves["kernel"].shape))
+        state = "trainable" if trained else "frozen"
+        lines.append(f"{layer:<8}{shape:<18}{count:>12,}  {state:<11}{origins[layer]}")
+    lines.append(
+        f"{'total':<26}{sum(totals.values()):>12,}  "
+        f"{totals[True]:,} trainable, {totals[False]:,} frozen"
+    )
+    return "\n".join(lines)
+
+
+VARIANT_HEADER = (
+    f"{'variant':<22}{'train acc %':>13}{'test acc %':>13}{'gap':>6}"
+    f"{'train loss':>16}{'test loss':>16}{'100 % at':>10}{'s':>7}  verdict"
+)
+
+
+def variant_line(name: str, result: Mapping[str, Any]) -> str:
+    """Return a variant's row of the table: mean ± standard deviation over seeds."""
+    curves = {key: np.array(values) for key, values in result["curves"].items()}
+
+    def final(key, scale, digits):
+        values = scale * curves[key][:, -1]
+        return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+    perfect = curves["train_accuracy"] == 1
+    # The first epoch with every training image right, if each seed has one.
+    reached = perfect.argmax(axis=1)[perfect.any(axis=1)] + 1
+    at = f"{reached.mean():.0f}" if len(reached) == len(perfect) else "-"
+    return (
+        f"{name:<22}{final('train_accuracy', 100, 1):>13}"
+        f"{final('test_accuracy', 100, 1):>13}{accuracy_gap(result):>6.1f}"
+        f"{final('train_loss', 1, 3):>16}{final('test_loss', 1, 3):>16}"
+        f"{at:>10}{result['seconds']:>7.1f}  {result['verdict']}"
+    )
+
+
+def accuracy_gap(result: Mapping[str, Any]) -> float:
+    """Return mean training less mean test accuracy after the last epoch, in points."""
+    train, test = (
+        np.array(result["curves"][f"{split}_accuracy"])[:, -1].mean()
+        for split in ("train", "test")
+    )
+    return 100 * float(train - test)

@@ -1,0 +1,188 @@
+"""Convolution and max-pool as a CPU computes them fastest, gradients included.
+
+XLA's own gradients of both are slow on a CPU, and its convolutions slower than
+Winograd's. Reverse-mode differentiation only, as often as wanted.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.models import winograd
+
+_SIZES = (3, 5)  # of the kernels that win
+_MIN_CHANNELS = 32  # of the output; with fewer, the transforms cost more than they save
+
+
+# Compiled as a whole even where the caller does not; one by one would take seconds.
+@functools.partial(jax.jit, static_argnames=("stride", "padding"), inline=True)
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o].
+
+    h' = (h + 2·padding - k) // stride + 1. Elsewhere than on a CPU, and for kernels and
+    precisions that would not win, it is `lax.conv_general_dilated` and nothing else.
+    """
+    size = -(-kernel.shape[0] // stride)
+    wins = size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
+    if not (_is_cpu(x) and wins and padding < kernel.shape[0]):
+        return _plain_conv(x, kernel, stride, padding)
+    if stride > 1:
+        output = [
+            (n + 2 * padding - kernel.shape[0]) // stride + 1 for n in x.shape[1:3]
+        ]
+        x = _fold(x, output, size, stride, padding)
+        kernel, padding = _fold_kernel(kernel, size, stride), 0
+    return _conv(x, kernel, padding)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "stride"), inline=True)
+def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Return the largest of each window: float[b, h, w, c] -> float[b, h', w', c].
+
+    The gradient goes to the first of equals, in rows, as torch's and XLA's does.
+    """
+    if _is_cpu(x) and window >= stride:
+        return _max_pool(x, window, stride, x.shape[1:3])
+    return _plain_max_pool(x, window, stride)
+
+
+def _is_cpu(x: jax.Array) -> bool:
+    # Asked while tracing: both ways are right everywhere, one is slower.
+    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64)
+
+
+def _plain_conv(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _plain_max_pool(x, window, stride):
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        "VALID",
+    )
+
+
+# Convolution.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, kernel, padding):
+    return winograd.conv(x, kernel, padding)
+
+
+def _conv_forward(x, kernel, padding):
+    return _conv(x, kernel, padding), (x, kernel)
+
+
+def _conv_backward(padding, residuals, dy):
+    x, kernel = residuals
+    size = kernel.shape[0]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    # XLA drops the gradient that nobody asks for, as that of images.
+    dx = _conv(dy, turned, size - 1 - padding)
+    return dx, winograd.kernel_gradient(x, dy, size, padding)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _fold(x, output_size, size, stride, padding):
+    """Make a strided convolution a plain one, over blocks of stride x stride pixels.
+
+    float[b, h, w, c] -> float[b, h' + size - 1, w' + size - 1, stride·stride·c].
+    """
+    blocks = [length + size - 1 for length in output_size]
+    # A far margin below zero cuts off the pixels that no window reaches.
+    margins = [
+        (padding, count * stride - length - padding, 0)
+        for count, length in zip(blocks, x.shape[1:3], strict=True)
+    ]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+    batch, channels = x.shape[0], x.shape[3]
+    x = x.reshape(batch, blocks[0], stride, blocks[1], stride * channels)
+    return x.swapaxes(2, 3).reshape(batch, *blocks, -1)
+
+
+def _fold_kernel(kernel, size, stride):
+    """Fold a kernel: float[k, k, c, o] -> float[size, size, stride·stride·c, o]."""
+    margin = size * stride - kernel.shape[0]
+    kernel = jnp.pad(kernel, ((0, margin), (0, margin), (0, 0), (0, 0)))
+    kernel = kernel.reshape(size, stride, size, stride, *kernel.shape[2:])
+    return kernel.swapaxes(1, 2).reshape(size, size, -1, kernel.shape[-1])
+
+
+# Max-pool.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, stride, size):
+    return functools.reduce(jnp.maximum, _windows(x, window, stride))
+
+
+def _max_pool_forward(x, window, stride, size):
+    largest, *others = _windows(x, window, stride)
+    place = jnp.zeros(largest.shape, jnp.uint8)
+    for i, other in enumerate(others, start=1):
+        larger = (other > largest) | jnp.isnan(other)
+        largest = jnp.where(larger, other, largest)
+        place = jnp.where(larger, jnp.uint8(i), place)
+    return largest, place
+
+
+def _max_pool_backward(window, stride, size, place, dy):
+    # Pixels whose row and column leave the same remainders by the stride are reached
+    # from the same places of the windows: sums of shifted slices, then interleaved.
+    reach = -(-window // stride)
+    blocks = [count + reach - 1 for count in dy.shape[1:3]]
+    margins = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
+    # Written out once: fused into each slice, all nine comparisons would run anew.
+    place, dy = jax.lax.optimization_barrier(
+        (jnp.pad(place, margins, constant_values=255), jnp.pad(dy, margins))
+    )
+
+    def reached_from(i, j):
+        top, left = reach - 1 - i // stride, reach - 1 - j // stride
+        window_slice = np.s_[:, top : top + blocks[0], left : left + blocks[1]]
+        return jnp.where(place[window_slice] == i * window + j, dy[window_slice], 0)
+
+    remainders = [
+        [
+            sum(
+                reached_from(i, j)
+                for i in range(row, window, stride)
+                for j in range(column, window, stride)
+            )
+            for column in range(stride)
+        ]
+        for row in range(stride)
+    ]
+    dx = jnp.stack([jnp.stack(row, 3) for row in remainders], 2)
+    dx = dx.reshape(len(dy), blocks[0] * stride, blocks[1] * stride, -1)
+    margins = [(0, size[i] - dx.shape[1 + i], 0) for i in range(2)]
+    zero = jnp.zeros((), dx.dtype)
+    return (jax.lax.pad(dx, zero, [(0, 0, 0), *margins, (0, 0, 0)]),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _windows(x, window, stride):
+    """Return each place of the windows, in rows: k·k times float[b, h', w', c]."""
+    down, right = ((length - window) // stride * stride + 1 for length in x.shape[1:3])
+    return [
+        x[:, i : i + down : stride, j : j + right : stride]
+        for i in range(window)
+        for j in range(window)
+    ]

@@ -1,0 +1,1 @@
+"""How a network learns: steps, epochs, what they start from, what they are fed."""

@@ -1,0 +1,149 @@
+"""An epoch: one step for every batch of an order; and a split evaluated."""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.data.loaders import InMemory, Loader, batches, gather
+from jaxlab.training.step import Metrics, TrainState
+
+# How long the device may work without the host: what a progress bar, or who interrupts
+# the run, has to wait.
+MAX_DISPATCH_SECONDS = 0.5
+
+
+class NotFinite(Exception):
+    """A loss that is not finite: the number of its step in the epoch, and its value."""
+
+    def __init__(self, step: int, loss: float):
+        """Keep both."""
+        super().__init__(f"step {step}: the loss is {loss}")
+        self.step = step
+        self.loss = loss
+
+
+class Score(NamedTuple):
+    """Means over examples."""
+
+    loss: float
+    accuracy: float
+
+
+def train_epoch(
+    train_step: Callable,
+    state: TrainState,
+    load: Loader,
+    *,
+    order: np.ndarray,
+    batch_size: int,
+    key: jax.Array,
+    step_metrics: list[Metrics] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[Score, int], None] = lambda score, count: None,
+) -> tuple[TrainState, Score]:
+    """Take one step for every batch of `order`; return the state and the mean score.
+
+    `on_batch` gets the score and the number of examples since its last call. The device
+    hardly waits for the host: with an `InMemory` loader the steps of half a second are
+    one program, else each step's metrics are fetched while the next one runs.
+
+    `step_metrics` are those of the steps for the first batches, where an earlier call
+    took them; those of this call are appended. It returns early when `stop()` says so
+    between two steps. Raises NotFinite when a loss is not.
+    """
+    scores = [] if step_metrics is None else step_metrics
+    done = len(scores)
+
+    def collect(metrics):
+        for step in metrics:
+            if not np.isfinite(step.loss):
+                raise NotFinite(len(scores) + 1, float(step.loss / step.count))
+            scores.append(step)
+        score = _score(metrics)
+        on_batch(score, int(sum(step.count for step in metrics)))
+
+    if isinstance(load, InMemory):
+        indices, weights = map(np.stack, zip(*batches(order, batch_size), strict=True))
+        start, count = done, 1
+        while start < len(indices) and not stop():
+            end = min(start + count, len(indices))
+            began = time.perf_counter()
+            state, metrics = _steps(
+                train_step, state, load, indices, weights, key, start, end
+            )
+            new = [column[start:end] for column in jax.device_get(metrics)]
+            collect([Metrics(*step) for step in zip(*new, strict=True)])
+            # The same program for any number of steps, so the same result to the bit.
+            count *= 2 if time.perf_counter() - began < MAX_DISPATCH_SECONDS / 2 else 1
+            start = end
+        return state, _score(scores)
+
+    def steps():
+        nonlocal state
+        remaining = order[done * batch_size :]
+        for batch in load(remaining, batch_size) if len(remaining) else ():
+            if stop():
+                return
+            state, metrics = train_step(state, batch, key)
+            yield metrics
+
+    for metrics in fetch_lagged(steps()):
+        collect([metrics])
+    return state, _score(scores)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _steps(train_step, state, data, indices, weights, key, start, stop):
+    """Take the steps of batches start to stop; metrics are [number of batches]."""
+
+    def take(i, state):
+        return train_step(state, gather(data, indices[i], weights[i]), key)
+
+    def body(i, carry):
+        state, history = carry
+        state, metrics = take(i, state)
+        return state, jax.tree.map(lambda a, b: a.at[i].set(b), history, metrics)
+
+    _, metrics = jax.eval_shape(take, 0, state)
+    history = jax.tree.map(lambda a: jnp.zeros(len(indices), a.dtype), metrics)
+    return jax.lax.fori_loop(start, stop, body, (state, history))
+
+
+def fetch_lagged(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield device results on the host, each when the next one is under way."""
+    pending: deque[Any] = deque()
+    for result in results:
+        pending.append(result)
+        if len(pending) > 1:
+            yield jax.device_get(pending.popleft())
+    yield from jax.device_get(list(pending))
+
+
+def evaluate_split(
+    eval_step: Callable,
+    state: TrainState,
+    load: Loader,
+    *,
+    count: int,
+    batch_size: int,
+) -> tuple[Score, np.ndarray]:
+    """Return the mean score and predictions int32[count]; each example counts once."""
+    scores, predictions = [], []
+    steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))
+    for metrics, predicted in fetch_lagged(steps):
+        scores.append(metrics)
+        predictions.append(predicted[: int(metrics.count)])  # padding stands last
+    return _score(scores), np.concatenate(predictions)
+
+
+def _score(metrics: list[Metrics]) -> Score:
+    if not metrics:
+        return Score(float("nan"), float("nan"))
+    loss, correct, count = np.sum(metrics, axis=0, dtype=np.float64)
+    return Score(float(loss / count), float(correct / count))

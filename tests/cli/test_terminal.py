@@ -1,0 +1,67 @@
+"""What every command does with errors, interruptions and the terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from jaxlab.cli import terminal
+from jaxlab.errors import InputError, UsageError
+from pretrained import IntegrityError
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("--a: why; do b"), 2, "error: --a: why; do b"),
+        (InputError("file: why\nand so"), 3, "error: file: why and so"),
+        (IntegrityError("file: why"), 4, "error: file: why"),
+        (InputError("a\x1b[2Jb: why"), 3, "error: a?[2Jb: why"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            3,
+            "error: /a/b: Permission denied; check the path, its permissions and the "
+            "free space",
+        ),
+        (OSError("odd"), 3, "error: a file: odd; check the path, its permissions and"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(error, code, line, capsys):
+    assert terminal.run(raising(error)) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line) and err.count("\n") == 1
+
+
+def test_a_bug_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        terminal.run(raising(ZeroDivisionError()))
+
+
+def test_a_terminal_of_80_columns_shows_the_whole_bar():
+    script = (
+        "from jaxlab.cli import terminal\n"
+        "with terminal.progress_bar(4000, 'epoch 10') as bar:\n"
+        "    bar.set_postfix_str('loss 0.123 acc 98.7% lr 0.0001', refresh=False)\n"
+        "    bar.update(2000)\n"
+        "    bar.refresh()\n"
+    )
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    subprocess.run([sys.executable, "-c", script], stderr=child, check=True)
+    os.set_blocking(parent, False)
+    shown = os.read(parent, 10_000).decode()
+    os.close(child)
+    os.close(parent)
+    assert " 50%|" in shown
+    assert "loss 0.123 acc 98.7% lr 0.0001" in shown

@@ -1,0 +1,32 @@
+"""Folders of pictures, and how to load them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxlab.data.image_folder import load_folder
+from jaxlab.data.preprocess import Preprocess
+
+SQUASH = Preprocess(63)
+
+
+def picture(seed=0, size=(40, 30)):
+    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def load(root, preprocess=SQUASH, **kwargs):
+    said = []
+    kwargs = {"val_fraction": 0.25, "log": said.append, **kwargs}
+    return load_folder(root, preprocess, **kwargs), said
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Two classes of eight pictures."""
+    root = tmp_path / "my pets"
+    for label, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(8):
+            picture(10 * label + i).save(root / name / f"{i}.png")
+    return root

@@ -1,0 +1,338 @@
+"""Folders of pictures: what is right is loaded whole, what is wrong is told whole."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxlab import finetune
+from jaxlab.data import pictures
+from jaxlab.data.dataset import Dataset, Split, stratified_split
+from jaxlab.data.pictures import Pictures
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import InputError, UsageError
+from tests.conftest import NO_CHECKPOINTS
+from tests.data.conftest import load, picture
+from tests.data.test_pictures import BAD, JPEG, encoded
+
+
+def test_class_names_are_sorted_and_pictures_resized(pets):
+    data, said = load(pets)
+    assert data.class_names == ("cat", "dog") and data.resized and said == []
+    assert len(data.train) == 12 and len(data.test) == 4
+    assert data.train.images.shape == (12, 63, 63, 3)
+    for name, split in data.splits.items():
+        for file, pixels, label in zip(
+            data.files[name], split.images, split.labels, strict=True
+        ):
+            assert file.startswith(data.class_names[label])
+            expected = Image.open(pets / file).resize((63, 63), Image.BILINEAR)
+            np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_the_split_is_seeded_stratified_and_complete(pets):
+    first, again = load(pets)[0], load(pets)[0]
+    assert first.files == again.files
+    assert first.fingerprint() == again.fingerprint()
+    assert np.bincount(first.test.labels).tolist() == [2, 2]
+    everything = {f"{c}/{i}.png" for c in ("cat", "dog") for i in range(8)}
+    assert set(first.files["train"]) | set(first.files["test"]) == everything
+    assert not set(first.files["train"]) & set(first.files["test"])
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+def test_every_class_of_two_is_on_both_sides(fraction):
+    labels = np.array([0] * 2 + [1] * 50 + [2])
+    held_out = stratified_split(labels, fraction, seed=0)
+    for label, count in ((0, 2), (1, 50)):
+        assert 1 <= held_out[labels == label].sum() <= count - 1
+    assert not held_out[labels == 2].any()  # one alone is for training
+
+
+@pytest.mark.parametrize("test", ["val", "test"])
+def test_a_split_on_the_disk_is_kept(pets, tmp_path, test):
+    root = tmp_path / "split"
+    for name in ("cat", "dog"):
+        for part, keep in (("train", range(6)), (test, (6, 7))):
+            (root / part / name).mkdir(parents=True)
+            for i in keep:
+                shutil.copy(pets / name / f"{i}.png", root / part / name)
+    data, _ = load(root)
+    assert {os.path.dirname(file) for file in data.files["train"]} == {
+        "train/cat",
+        "train/dog",
+    }
+    assert len(data.train) == 12 and len(data.test) == 4
+    assert data.class_names == ("cat", "dog")
+
+
+def test_the_first_images_are_balanced_and_bounded(pets):
+    data, _ = load(pets, train_size=6, test_size=2)
+    assert np.bincount(data.train.labels).tolist() == [3, 3]
+    assert np.bincount(data.test.labels).tolist() == [1, 1]
+    with pytest.raises(UsageError, match="--train-size: asks for 99 images, the"):
+        load(pets, train_size=99)
+
+
+def test_litter_is_ignored_and_folders_below_are_searched(pets):
+    before = load(pets)[0].fingerprint()
+    (pets / ".ipynb_checkpoints").mkdir()
+    (pets / "cat" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(pets / "cat" / "0.png", pets / "cat" / ".ipynb_checkpoints" / "x.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (pets / "cat" / name).write_bytes(b"litter")
+        (pets / name).write_bytes(b"litter")
+    assert load(pets)[0].fingerprint() == before
+    (pets / "dog" / "more").mkdir()
+    picture(99).save(pets / "dog" / "more" / "x.JPG", "JPEG")
+    assert "dog/more/x.JPG" in sum(load(pets)[0].files.values(), [])
+
+
+def test_an_ending_may_differ_from_the_format(pets):
+    (pets / "cat" / "0.png").write_bytes(encoded(picture(), "JPEG"))
+    assert len(load(pets)[0].train) == 12
+
+
+def test_odd_but_good_pictures_are_told(pets):
+    frames = [picture(1).quantize(), picture(2).quantize()]
+    frames[0].save(pets / "cat" / "a.gif", save_all=True, append_images=frames[1:])
+    data, said = load(pets)
+    assert said == ["warning: 1 animated pictures: their first frame is used"]
+
+
+def test_a_test_picture_that_is_trained_on_is_told(tmp_path):
+    for part in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            picture(label).save(tmp_path / part / name / f"{part}.png")
+    _, said = load(tmp_path)
+    (line,) = said
+    assert line.startswith("warning: 2 test pictures are training pictures too")
+    assert "val/cat/val.png" in line
+
+
+def test_many_pictures_stay_on_the_disk(pets, monkeypatch):
+    whole = load(pets)[0]
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 1000)
+    data, _ = load(pets)
+    assert isinstance(data.train.images, Pictures)
+    assert data.files == whole.files
+    assert len(data.train.images) == 12
+
+
+@pytest.mark.parametrize("name", [n for n in BAD if n != "zero bytes"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_each_bad_file_is_reported_with_its_kind(pets, name):
+    content, kind = BAD[name]
+    (pets / "cat" / "bad.jpg").write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        load(pets)
+    assert f"1 {kind}" in str(raised.value)
+    assert "cat/bad.jpg" in str(raised.value) and raised.value.exit_code == 3
+
+
+def test_all_problems_are_told_at_once_with_their_counts(pets):
+    for i in range(5):
+        (pets / "cat" / f"t{i}.jpg").write_bytes(JPEG[: len(JPEG) // 2])
+    (pets / "dog" / "empty.png").write_bytes(b"")
+    (pets / "dog" / "text.png").write_bytes(b"text")
+    (pets / "dog" / "gone.png").symlink_to(pets / "nowhere.png")
+    with pytest.raises(InputError) as raised:
+        load(pets)
+    line = str(raised.value)
+    assert line.startswith(f"{pets}: cannot be used as it is: ")
+    assert "5 damaged: cat/t0.jpg, cat/t1.jpg, cat/t2.jpg, …" in line
+    assert "1 empty file: dog/empty.png" in line
+    assert "1 no picture in a known format: dog/text.png" in line
+    assert "1 unreadable file: dog/gone.png" in line
+    assert line.endswith("; remove or repair these")
+
+
+def absent(root):
+    shutil.rmtree(root)
+
+
+def a_file(root):
+    shutil.rmtree(root)
+    root.write_text("file")
+
+
+def empty(root):
+    for name in ("cat", "dog"):
+        shutil.rmtree(root / name)
+
+
+def images_at_root(root):
+    empty(root)
+    picture().save(root / "a.png")
+
+
+def one_class(root):
+    shutil.rmtree(root / "dog")
+
+
+def empty_class(root):
+    (root / "eel").mkdir()
+
+
+def only_litter(root):
+    (root / "eel").mkdir()
+    (root / "eel" / ".DS_Store").write_bytes(b"")
+
+
+def other_ending(root):
+    (root / "cat" / "labels.csv").write_text("a,b")
+
+
+def case_differs(root):
+    shutil.copytree(root / "cat", root / "Cat")
+
+
+def newline_in_a_class(root):
+    (root / "cat").rename(root / "c\nat")
+
+
+def no_utf8_in_a_class(root):
+    folder = os.fsencode(root)
+    os.rename(os.path.join(folder, b"cat"), os.path.join(folder, b"c\xff"))
+
+
+def a_loop(root):
+    (root / "cat" / "loop").symlink_to(root)
+    (root / "dog" / "back").symlink_to(root / "dog")
+
+
+def train_alone(root):
+    (root / "cat").rename(root / "train")
+
+
+def train_and_more(root):
+    for name in ("train", "val"):
+        shutil.copytree(root / "cat", root / name / "cat")
+
+
+def a_class_that_val_lacks(root):
+    inner = root.with_name("inner")
+    shutil.copytree(root, inner)
+    for name in ("train", "val"):
+        shutil.copytree(inner, root / name)
+    empty(root)
+    shutil.rmtree(root / "val" / "dog")
+
+
+def a_class_that_train_lacks(root):
+    a_class_that_val_lacks(root)
+    (root / "val" / "eel").mkdir()
+    picture().save(root / "val" / "eel" / "a.png")
+
+
+def a_pipe(root):
+    os.mkfifo(root / "cat" / "pipe.png")
+
+
+def stray_files(root):
+    picture().save(root / "lost.png")
+    (root / "notes.txt").write_text("mine")
+    (root / "cat" / "cut.jpg").write_bytes(JPEG[:100])
+
+
+LAYOUTS = [
+    (absent, "no such folder; check the path"),
+    (a_file, "is no folder; pass the folder of the class folders"),
+    (empty, "holds no class folders; put the pictures into a folder for each class"),
+    (images_at_root, "holds pictures, but no class folders"),
+    (one_class, "1 classes: one alone is nothing to tell apart: cat"),
+    (empty_class, "1 classes without a file: eel"),
+    (only_litter, "1 classes without a file: eel"),
+    (other_ending, "1 files with another ending than a picture's: cat/labels.csv"),
+    (case_differs, "1 class names that differ by case only: cat"),
+    (newline_in_a_class, r"1 class names that are no plain UTF-8: 'c\nat'"),
+    (no_utf8_in_a_class, r"1 class names that are no plain UTF-8: 'c\udcff'"),
+    (a_loop, "2 links to folders inside a class: cat/loop, dog/back"),
+    (train_alone, "next to train put one of val or test, and nothing else"),
+    (train_and_more, "next to train put one of val or test, and nothing else"),
+    (a_class_that_val_lacks, "1 classes that one split lacks: dog"),
+    (a_class_that_train_lacks, "classes that one split lacks: dog, eel"),
+    (a_pipe, "1 no regular file: cat/pipe.png"),
+    (stray_files, "2 files outside of the class folders: lost.png, notes.txt; 1 "),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), LAYOUTS)
+def test_each_odd_layout_is_told(pets, change, message):
+    change(pets)
+    with pytest.raises(InputError) as raised:
+        load(pets, Preprocess(63, crop=True))
+    assert str(raised.value).startswith(f"{pets}: ")
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 3
+
+
+def test_one_picture_a_class_leaves_nothing_to_test_with(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        picture(label).save(tmp_path / name / "a.png")
+    with pytest.raises(InputError, match="leaves no picture to test with"):
+        load(tmp_path)
+
+
+def test_odd_file_names_are_no_fault(pets):
+    content = encoded(picture(5))
+    (pets / "cat" / "new\nline.png").write_bytes(content)
+    with open(os.path.join(os.fsencode(pets), b"cat", b"\xff.png"), "wb") as file:
+        file.write(encoded(picture(6)))
+    data, _ = load(pets)
+    assert len(data.train) + len(data.test) == 18
+
+
+@pytest.mark.slow
+def test_few_pictures_of_a_class_are_warned_of_or_weighed(
+    narrowed, narrow_weights, pets, tmp_path, capsys
+):
+    for i in range(100):
+        picture(1000 + i).save(pets / "cat" / f"more {i}.png")
+    job = ["--dataset", str(pets), "--image-size", "63", "--weights", narrow_weights]
+    job += ["--epochs", "1", *NO_CHECKPOINTS]
+    finetune.main([*job, "--out", str(tmp_path / "plain")])
+    warned = capsys.readouterr().err
+    assert warned == (
+        "warning: the largest class has 86 training images, the smallest 6; "
+        "--class-weights balanced weighs them alike\n"
+    )
+    weighed = [*job, "--class-weights", "balanced"]
+    finetune.main([*weighed, "--out", str(tmp_path / "weighed")])
+    assert capsys.readouterr().err == ""
+    plain, balanced = (
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("plain", "weighed")
+    )
+    assert plain != balanced
+
+
+@pytest.mark.slow
+def test_a_streamed_run_is_the_one_from_memory(
+    narrowed, narrow_weights, pets, tmp_path, monkeypatch
+):
+    job = ["--dataset", str(pets), "--image-size", "63", "--weights", narrow_weights]
+    job += ["--epochs", "2", *NO_CHECKPOINTS]
+    in_memory = finetune.main([*job, "--out", str(tmp_path / "memory")])
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
+    streaming = finetune.main([*job, "--out", str(tmp_path / "streaming")])
+    assert in_memory.test_accuracy == streaming.test_accuracy
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("memory", "streaming")
+    )
+    assert first == second
+
+
+def test_balanced_weights_are_inverse_to_the_counts():
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    images = np.zeros((10, 2, 2, 1), np.uint8)
+    split = Split(images, labels)
+    data = Dataset("d", split, split, class_names=tuple("abcd"))
+    weights = finetune._class_weights(data, "balanced")
+    # sklearn's formula over the classes present: n / (classes · n of the class)
+    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3], rtol=1e-6)

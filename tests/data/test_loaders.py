@@ -1,0 +1,56 @@
+"""Streaming: the same batches from memory, from threads and from any worker count."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.data import pictures
+from jaxlab.data.loaders import InMemory, Streamed, batches, epoch_order
+from jaxlab.errors import InputError
+from tests.data.conftest import SQUASH, load, picture
+
+
+@pytest.fixture
+def both(pets, monkeypatch):
+    """The same pictures in memory and on the disk."""
+    whole = load(pets)[0].train
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
+    return whole, load(pets)[0].train
+
+
+def test_an_order_visits_every_example_once_and_differs_by_seed_and_epoch():
+    orders = [epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert len({tuple(order) for order in orders}) == 4
+    np.testing.assert_array_equal(orders[0], epoch_order(50, 0, 0))
+    kept = np.concatenate([i[w > 0] for i, w in batches(orders[0], 8)])
+    np.testing.assert_array_equal(kept, orders[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_batches_are_those_from_memory(both, workers):
+    whole, files = both
+    order = epoch_order(12, seed=0, epoch=1)
+    expected = InMemory(jnp.asarray(whole.images), jnp.asarray(whole.labels))
+    stream = Streamed(files.images, files.labels, SQUASH, workers)
+    for ours, theirs in zip(stream(order, 5), expected(order, 5), strict=True):
+        np.testing.assert_array_equal(ours.inputs, theirs.inputs)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        np.testing.assert_array_equal(ours.weights, theirs.weights)
+
+
+@pytest.mark.parametrize("change", ["deleted", "changed", "damaged"])
+def test_a_file_that_changes_while_it_is_used_is_named(both, change):
+    _, files = both
+    path = files.images.paths[3]
+    if change == "deleted":
+        path.unlink()
+    elif change == "changed":
+        picture(77).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-30])
+    stream = Streamed(files.images, files.labels, SQUASH)
+    with pytest.raises(InputError, match="leave the folder as it is") as raised:
+        list(stream(np.arange(12), 4))
+    assert str(path) in str(raised.value)

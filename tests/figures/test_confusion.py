@@ -1,0 +1,38 @@
+"""The confusion matrix, read back from the figure."""
+
+import numpy as np
+from PIL import Image
+
+from jaxlab.figures.confusion import confusion_matrix, write_confusion
+
+
+def test_rows_are_true_classes_and_columns_predicted_ones():
+    matrix = confusion_matrix(np.array([0, 0, 2]), np.array([1, 1, 2]), 3)
+    np.testing.assert_array_equal(matrix, [[0, 2, 0], [0, 0, 0], [0, 0, 1]])
+
+
+def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path, drawn):
+    labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    write_confusion(tmp_path / "c.png", labels, predictions, ("cat", "dog"), "Pets")
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "Pets\n1 of 4 wrong"
+    assert axes.get_xlabel() == "predicted class"
+    assert axes.get_ylabel() == "true class (images)"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["cat", "dog"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["cat (2)", "dog (2)"]
+    cells = {t.get_position(): t.get_text() for t in axes.texts}  # (column, row)
+    assert cells == {(0, 0): "1", (1, 0): "1", (1, 1): "2"}
+    with Image.open(tmp_path / "c.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path, drawn):
+    labels = np.arange(1000)
+    names = [f"class {n}" for n in labels]
+    write_confusion(tmp_path / "c.png", labels, labels[::-1], names, "Many")
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "Many\n1000 of 1,000 wrong" and not axes.texts
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 1000 < min(picture.size) and max(picture.size) < 3000
+        reds = (np.asarray(picture.convert("RGB"))[..., 1] < 130).sum()
+    assert reds > 1000  # each mistake has its cell

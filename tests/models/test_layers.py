@@ -1,0 +1,109 @@
+"""BatchNorm and dropout against torch's own layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxlab.models.layers import BatchNorm, uniform_fan_in
+from tests.conftest import FORWARD_FLOAT64, relative_error
+
+
+class Biased(BatchNorm):
+    """Negative control: Flax's habit, the running variance stored biased."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        stats = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        return stats(x)
+
+
+def running(module, steps=3):
+    """Run training steps then eval; returns outputs and statistics, both sides."""
+    random = np.random.default_rng(0)
+    batches = [3 * random.standard_normal((5, 4)) + 2 for _ in range(steps)]
+    scale, bias = random.standard_normal((2, 4))
+    oracle = torch.nn.BatchNorm1d(4).double()
+    with torch.no_grad():
+        oracle.weight.copy_(torch.from_numpy(scale))
+        oracle.bias.copy_(torch.from_numpy(bias))
+    variables = module.init(jax.random.key(0), batches[0], train=False)
+    stats = variables["batch_stats"]
+    params = jax.tree.map(
+        lambda leaf: scale if leaf[0] == 1 else bias, variables["params"]
+    )
+    ours, theirs = [], []
+    for batch in batches:
+        out, updated = module.apply(
+            {"params": params, "batch_stats": stats},
+            batch,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        stats = updated["batch_stats"]
+        ours.append(out)
+        theirs.append(oracle(torch.from_numpy(batch)).detach().numpy())
+    oracle.eval()
+    variables = {"params": params, "batch_stats": stats}
+    ours.append(module.apply(variables, batches[0], train=False))
+    theirs.append(oracle(torch.from_numpy(batches[0])).detach().numpy())
+    mean, var = jax.tree.leaves(stats)
+    ours += [mean, var]
+    theirs += [oracle.running_mean.numpy(), oracle.running_var.numpy()]
+    return [relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def test_batch_norm_equals_torchs_in_both_modes_and_in_its_statistics(x64):
+    assert max(running(BatchNorm())) <= FORWARD_FLOAT64
+
+
+def test_a_biased_running_variance_fails(x64):
+    *training, evaluation, mean, var = running(Biased())
+    assert max(training) <= FORWARD_FLOAT64 and mean <= FORWARD_FLOAT64
+    assert min(evaluation, var) > 0.01
+
+
+def test_batch_norm_over_images_has_one_statistic_a_channel(x64):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), x, train=False)
+    ours, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    theirs = torch.nn.BatchNorm2d(5).double()(torch.from_numpy(x).permute(0, 3, 1, 2))
+    theirs = theirs.permute(0, 2, 3, 1).detach().numpy()
+    assert relative_error(ours, theirs) <= FORWARD_FLOAT64
+
+
+def test_batch_norm_refuses_one_value_a_channel_as_torch_does():
+    module = BatchNorm()
+    x = jnp.ones((1, 4))
+    variables = module.init(jax.random.key(0), x, train=False)
+    with pytest.raises(ValueError, match="more than one value a channel.*got 1"):
+        module.apply(variables, x, train=True, mutable=["batch_stats"])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        torch.nn.BatchNorm1d(4)(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fresh_kernels_are_the_numbers_that_jax_draws_in_their_shape(dtype, x64):
+    key, shape = jax.random.key(3), (3, 5, 7, 11)
+    bound = 75**-0.5
+    kernel = uniform_fan_in(75)(key, shape, jnp.dtype(dtype))
+    drawn = jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+    np.testing.assert_array_equal(kernel, drawn)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(rate):
+    draws = 1_000_000
+    kept = nn.Dropout(rate, deterministic=False).apply(
+        {}, jnp.ones(draws), rngs={"dropout": jax.random.key(0)}
+    )
+    dropped = int((kept == 0).sum())
+    sigma = np.sqrt(draws * rate * (1 - rate))
+    assert abs(dropped - draws * rate) <= 4 * sigma
+    values = np.unique(kept)
+    np.testing.assert_allclose(values, [0, 1 / (1 - rate)], rtol=1e-6)
+    same = nn.Dropout(rate, deterministic=True).apply({}, jnp.ones(10))
+    np.testing.assert_array_equal(same, np.ones(10))

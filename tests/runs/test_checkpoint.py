@@ -1,0 +1,390 @@
+"""Saved steps: whole or absent, every damaged bit found, nothing restored silently."""
+
+import gc
+import json
+import random
+import resource
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import make_optimizer
+from jaxlab.errors import CheckpointError
+from jaxlab.runs import manifest
+from jaxlab.runs.checkpoint import (
+    FROZEN,
+    CheckpointManager,
+    flatten_with_names,
+    unflatten_like,
+)
+from jaxlab.runs.manifest import MANIFEST
+from jaxlab.training.step import init_state
+
+TRAINABLE = {"body": {"kernel": False}, "head": {"kernel": True, "bias": True}}
+ABOUT = {"best": None, "history": [{"test_loss": 0.1, "rate": 1e-05}]}
+
+
+def state_of(step, optimizer="adam", classes=2):
+    random = np.random.default_rng(step)
+    params = {
+        "body": {"kernel": random.standard_normal((3, 4)).astype(np.float32)},
+        "head": {
+            "kernel": random.standard_normal((4, classes)).astype(np.float32),
+            "bias": random.standard_normal(classes).astype(np.float32),
+        },
+    }
+    params["body"]["kernel"][:] = 0.5  # frozen: the same in every step
+    tx = make_optimizer(optimizer, 0.1, trainable=TRAINABLE)
+    state = init_state(params, tx)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    _, opt_state = tx.update(gradients, state.opt_state, state.params)
+    return state.replace(opt_state=opt_state, step=jnp.int32(step))
+
+
+class Place(NamedTuple):
+    """A run's checkpoints, and what they said."""
+
+    checkpoints: CheckpointManager
+    said: list
+
+    def save(self, *steps):
+        for step in steps:
+            self.checkpoints.save(state_of(step), TRAINABLE, ABOUT)
+        self.checkpoints.wait()
+
+    def again(self):
+        """The next process's."""
+        return place_of(self.checkpoints.folder)
+
+    def restored(self, step=None):
+        saved = self.again().checkpoints.restore(step)
+        return saved.step, unflatten_like(state_of(0), saved)
+
+
+def place_of(folder, keep=2):
+    said = []
+    return Place(CheckpointManager(folder, keep, said.append), said)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return place_of(tmp_path / "checkpoints")
+
+
+def same(ours, theirs):
+    """Whether two states have the same names, types and bits."""
+    ours, theirs = flatten_with_names(ours), flatten_with_names(theirs)
+    assert ours.keys() == theirs.keys()
+    return all(
+        np.asarray(ours[name]).dtype == np.asarray(theirs[name]).dtype
+        and np.asarray(ours[name]).tobytes() == np.asarray(theirs[name]).tobytes()
+        for name in ours
+    )
+
+
+def test_what_is_saved_is_restored_bit_for_bit(place):
+    place.save(7)
+    step, state = place.restored()
+    assert step == 7 and same(state, state_of(7))
+    assert not same(state, state_of(8))  # the control
+    about = place.again().checkpoints.restore().about
+    assert {key: about[key] for key in ABOUT} == ABOUT
+    assert place.said == ["saved step 7"]
+
+
+def test_a_step_is_said_to_be_saved_when_it_can_be_restored(place):
+    seen = []
+
+    def log(line):
+        seen.append((line, place.restored()[0]))
+
+    place.checkpoints.log = log
+    place.save(1, 2)
+    assert seen == [("saved step 1", 1), ("saved step 2", 2)]
+
+
+def test_what_is_saved_is_the_state_of_that_moment(place):
+    """The next training step writes to the memory of the state that is being saved."""
+    state = state_of(3)
+    place.checkpoints.save(state, TRAINABLE, ABOUT)
+    scribble = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+    jax.block_until_ready(scribble(state))
+    place.checkpoints.wait()
+    assert same(place.restored()[1], state_of(3))
+
+
+def test_the_last_steps_are_kept_and_frozen_parameters_once(place):
+    place.save(1, 2, 3)
+    folder = place.checkpoints.folder
+    assert {path.name for path in folder.iterdir()} == {FROZEN, "2", "3"}
+    holders = {path.relative_to(folder).parts[0] for path in folder.rglob("*body*")}
+    assert holders == {FROZEN}
+    again = place.again()
+    again.checkpoints.restore()
+    before = (folder / FROZEN / MANIFEST).stat().st_mtime_ns
+    again.save(4)
+    assert (folder / FROZEN / MANIFEST).stat().st_mtime_ns == before
+    assert same(again.restored()[1], state_of(4))
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def outcome(place, path):
+    """Restore a damaged step 2; it is refused, naming step and file, or unharmed."""
+    saved_by = place.again()
+    try:
+        saved = saved_by.checkpoints.restore(2)
+    except CheckpointError as error:
+        assert str(error).startswith(f"step 2: {path}: "), error
+        assert "\n" not in str(error)
+        return "refused"
+    assert same(unflatten_like(state_of(0), saved), state_of(2))
+    assert saved.about["history"] == ABOUT["history"]
+    return "unharmed"
+
+
+def test_no_flipped_bit_is_restored(place):
+    place.save(1, 2)
+    dice = random.Random(0)
+    files = files_of(place.checkpoints.folder / "2")
+    files += files_of(place.checkpoints.folder / FROZEN)
+    outcomes = []
+    for _ in range(200):
+        path = dice.choice(files)
+        data = path.read_bytes()
+        flipped = bytearray(data)
+        flipped[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        path.write_bytes(flipped)
+        outcomes.append(outcome(place, path))
+        path.write_bytes(data)
+    # The E of a number in the manifest may be written small or large.
+    assert outcomes.count("refused") >= 198
+    assert outcome(place, None) == "unharmed"
+
+
+def test_nothing_cut_short_and_nothing_without_a_file_is_restored(place):
+    place.save(1, 2)
+    dice = random.Random(1)
+    files = files_of(place.checkpoints.folder / "2")
+    files += files_of(place.checkpoints.folder / FROZEN)
+    assert len(files) >= 26
+    for path in files:
+        data = path.read_bytes()
+        for length in dice.sample(range(len(data)), min(3, len(data))):
+            path.write_bytes(data[:length])
+            assert outcome(place, path) == "refused" or data[length:] == b"\n"
+        path.unlink()
+        assert outcome(place, path) == "refused"
+        path.write_bytes(data)
+    assert outcome(place, None) == "unharmed"
+
+
+def test_the_step_before_a_damaged_one_is_used_and_both_are_named(place):
+    place.save(1, 2)
+    path = files_of(place.checkpoints.folder / "2" / "arrays")[-1]
+    path.write_bytes(b"")
+    again = place.again()
+    assert again.checkpoints.restore().step == 1
+    (line,) = again.said
+    assert line.startswith(f"warning: step 2: {path}: its size is 0, not ")
+    assert line.endswith("; skipped")
+
+
+def manifest_of(folder, change):
+    path = folder / "2" / MANIFEST
+    content = json.loads(path.read_text())
+    change(content["body"])
+    content["sha256"] = manifest.digest(content["body"])
+    path.write_text(json.dumps(content))
+
+
+def moved_outside(folder):
+    shutil.move(folder / "2" / "arrays", folder.parent / "outside")
+    (folder / "2" / "arrays").symlink_to(folder.parent / "outside")
+
+
+BROKEN = {
+    "another's number": (
+        lambda folder: shutil.copytree(folder / "1", folder / "3"),
+        "3: holds step 1",
+    ),
+    "newer format": (
+        lambda folder: manifest_of(folder, lambda body: body.update(format=99)),
+        f"manifest.json: is of format 99, not {manifest.FORMAT}",
+    ),
+    "no manifest": (
+        lambda folder: (folder / "2" / MANIFEST).unlink(),
+        "manifest.json: No such file",
+    ),
+    "no commit file": (
+        lambda folder: (folder / "2" / "arrays" / "commit_success.txt").unlink(),
+        "commit_success.txt: is missing",
+    ),
+    "a link": (moved_outside, "arrays: is a link"),
+    "one file more": (
+        lambda folder: (folder / "2" / "arrays" / "more").write_text(""),
+        "more: was not there when it was saved",
+    ),
+    "half-deleted": (
+        lambda folder: shutil.rmtree(folder / "2" / "arrays"),
+        "is missing",
+    ),
+    "of another run": (
+        lambda folder: manifest_of(folder, lambda body: body.update(frozen="0" * 64)),
+        "frozen: is of another run",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_step_of_this_run_is_said_and_passed_over(place, name):
+    place.save(1, 2)
+    damage, reason = BROKEN[name]
+    damage(place.checkpoints.folder)
+    again = place.again()
+    saved = again.checkpoints.restore()
+    assert saved.step == (2 if name == "another's number" else 1)
+    assert reason in again.said[0]
+
+
+def test_other_names_are_no_steps(place):
+    place.save(5)
+    for name in ("007", "9.bak", "6.partial", "4.deleted", "1e3", "-8", "８"):
+        shutil.copytree(place.checkpoints.folder / "5", place.checkpoints.folder / name)
+    assert place.checkpoints.steps() == [5]
+    place.checkpoints.recover()
+    left = {path.name for path in place.checkpoints.folder.iterdir()}
+    assert left == {FROZEN, "5", "007", "9.bak", "1e3", "-8", "８"}
+
+
+def test_a_damaged_step_is_replaced_when_it_is_reached_again(place):
+    place.save(1, 2)
+    files_of(place.checkpoints.folder / "2")[0].unlink()
+    again = place.again()
+    assert again.checkpoints.restore().step == 1
+    again.save(2)
+    assert place.restored()[0] == 2
+    # One that is whole is not written once more, unless there is more to tell of it.
+    path = place.checkpoints.folder / "2" / MANIFEST
+    before = path.stat().st_mtime_ns
+    again.save(2)
+    assert path.stat().st_mtime_ns == before
+    again.checkpoints.save(state_of(2), TRAINABLE, {**ABOUT, "history": []})
+    again.checkpoints.wait()
+    assert place.again().checkpoints.restore().about["history"] == []
+
+
+def test_what_was_written_to_the_end_is_a_step_and_nothing_else_is(place):
+    place.save(1, 2)
+    folder = place.checkpoints.folder
+    (folder / "2").rename(folder / "2.partial")
+    shutil.copytree(folder / "1", folder / "1.partial")
+    shutil.copytree(folder / "1", folder / "3.partial")
+    (folder / "3.partial" / MANIFEST).unlink()
+    (folder / "1").rename(folder / "1.deleted")
+    again = place.again()
+    again.checkpoints.recover()
+    assert {path.name for path in folder.iterdir()} == {FROZEN, "1", "2"}
+    assert same(place.restored()[1], state_of(2))
+
+
+def test_without_any_whole_step_it_is_an_error(place):
+    place.save(1)
+    with pytest.raises(CheckpointError, match="has no step 9; pass .* it has: 1$"):
+        place.restored(9)
+    (place.checkpoints.folder / "1" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="no step is whole") as error:
+        place.restored()
+    assert error.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        (dict(optimizer="sgd"), "mu.head.bias is not of this run"),
+        (dict(classes=3), r"params.head.bias is float32\[2\], expected float32\[3\]"),
+    ],
+)
+def test_a_step_of_another_network_or_optimiser_is_refused(place, other, reason):
+    place.save(1)
+    saved = place.again().checkpoints.restore()
+    with pytest.raises(CheckpointError, match=reason):
+        unflatten_like(state_of(0, **other), saved)
+
+
+def test_what_is_not_finite_is_not_saved(place):
+    place.save(1)
+    state = state_of(2)
+    state.params["head"]["bias"] = jnp.array([1.0, np.nan], jnp.float32)
+    place.checkpoints.save(state, TRAINABLE, ABOUT)
+    with pytest.raises(CheckpointError, match="params.head.bias is not finite.* is 1"):
+        place.checkpoints.wait()
+    assert place.restored()[0] == 1
+
+
+# From nothing to all but the arrays, which are many, and fail at once.
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(size, marks=() if size == 600 else pytest.mark.slow)
+        for size in (0, 20, 150, 600, 4000, 10000)
+    ],
+)
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_last_step(
+    place, small_disk, capfd, size
+):
+    def save(place, step):
+        place.checkpoints.save(state_of(step, classes=4000), TRAINABLE, ABOUT)
+        place.checkpoints.wait()
+
+    save(place, 1)
+    small_disk(size)
+    with pytest.raises(CheckpointError) as error:
+        save(place, 2)
+    small_disk(resource.RLIM_INFINITY)
+    folder = place.checkpoints.folder
+    assert str(error.value) == (
+        f"{folder}: step 2 could not be saved: File too large; check the free space; "
+        "the last step saved is 1"
+    )
+    gc.collect()  # what nobody waited for is told when it is forgotten
+    assert capfd.readouterr().err == ""
+    assert {path.name for path in folder.iterdir()} == {FROZEN, "1"}
+    again = place.again()
+    assert again.checkpoints.restore().step == 1
+    save(again, 2)
+    assert place.again().checkpoints.restore().step == 2
+
+
+def test_the_best_step_is_kept_beside_the_last_ones(place):
+    for step, best in [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 6)]:
+        about = {**ABOUT, "best": {"step": best}}
+        place.checkpoints.save(state_of(step), TRAINABLE, about)
+        place.checkpoints.wait()
+        assert place.checkpoints.steps() == sorted({step, step - 1, best} - {0})[::-1]
+        assert same(place.restored(best)[1], state_of(best))
+
+
+def test_a_part_of_a_step_can_be_read(place):
+    place.save(3)
+    checkpoints = place.again().checkpoints
+    saved = checkpoints.read(3, "params.head.")
+    assert sorted(saved.arrays) == ["params.head.bias", "params.head.kernel"]
+    params = unflatten_like(
+        {"params": state_of(0).params}, checkpoints.read(3, "params.")
+    )
+    assert same(params, {"params": state_of(3).params})
+
+
+def test_numbers_whose_sum_is_too_large_are_finite(place):
+    state = state_of(1)
+    state.params["head"]["bias"] = jnp.array([3e38, 3e38], jnp.float32)
+    place.checkpoints.save(state, TRAINABLE, ABOUT)
+    place.checkpoints.wait()
+    assert same(place.restored()[1], state)

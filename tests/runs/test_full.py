@@ -1,0 +1,139 @@
+"""Runs without enough disk or memory: one line, nothing lost."""
+
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import finetune, fit, runtime
+from jaxlab.figures import confusion, curves
+from jaxlab.runs import folder
+from jaxlab.runs.checkpoint import CheckpointManager
+from jaxlab.training import feature_store, inputs
+from tests.runs.conftest import command, on_call
+from tests.stress import chaos
+from tests.stress.chaos import results
+
+# As jaxlab.runtime has it, but pytest has filters of its own: full disks leave programs
+# half-written, and are the same process's here.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Error .*persistent compilation cache entry"
+)
+
+
+# What a full disk may interrupt: a function that writes, and which call of it.
+WRITING = {
+    "config.json": (folder, "write_json", 1),
+    "the features": (inputs, "feature_loader", 1),
+    "metrics.jsonl": (folder, "write_metrics", 2),
+    "a step": (CheckpointManager, "_write", 3),
+    "the best weights": (fit, "write_safetensors", 1),
+    "the weights": (finetune, "write_safetensors", 1),
+    "the curves": (curves, "write_curves", 1),
+    "the confusion matrix": (confusion, "write_confusion", 1),
+}
+
+
+FROZEN = ["--freeze", "features", "--lr", 0.003]
+
+
+@pytest.fixture(scope="module")
+def whole_frozen(tmp_path_factory):
+    """A run in one piece with FROZEN."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    chaos.finish(out, *map(str, FROZEN))
+    return results(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", WRITING)
+def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
+    phase, whole_frozen, small_disk, narrowed, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    flags, out = FROZEN, tmp_path / "run"
+    owner, name, nth = WRITING[phase]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        calls = on_call(patch, owner, name, nth, lambda: small_disk(0))
+        try:
+            code = command(monkeypatch, out, *flags)
+        finally:
+            small_disk(resource.RLIM_INFINITY)
+    assert calls() >= nth
+    said = capsys.readouterr().err.splitlines()
+    assert code in (3, 5) and said[-1].startswith("error: ")
+    assert "free space" in said[-1]
+    assert all(line.startswith("warning: ") for line in said[:-1])
+    left = [p for p in tmp_path.rglob("*") if p.suffix in (".partial", ".deleted")]
+    assert not left
+    assert command(monkeypatch, out, "--resume", *flags) == 0
+    assert results(out) == whole_frozen
+
+
+@pytest.mark.slow
+def test_a_stopped_run_that_cannot_be_saved_says_why(
+    small_disk, narrowed, monkeypatch, tmp_path, capsys
+):
+    def stop_and_fill():
+        os.kill(os.getpid(), signal.SIGTERM)
+        small_disk(0)
+
+    with monkeypatch.context() as patch:
+        on_call(patch, fit, "_update_bar", 10, stop_and_fill)
+        code = command(monkeypatch, tmp_path / "run")
+    small_disk(resource.RLIM_INFINITY)
+    said = capsys.readouterr().err.splitlines()
+    assert code == 5
+    # The step it stopped at, or the one that was being saved.
+    assert "could not be saved: File too large; check the free space" in said[-1]
+
+
+def no_memory_of_xla(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+    )
+
+
+def no_memory_of_numpy(*args, **kwargs):
+    np.empty(1 << 60, np.uint8)
+
+
+@pytest.mark.parametrize("full", [no_memory_of_xla, no_memory_of_numpy])
+def test_too_little_memory_is_one_line(full, narrowed, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fit, "train_epoch", full)
+    assert command(monkeypatch, tmp_path / "run") == 1
+    assert capsys.readouterr().err == (
+        f"error: memory: {runtime.device_name()} has too little for batches of 10 "
+        "images of 63×63; lower --batch-size or --image-size\n"
+    )
+
+
+def test_a_disk_without_room_is_refused_before_the_run(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert command(monkeypatch, tmp_path / "run") == 3
+    assert "checkpoints need 0.0 GB, 0.0 GB are free; free some, pass another" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_features_leave_the_disk_to_the_checkpoints(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    features = 70 * 432 * 4  # bytes of the training images'
+    real = shutil.disk_usage(tmp_path)
+    for spare, kept in ((0, False), (1_000_000, True)):
+        usage = real._replace(free=feature_store._FREE_BYTES + features + spare)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        out = tmp_path / str(spare)
+        assert command(monkeypatch, out, "--freeze", "features", "--epochs", 1) == 0
+        assert ("features are not kept" not in capsys.readouterr().err) is kept

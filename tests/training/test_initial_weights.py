@@ -1,0 +1,170 @@
+"""Where a run starts: files and published weights, whole or with a fresh head."""
+
+import contextlib
+import hashlib
+import io
+import json
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from jaxlab import AlexNet
+from jaxlab.finetune import main
+from jaxlab.training.initial_weights import initial_params
+from pretrained import DownloadError, to_flax
+from pretrained.sources import SOURCES
+from pretrained.tables import alexnet
+from tests.conftest import NO_CHECKPOINTS, SLIM, assert_one_line
+from tests.pretrained.server import Server
+from tests.stress.narrow import NARROW, narrow
+
+MODEL, TABLE = AlexNet(10, **NARROW), alexnet(**NARROW)
+JOB = ["--train-size", "40", "--test-size", "50", "--image-size", "63"]
+JOB += ["--epochs", "1", *NO_CHECKPOINTS]
+
+
+@pytest.fixture(scope="module")
+def whole(narrow_weights):
+    """A file as torchvision's: 1,000 classes, written by torch."""
+    return Path(narrow_weights)
+
+
+@pytest.fixture(scope="module")
+def trained(whole, tmp_path_factory):
+    """A run from that file, with everything but the new head frozen: stdout, folder."""
+    folder, out = tmp_path_factory.mktemp("runs") / "first", io.StringIO()
+    flags = ["--weights", str(whole), "--freeze", "backbone", "--out", str(folder)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        narrow(patch.setattr)
+        main([*JOB, *flags])
+    return out.getvalue(), folder
+
+
+@pytest.fixture
+def run(narrowed, trained):
+    return trained
+
+
+def params_of(path):
+    state_dict = torch.load(path, weights_only=True)
+    return converted(state_dict)
+
+
+def converted(state_dict):
+    return to_flax(state_dict, TABLE)
+
+
+def assert_equal(ours, theirs, layers):
+    for layer in layers:
+        for leaf in ("kernel", "bias"):
+            np.testing.assert_array_equal(ours[layer][leaf], theirs[layer][leaf])
+
+
+BACKBONE = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7"]
+
+
+def test_a_torchvision_file_is_fine_tuned_with_a_new_head(run, whole):
+    out, folder = run
+    saved = converted(load_file(folder / "model.safetensors"))
+    assert_equal(saved, params_of(whole), BACKBONE)  # frozen: as they came
+    assert saved["fc8"]["bias"].shape == (10,)
+    record = json.loads((folder / "config.json").read_text())["weights"]
+    assert record["source"] == str(whole) and record["verified"] is False
+    assert record["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    assert record["layers"] == {**dict.fromkeys(BACKBONE, "file"), "fc8": "fresh"}
+    assert record["classes"] == 1000
+    assert "fc8 is fresh: the weights' own has 1,000 classes" in out
+    assert "fc7     32×32                    1,056  frozen     file" in out
+    assert "fc8     32×10                      330  trainable  fresh" in out
+
+
+def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
+    model = run[1] / "model.safetensors"
+    # At a rate this small the weights stay, so the result must be the first run's.
+    flags = ["--weights", str(model), "--freeze", "backbone", "--lr", "1e-30"]
+    again = main([*JOB, *flags, "--l2", "0", "--out", str(tmp_path / "second")])
+    assert f"test_accuracy={again.test_accuracy:.4f} " in run[0]
+    saved = converted(load_file(tmp_path / "second" / "model.safetensors"))
+    assert_equal(saved, converted(load_file(model)), [*BACKBONE, "fc8"])
+    out = capsys.readouterr().out
+    assert f"weights: {model}, SHA-256 " in out
+    assert "(unverified: no published file)" in out
+    assert "fc8 is fresh" not in out
+    assert "fc8     32×10                      330  trainable  file" in out
+
+
+def assert_fresh_layers_are_the_same(model, weights, loaded):
+    key = jax.random.key(3)
+    fresh, record = initial_params(model, key, "none")
+    assert set(record["layers"].values()) == {"fresh"} and list(fresh)[0] == "conv1"
+    partly, record = initial_params(model, key, weights)
+    assert [layer for layer in fresh if record["layers"][layer] != "fresh"] == loaded
+    assert_equal(partly, fresh, [layer for layer in fresh if layer not in loaded])
+    assert not np.array_equal(partly["conv1"]["kernel"], fresh["conv1"]["kernel"])
+    assert list(partly) == list(fresh)
+
+
+def test_fresh_layers_are_the_same_beside_a_file(narrowed, whole):
+    assert_fresh_layers_are_the_same(MODEL, str(whole), BACKBONE)
+
+
+@pytest.mark.slow
+def test_fresh_layers_are_the_same_beside_the_embedded_convolutions():
+    model = AlexNet(10, **SLIM)
+    assert_fresh_layers_are_the_same(model, "imagenet-conv", BACKBONE[:5])
+
+
+def test_imagenet_is_downloaded_once_checked_and_known(
+    narrowed, whole, tmp_path, monkeypatch
+):
+    content = whole.read_bytes()
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path))
+    server = Server()
+    server.behaviours = [lambda handler: handler.answer(body=content)]
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    published = SOURCES["imagenet"]._replace(
+        url=server.url,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    monkeypatch.setitem(SOURCES, "imagenet", published)
+    key = jax.random.key(0)
+    with pytest.raises(DownloadError, match="offline it cannot be fetched"):
+        initial_params(MODEL, key, "imagenet", offline=True)
+    for offline in (False, True):
+        params, record = initial_params(MODEL, key, "imagenet", offline=offline)
+        assert_equal(params, params_of(whole), BACKBONE)
+        bound = NARROW["hidden"] ** -0.5  # torch's 1/√fan_in
+        assert 0 < np.abs(params["fc8"]["kernel"]).max() <= bound
+        assert record["verified"] is True and record["source"] == server.url
+        assert record["layers"] == {
+            **dict.fromkeys(BACKBONE, "ImageNet"),
+            "fc8": "fresh",
+        }
+    assert len(server.ranges) == 1
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_weights_that_cannot_be_had_are_one_line_and_write_nothing(
+    run_here, monkeypatch, tmp_path
+):
+    (tmp_path / "page.pth").write_text("<html>")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    out = tmp_path / "run"
+    for weights, code, message in (
+        (tmp_path / "page.pth", 3, "page.pth: is an HTML page"),
+        (tmp_path / "folder", 3, "folder: is a folder; pass a weights file"),
+        ("imagenet", 4, "run once with a network, or put https://download.pytorch.org"),
+    ):
+        process = run_here(main, "--weights", weights, "--offline", "--out", out)
+        assert_one_line(process, code, message)
+        assert not out.exists()
