@@ -4,13 +4,19 @@ import importlib
 
 _HOME = {
     "AlexNet": "jaxlab.models.alexnet",
-    "MLP": "jaxlab.models.mlp",
-    "Preprocess": "jaxlab.data.preprocess",
-    "TrainState": "jaxlab.training.step",
+    "Batch": "jaxlab.data.loaders",
+    "batches": "jaxlab.data.loaders",
+    "evaluate_split": "jaxlab.training.epoch",
+    "init_state": "jaxlab.training.step",
     "make_eval_step": "jaxlab.training.step",
     "make_optimizer": "jaxlab.training.optim",
     "make_train_step": "jaxlab.training.step",
+    "MLP": "jaxlab.models.mlp",
+    "penalty": "jaxlab.training.optim",
+    "Preprocess": "jaxlab.data.preprocess",
+    "step_decay": "jaxlab.training.optim",
     "trainable_tree": "jaxlab.training.optim",
+    "TrainState": "jaxlab.training.step",
 }
 __all__ = list(_HOME)
 

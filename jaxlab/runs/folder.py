@@ -105,7 +105,7 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what a process that died was writing; UsageError when that is refused."""
     with _refusals_named(folder):
         for name in _FILES:
-            for partial in folder.glob(f"{name}.*{_PARTIAL}"):
+            for partial in folder.glob(f"{name}*{_PARTIAL}"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
