@@ -205,7 +205,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         )
         if not (member.orig_filename == prefix + name and known) or name in members:
             raise Refusal(
-                f"holds the unusual member {member.filename[:80]!a}; {SAVE_AGAIN}"
+                f"holds the odd member {member.filename[:80]!a}; {SAVE_AGAIN}"
             )
         if member.compress_type != zipfile.ZIP_STORED:
             raise Refusal(f"{name} is compressed, which torch never does; {SAVE_AGAIN}")
