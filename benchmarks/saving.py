@@ -1,53 +1,111 @@
-"""How much a checkpoint holds up the training beside it.
+"""How much a checkpoint holds up the training beside it, ours and one by Orbax.
 
     python -m benchmarks.saving
 
-The default job with a checkpoint after every second epoch: each epoch beside which one
-is written, and the one before, beside which none is. An epoch's seconds are those of
-metrics.jsonl: they begin before the state is copied, and end after the test.
+The default job with a checkpoint after every second epoch, in turn as the program
+writes it and with its arrays written by Orbax: each epoch beside which one is written,
+and the one before, beside which none is. An epoch's seconds are those of metrics.jsonl:
+they begin before the state is copied, and end after the test. The first checkpoint of
+each kind, whose memory is new, is a warm-up.
 """
 
 import argparse
 import contextlib
+import logging
+import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness.pairs import published
+
+KINDS = ("ours", "orbax")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run, print, and return the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args(argv)
     from jaxlab import finetune
-    from jaxlab.runs.folder import read_metrics
+    from jaxlab.runs.record import read_rows
+    from pretrained import disk
 
-    # Nothing is written beside the first epoch, which warms up.
-    epochs = 1 + 2 * options.pairs
+    # An epoch to warm up, then two for each checkpoint: one without, one beside it.
+    epochs = 1 + 2 * len(KINDS) * (1 + options.pairs)
+    disk.write_tensors = in_turn(disk.write_tensors, write_by_orbax())
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--out", f"{folder}/run", "--checkpoint-every", "2"]
         with contextlib.redirect_stdout(sys.stderr):
             finetune.main([*flags, "--epochs", str(epochs)])
-        entries = read_metrics(Path(folder) / "run")
-    seconds = [entry["seconds"] for entry in entries[1:]]
-    without, beside = seconds[::2], seconds[1::2]
-    shares = [slow / fast - 1 for fast, slow in zip(without, beside, strict=True)]
-    share = statistics.median(beside) / statistics.median(without) - 1
-    return published(
-        {
-            "name": "saving",
-            "unit": "s",
-            "beside": round(statistics.median(beside), 3),
+        rows = read_rows(Path(folder) / "run" / "metrics.jsonl")
+    seconds = [row["seconds"] for row in rows[1:]]
+    result: dict[str, Any] = {"name": "saving", "unit": "s", "pairs": options.pairs}
+    medians = {}
+    for turn, kind in enumerate(KINDS):
+        first, step = 2 * (len(KINDS) + turn), 2 * len(KINDS)
+        without, beside = seconds[first::step], seconds[first + 1 :: step]
+        shares = [slow / fast - 1 for fast, slow in zip(without, beside, strict=True)]
+        medians[kind] = statistics.median(beside)
+        longer = medians[kind] / statistics.median(without) - 1
+        result[kind] = {
             "without": round(statistics.median(without), 3),
-            "longer": round(share, 4),
+            "beside": round(medians[kind], 3),
+            "longer": round(longer, 4),
             "range": [round(min(shares), 4), round(max(shares), 4)],
-            "pairs": options.pairs,
         }
+    result["ratio"] = round(medians["orbax"] / medians["ours"], 4)
+    return published(result)
+
+
+def in_turn(*writers: Callable) -> Callable:
+    """Return a writer of files that takes the given ones in turn for saved states."""
+    from jaxlab.runs.checkpoint import FROZEN, STATE
+
+    count = 0
+
+    def write(path: Path, *arguments: Any) -> None:
+        nonlocal count
+        writer = writers[0]
+        if path.name == STATE and path.parent.stem != FROZEN:
+            writer = writers[count % len(writers)]
+            count += 1
+        writer(path, *arguments)
+
+    return write
+
+
+def write_by_orbax() -> Callable:
+    """Return a writer that leaves a folder of Orbax's where ours leaves a file."""
+    from orbax import checkpoint as ocp
+    from orbax.checkpoint import type_handlers
+
+    # It warns of a kind of checkpoint that is not asked for.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    arrays = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,  # a file an array
+        use_compression=False,  # trained weights do not get smaller
+        type_handler_registry=type_handlers.create_type_handler_registry(
+            (np.ndarray, arrays)
+        ),
     )
+
+    def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+        # As is done for ours: the pages of earlier steps are not needed any more.
+        for file in path.parent.parent.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as opened:
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        folder = path.with_suffix(".orbax").absolute()
+        ocp.Checkpointer(handler).save(folder, dict(tensors))
+
+    return write
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def first_step(flags: list[str]) -> None:
     """Run the command up to the first finished step."""
-    from jaxlab import finetune, fit
+    from jaxlab import finetune
+    from jaxlab.training import fit
 
     class Finished(Exception):
         pass

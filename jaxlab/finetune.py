@@ -9,15 +9,16 @@ import dataclasses
 import functools
 import math
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlab import runtime
-from jaxlab.cli import flags, terminal
+from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import log
 from jaxlab.config import (
     FREEZE,
@@ -30,8 +31,8 @@ from jaxlab.config import (
 from jaxlab.errors import CheckpointError, JaxlabError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
-from pretrained.download import cache_folder
-from pretrained.files import write_safetensors
+from jaxlab.runs.record import Record, read_record, read_rows
+from pretrained.disk import cache_folder
 
 IMBALANCE = 10  # largest class to smallest, from where a warning is due
 
@@ -67,23 +68,52 @@ def finetune(config: Config) -> Result:
     """Run one job, of a config whose every setting is resolved; returns its result."""
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    accuracy = None
     if config.resume == LAST:
         accuracy = resume.final_accuracy(folder, config.epochs)
-        if accuracy is not None:
-            steps = (folder / run_folder.CHECKPOINTS).glob("*")
-            has_steps = any(path.name.isdecimal() for path in steps)
-            can = "; with more --epochs it can go on" if has_steps else ""
-            print(f"the run is finished{can}")
-            print(f"test_accuracy={accuracy:.4f} run={folder}")
-            return Result(accuracy, str(folder))
+    if accuracy is not None:
+        steps = (folder / run_folder.CHECKPOINTS).glob("*")
+        has_steps = any(path.name.isdecimal() for path in steps)
+        can = "; with more --epochs it can go on" if has_steps else ""
+        print(f"the run is finished{can}")
+        if not resume.missing_pictures(folder):
+            return _told(accuracy, folder)
 
     # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
     device = runtime.set_up()
-    from jaxlab.data.load import load
     from jaxlab.data.preprocess import Preprocess
 
     preprocess = Preprocess(config.image_size, config.crop)
-    data = load(
+    data = _load(config, preprocess)
+    config = dataclasses.replace(
+        config,
+        out=str(folder),
+        train_size=len(data.train),
+        test_size=len(data.test),
+        batch_size=min(config.batch_size, len(data.train)),
+    )
+    with run_folder.locked(folder), _memory_named(config, device):
+        # Once more: another process may have been there meanwhile.
+        run_folder.resolve_folder(config.out, config.overwrite, resuming)
+        then = read_record(folder / run_folder.CONFIG) if resuming else None
+        if then is None and config.resume not in (None, LAST):
+            raise CheckpointError(
+                f"{folder}: no run has begun there, so it has no step {config.resume}; "
+                "pass another --out, or --resume without a step, which begins"
+            )
+        if then is not None:
+            resume.check_settings(config, then.settings, RESOLVED_FROM_DATA)
+            resume.check_data(then, data)
+            run_folder.remove_partial_files(folder)
+        if accuracy is not None:
+            return _draw_missing(config, data, preprocess, accuracy)
+        return _run(config, data, preprocess, device, then)
+
+
+def _load(config: Config, preprocess: Any) -> Any:
+    from jaxlab.data.load import load
+
+    return load(
         config.dataset,
         preprocess,
         train_size=config.train_size,
@@ -95,56 +125,101 @@ def finetune(config: Config) -> Result:
         progress=terminal.progress_bar,
         log=log,
     )
-    config = dataclasses.replace(
-        config,
-        out=str(folder),
-        train_size=len(data.train),
-        test_size=len(data.test),
-        batch_size=min(config.batch_size, len(data.train)),
-    )
-    with run_folder.locked(folder), _memory_named(config, device):
-        # Once more: another process may have been there meanwhile.
-        run_folder.resolve_folder(config.out, config.overwrite, resuming)
-        record = run_folder.read_record(folder) if resuming else None
-        if record is None and config.resume not in (None, LAST):
-            raise CheckpointError(
-                f"{folder}: no run has begun there, so it has no step {config.resume}; "
-                "pass another --out, or --resume without a step, which begins"
-            )
-        if record is not None:
-            resume.check_settings(config, record["settings"], RESOLVED_FROM_DATA)
-            resume.check_data(record, data)
-            run_folder.remove_partial_files(folder)
-        return _run(config, data, preprocess, device, record)
 
 
 def _run(
-    config: Config,
-    data: Any,
-    preprocess: Any,
-    device: str,
-    record: dict[str, Any] | None,
+    config: Config, data: Any, preprocess: Any, device: str, then: Record | None
 ) -> Result:
-    """Run in a folder that is held; `record` is config.json's of a run to resume."""
+    """Run in a folder that is held; `then` is the record of a run to resume."""
     import jax
-    import jax.numpy as jnp
 
-    from jaxlab import fit
-    from jaxlab.figures.confusion import write_confusion
-    from jaxlab.figures.curves import write_curves
     from jaxlab.figures.text import layer_table
-    from jaxlab.models.alexnet import AlexNet
-    from jaxlab.runs import checkpoint
-    from jaxlab.training import inputs, optim
-    from jaxlab.training.feature_store import ArrayStore
-    from jaxlab.training.initial_weights import describe, initial_params, param_shapes
-    from jaxlab.training.step import init_state, make_eval_step, make_train_step
+    from jaxlab.runs.checkpoint import CheckpointManager, check_disk_space
+    from jaxlab.runs.writer import RunWriter
+    from jaxlab.training import fit
+    from jaxlab.training.initial_weights import describe
     from pretrained import to_torch
 
     folder = Path(config.out)
     class_weights = _class_weights(data, config.class_weights)
+    network = _network(config, data)
+    checkpoints = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep, log)
+    environment = {"device": device, "versions": runtime.versions()}
+    start = _start(config, data, preprocess, environment, then, network, checkpoints)
+    writer = RunWriter(folder, checkpoints if config.checkpoint_every else None, log)
+    step_sizes = (checkpoints.folder, start.state, network.trainable, config.keep)
+    kept = needed = 0
+    if config.checkpoint_every:
+        check_disk_space(*step_sizes)  # before anything is removed
+    writer.begin(start.record, start.progress.rows, data.files)
+    if config.checkpoint_every:
+        kept, needed = check_disk_space(*step_sizes)
+    print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {len(data.class_names)} classes, on {device}"
+    )
+    if words := describe(start.record.weights):
+        print(words)
+    layers = start.record.weights["layers"]
+    table = layer_table(start.state.params, network.trainable, layers)
+    print(table, flush=True)
+    if kept:
+        log(
+            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
+            f"{config.keep}; at the end one"
+        )
+    job = _job(config, data, preprocess, network, start.state, needed, class_weights)
+    with writer:
+        try:
+            state, rows, predictions = fit.fit(job, start.state, start.progress, writer)
+        except signals.Stopped:
+            _tell_how_to_go_on(config, writer.last_step)
+            raise
+        writer.write_model(to_torch(jax.device_get(state.params)), {"format": "pt"})
+    for name in (run_folder.CURVES, run_folder.CONFUSION):
+        _draw(name, writer, config, data, rows, predictions)
+    seconds = job.clock.compile_seconds
+    print(f"compilation: {seconds:.1f} s, left out of the times above")
+    return _told(rows[-1]["test_accuracy"], folder)
+
+
+def _told(accuracy: float, folder: Path) -> Result:
+    print(f"test_accuracy={accuracy:.4f} run={folder}")
+    return Result(accuracy, str(folder))
+
+
+def _tell_how_to_go_on(config: Config, step: int | None) -> None:
+    if config.checkpoint_every:
+        print(
+            f"stopped after step {step}; to go on: --resume --out "
+            f"{shlex.quote(config.out)}",
+            flush=True,
+        )
+    else:
+        print("stopped; nothing is saved, as --checkpoint-every 0 asks for", flush=True)
+
+
+class Network(NamedTuple):
+    """A module, its parameters' shapes, which are trained, and how."""
+
+    model: Any
+    shapes: Any
+    trainable: Any
+    optimizer: Any
+    rate: Callable[[int], float]  # of an epoch
+    init_key: Any
+    dropout_key: Any
+
+
+def _network(config: Config, data: Any) -> Network:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab.models.alexnet import AlexNet
+    from jaxlab.training import optim
+    from jaxlab.training.initial_weights import param_shapes
+
     model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
-    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     shapes = param_shapes(model)
     trainable = optim.trainable_tree(shapes, FREEZE[config.freeze])
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -158,128 +233,170 @@ def _run(
         momentum=config.momentum,
         l2=config.l2,
     )
-    checkpoints = checkpoint.CheckpointManager(
-        folder / run_folder.CHECKPOINTS, config.keep, log
-    )
-    saved = record and resume.checkpoint_to_resume(
-        checkpoints, config.resume, config.epochs, log
-    )
-    environment = {"device": device, "versions": runtime.versions()}
-    if saved:
-        template = jax.eval_shape(lambda p: init_state(p, optimizer), shapes)
-        state = jax.tree.map(jnp.array, checkpoint.unflatten_like(template, saved))
-        progress, weights = fit.Progress.from_checkpoint(saved), record["weights"]
-        resume.warn_if_environment_changed(record, environment, log)
-        resumption = {"step": saved.step, **environment}
-        environment = {name: record[name] for name in environment}
-        resumptions = [*record.get("resumptions", ()), resumption]
-    else:
-        params, weights = initial_params(
-            model, init_key, config.weights, offline=config.offline
-        )
-        state, progress = init_state(params, optimizer), fit.Progress()
-        del params  # the state holds its own copy
-        resumptions = []
-    check_disk_space = functools.partial(
-        fit.check_disk_space,
-        folder,
-        state,
+    return Network(
+        model,
+        shapes,
         trainable,
-        config.keep,
-        config.checkpoint_every,
+        optimizer,
+        lambda epoch: schedule(epoch * steps_per_epoch),
+        *jax.random.split(jax.random.key(config.seed)),
     )
-    check_disk_space()  # before anything is removed
-    if saved:  # the end of a shorter run, where it goes on now, is no end any more
-        (folder / run_folder.MODEL).unlink(missing_ok=True)
-    else:
-        run_folder.remove_run(folder)
-    kept, needed = check_disk_space()
-    run_folder.write_json(
-        folder / run_folder.CONFIG,
-        {
-            **_record(config, data, weights, preprocess),
-            **environment,
-            "resumptions": resumptions,
-        },
-    )
-    if data.files:
-        run_folder.write_json(folder / run_folder.SPLIT, data.files)
-    if progress.history:
-        run_folder.write_metrics(folder, progress.history)
-    print(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.class_names)} classes, on {device}"
-    )
-    if words := describe(weights):
-        print(words)
-    print(layer_table(state.params, trainable, weights["layers"]), flush=True)
-    if kept:
-        log(
-            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
-            f"{config.keep} and the best"
+
+
+class Start(NamedTuple):
+    """What a run trains from: its state, how far it has come, and its record."""
+
+    state: Any
+    progress: Any
+    record: Record
+
+
+def _start(
+    config: Config,
+    data: Any,
+    preprocess: Any,
+    environment: dict[str, Any],
+    then: Record | None,
+    network: Network,
+    checkpoints: Any,
+) -> Start:
+    """Return the newest step of the run to resume, else the first parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab.runs.checkpoint import unflatten_like
+    from jaxlab.training.fit import Progress
+    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.step import init_state
+
+    saved = then and resume.checkpoint_to_resume(checkpoints, config.resume, log)
+    if saved is None:
+        params, weights = initial_params(
+            network.model, network.init_key, config.weights, offline=config.offline
         )
+        record = Record.of(config, data, preprocess, weights, environment)
+        return Start(init_state(params, network.optimizer), Progress(), record)
+    progress = Progress.from_checkpoint(saved.about)
+    if config.epochs < progress.epochs_begun:
+        raise UsageError(
+            f"--epochs: step {saved.step} is of epoch {progress.epochs_begun}; pass "
+            f"{progress.epochs_begun} or more, or an earlier step to --resume"
+        )
+    log(f"resumed from step {saved.step}")
+    template = jax.eval_shape(
+        lambda params: init_state(params, network.optimizer), network.shapes
+    )
+    state = jax.tree.map(jnp.array, unflatten_like(template, saved))
+    resume.warn_if_environment_changed(then, environment, log)
+    return Start(state, progress, then.resumed(config, saved.step, environment))
+
+
+def _job(
+    config: Config,
+    data: Any,
+    preprocess: Any,
+    network: Network,
+    state: Any,
+    needed: int,
+    class_weights: np.ndarray | None,
+) -> Any:
+    """Return what the loop repeats; `needed` bytes of the disk are left alone."""
+    from jaxlab.training import inputs
+    from jaxlab.training.feature_store import ArrayStore
+    from jaxlab.training.fit import Job
+    from jaxlab.training.step import make_eval_step, make_train_step
 
     clock = runtime.Clock()
-    run_inputs = inputs.image_inputs(model, data, preprocess, config.workers)
+    split_inputs = inputs.image_inputs(network.model, data, preprocess, config.workers)
     if config.feature_cache:
         size = int(config.feature_cache_size * 1e9)
         cache = cache_folder() / "features"
-        run_inputs = inputs.feature_inputs(
-            run_inputs,
-            model,
+        leave = needed * _on_one_disk(cache, Path(config.out))
+        split_inputs = inputs.feature_inputs(
+            split_inputs,
+            network.model,
             state.params,
             data,
             preprocess,
-            trainable,
-            ArrayStore(cache, size, leave=needed * _on_one_disk(cache, folder)),
+            network.trainable,
+            ArrayStore(cache, size, leave=leave),
             clock=clock,
             progress=terminal.progress_bar,
             log=log,
         )
-    job = fit.Job(
-        folder=folder,
-        inputs=run_inputs,
+    return Job(
+        inputs=split_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
         train_step=make_train_step(
-            run_inputs["train"].apply_fn,
-            optimizer,
-            trainable,
+            split_inputs["train"].apply_fn,
+            network.optimizer,
+            network.trainable,
             class_weights=class_weights,
         ),
-        eval_step=make_eval_step(run_inputs["test"].apply_fn),
-        rate=lambda epoch: schedule(epoch * steps_per_epoch),
-        trainable=trainable,
-        weights=to_torch,
-        key=dropout_key,
+        eval_step=make_eval_step(split_inputs["test"].apply_fn),
+        rate=network.rate,
+        trainable=network.trainable,
+        key=network.dropout_key,
         seed=config.seed,
         batch_size=config.batch_size,
         epochs=config.epochs,
         every=config.checkpoint_every,
         clock=clock,
     )
-    with checkpoints:
-        state, history, predictions = fit.fit(job, state, progress, checkpoints)
-        accuracy = history[-1]["test_accuracy"]
-        write_curves(
-            folder / run_folder.CURVES,
-            history,
+
+
+def _draw(
+    name: str, writer: Any, config: Config, data: Any, rows: Any, predictions: Any
+) -> None:
+    """Draw a picture of a finished run."""
+    from jaxlab.figures.confusion import draw_confusion
+    from jaxlab.figures.curves import draw_curves
+
+    accuracy = rows[-1]["test_accuracy"]
+    draw = {
+        run_folder.CURVES: lambda: draw_curves(
+            rows,
             f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
             f"seed {config.seed}",
-        )
-        write_confusion(
-            folder / run_folder.CONFUSION,
+        ),
+        run_folder.CONFUSION: lambda: draw_confusion(
             data.test.labels,
             predictions,
             data.class_names,
             f"{data.name}: test accuracy {accuracy:.1%}",
-        )
-        state_dict = to_torch(jax.device_get(state.params))
-        checkpoints.wait()
-        # After all else: it makes a run a finished one.
-        write_safetensors(folder / run_folder.MODEL, state_dict, {"format": "pt"})
-    print(f"compilation: {clock.compile_seconds:.1f} s, left out of the times above")
-    print(f"test_accuracy={accuracy:.4f} run={folder}")
-    return Result(accuracy, str(folder))
+        ),
+    }
+    writer.draw(name, draw[name])
+
+
+def _draw_missing(
+    config: Config, data: Any, preprocess: Any, accuracy: float
+) -> Result:
+    """Draw what a finished run lacks, from its model and its rows."""
+    import jax
+
+    from jaxlab.runs.writer import RunWriter
+    from jaxlab.training import inputs
+    from jaxlab.training.epoch import evaluate_split
+    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.step import TrainState, make_eval_step
+
+    folder = Path(config.out)
+    model = _network(config, data).model
+    params, _ = initial_params(model, jax.random.key(0), str(folder / run_folder.MODEL))
+    test = inputs.image_inputs(model, data, preprocess, config.workers)["test"]
+    _, predictions = evaluate_split(
+        make_eval_step(test.apply_fn),
+        TrainState(params, {}, (), 0),
+        test.load,
+        count=len(data.test),
+        batch_size=inputs.FORWARD_BATCH,
+    )
+    writer = RunWriter(folder, None, log)
+    rows = read_rows(folder / run_folder.METRICS)
+    for name in resume.missing_pictures(folder):
+        _draw(name, writer, config, data, rows, predictions)
+    return _told(accuracy, folder)
 
 
 @contextlib.contextmanager
@@ -322,31 +439,6 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
             f"smallest {present.min():,}; --class-weights balanced weighs them alike"
         )
     return None
-
-
-def _record(
-    config: Config,
-    data: Any,
-    weights: dict[str, Any],
-    preprocess: Any,
-) -> dict[str, Any]:
-    """Return all that decides the run, but where it runs, for config.json."""
-    return {
-        "settings": dataclasses.asdict(config),
-        "dataset": {
-            "name": data.name,
-            "sha256": data.fingerprint(),
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-        },
-        "class_names": data.class_names,
-        "weights": weights,
-        "preprocessing": {
-            "channels": "RGB, grey repeated",
-            "resize": "Pillow's bilinear",
-            **dataclasses.asdict(preprocess),
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -148,8 +148,9 @@ def _lab(
     import jax
     import jax.numpy as jnp
 
-    from jaxlab.figures.curves import write_overfit
+    from jaxlab.figures.curves import draw_variants
     from jaxlab.figures.text import VARIANT_HEADER, variant_line
+    from jaxlab.runs.writer import RunWriter
 
     print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
@@ -188,13 +189,13 @@ def _lab(
         "variants": results,
     }
     print(f"\n{RULE}")
-    run_folder.write_json(folder / run_folder.RESULTS, content)
-    write_overfit(
-        folder / run_folder.OVERFIT,
-        results,
+    title = (
         f"MLP on {len(data.train):,} images of {data.name}, mean and range of "
-        f"{config.seeds} seeds",
+        f"{config.seeds} seeds"
     )
+    writer = RunWriter(folder, None, terminal.log)
+    writer.write_json(run_folder.RESULTS, content)
+    writer.draw(run_folder.OVERFIT, lambda: draw_variants(results, title))
     print(f"run={folder}")
     return content
 

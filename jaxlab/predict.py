@@ -25,6 +25,7 @@ from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
 from jaxlab.runs import folder as run_folder
+from jaxlab.runs.record import parse_record
 from pretrained.errors import one_line
 
 BATCH = 32  # pictures a step; one shape, so that nothing compiles twice
@@ -176,12 +177,9 @@ def _of_run(folder: Path) -> Network:
     from pretrained.files import read_weights
 
     try:
-        content = json.loads((folder / run_folder.CONFIG).read_text())
-        spec, class_names = content["preprocessing"], content["class_names"]
-        precision = content["settings"]["precision"]
-        preprocess = Preprocess(
-            spec["image_size"], spec["crop"], tuple(spec["mean"]), tuple(spec["std"])
-        )
+        record = parse_record((folder / run_folder.CONFIG).read_text())
+        preprocess = Preprocess(**record.preprocess_arguments())
+        precision = record.precision
     except OSError as error:
         raise InputError(
             f"{folder}: is no run: {run_folder.CONFIG} cannot be read "
@@ -199,12 +197,12 @@ def _of_run(folder: Path) -> Network:
         )
     params = read_weights(model).params
     classes = len(params["fc8"]["bias"])
-    if classes != len(class_names):
+    if classes != len(record.class_names):
         raise InputError(
             f"{folder}: the model has {classes} classes, {run_folder.CONFIG} names "
-            f"{len(class_names)}; pass another run"
+            f"{len(record.class_names)}; pass another run"
         )
-    return Network(params, preprocess, class_names, precision)
+    return Network(params, preprocess, record.class_names, precision)
 
 
 def _published(config: Config) -> Network:

@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 
 from jaxlab.errors import JaxlabError
-from pretrained.download import cache_folder
+from pretrained.disk import cache_folder
 from pretrained.errors import one_line
 
 # Whose versions a result may depend on.

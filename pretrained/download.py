@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 import filelock
-import platformdirs
 
+from pretrained.disk import PARTIAL, cache_folder
 from pretrained.errors import DownloadError, IntegrityError, one_line
 from pretrained.sources import Source
 
@@ -31,12 +31,6 @@ CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte
 BACKOFF = 1.0  # seconds before the second attempt, doubled before each further one
 _CHUNK = 1 << 16  # bytes; what a cut connection can lose
-
-
-def cache_folder() -> Path:
-    """Return where downloads are kept: JAXLAB_HOME, else the user's cache folder."""
-    home = os.environ.get("JAXLAB_HOME")
-    return Path(home).expanduser() if home else platformdirs.user_cache_path("jaxlab")
 
 
 def cached_path(source: Source) -> Path:
@@ -74,7 +68,7 @@ def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
                 return file  # another process was first
             if path.exists():
                 print(f"{path}: is damaged; getting it again", file=sys.stderr)
-            partial = path.with_name(path.name + ".partial")
+            partial = path.with_name(path.name + PARTIAL)
             _download(source, partial, path)
             os.replace(partial, path)
         print(f"{path}: complete, SHA-256 as published", file=sys.stderr)

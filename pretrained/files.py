@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
 
-from pretrained.disk import atomic_write_weights
+from pretrained.disk import atomic_write_weights, write_tensors
 from pretrained.errors import WeightsError, one_line
 from pretrained.layout import Params, flat_params, nested_params, to_flax
 from pretrained.sources import Source, by_sha256
@@ -118,15 +118,8 @@ def write_safetensors(
     The same arrays give the same bytes: several entries would be written in no fixed
     order. Raises WeightsError when it cannot be written.
     """
-    # save_file has a temporary file of its own, whose name nobody could tell.
     with atomic_write_weights(path) as partial:
-        try:
-            save_file(dict(tensors), partial, metadata=dict(metadata))
-        except SafetensorError as error:  # a full disk comes as one
-            raise WeightsError(
-                f"{path}: cannot be written: {error}; check the folder and the free "
-                "space"
-            ) from error
+        write_tensors(partial, tensors, metadata)
 
 
 def provenance(weights: Weights, file_name: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ allocated.
 
 import contextlib
 import os
-import stat
 import struct
 import warnings
 import zipfile
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pretrained.disk import atomic_write_weights
+from pretrained.disk import NotRegular, atomic_write_weights, open_regular
 from pretrained.errors import WeightsError, one_line
 from pretrained.sources import SOURCES
 from pretrained.unpickle import (
@@ -69,14 +68,13 @@ def open_weights(
             yield path, name
             return
         try:
-            # A pipe without a writer would block a plain open for ever.
-            opened = open(path, "rb", opener=_open_without_waiting)
+            opened = open_regular(path)
         except ValueError as error:  # a NUL in the path, or what no file system has
             raise WeightsError(f"{name!a}: is no path: {error}; pass another") from None
         with opened as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise WeightsError(f"{name}: is no regular file; pass a weights file")
             yield file, name
+    except NotRegular:
+        raise WeightsError(f"{name}: is no regular file; pass a weights file") from None
     except IsADirectoryError:
         raise WeightsError(f"{name}: is a folder; pass a weights file in it") from None
     except OSError as error:
@@ -84,10 +82,6 @@ def open_weights(
             f"{name}: cannot be read: {error.strerror or error}; check the path and "
             "its permissions"
         ) from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:

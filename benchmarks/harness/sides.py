@@ -114,7 +114,7 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     from jaxlab.training.feature_store import ArrayStore
     from jaxlab.training.initial_weights import initial_params
     from jaxlab.training.step import init_state, make_eval_step, make_train_step
-    from pretrained.download import cache_folder
+    from pretrained.disk import cache_folder
 
     model = AlexNet(10, dtype=jnp.dtype(precision))
     # Where fc6 and fc7 are frozen, random ones take as long as trained ones.

@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pretrained.disk import NotRegular, open_regular
 from pretrained.errors import one_line
 
 if TYPE_CHECKING:  # so that reading digits does not wait for JAX
@@ -65,10 +65,10 @@ def read(path: Path | Record) -> bytes:
     if not isinstance(path, Path):
         return path.read_bytes()
     try:
-        # A pipe would be waited for, and a device may never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadPicture("no regular file")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
+    except (NotRegular, IsADirectoryError):
+        raise BadPicture("no regular file") from None
     except OSError as error:
         raise BadPicture("unreadable file", error.strerror or "") from None
 

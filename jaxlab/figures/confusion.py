@@ -1,26 +1,22 @@
 """Which classes a network takes for which: the matrix, and its picture."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxlab.figures.png import save
-
 MOST_NAMED = 80  # classes in a confusion matrix with names and counts
 
 
-def write_confusion(
-    path: Path,
+def draw_confusion(
     labels: np.ndarray,
     predictions: np.ndarray,
     class_names: Sequence[str],
     title: str,
-) -> None:
-    """Draw the matrix of true by predicted classes with counts, as a PNG.
+) -> Figure:
+    """Draw the matrix of true by predicted classes with counts.
 
     labels and predictions are int[n]. Beyond MOST_NAMED classes colours are all there
     is: names and counts have no place, nor a picture that has one the memory. The
@@ -48,7 +44,7 @@ def write_confusion(
     axes.set(xlabel="predicted class", ylabel="true class")
     if named:
         _name_cells(axes, matrix, class_names)
-    save(figure, path)
+    return figure
 
 
 def _name_cells(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:

@@ -1,22 +1,18 @@
 """Loss and accuracy by epoch, as pictures: of a run, and of the lab's variants."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxlab.figures.png import save
 from jaxlab.figures.text import accuracy_gap
 
 
-def write_curves(
-    path: Path, history: Sequence[Mapping[str, float]], title: str
-) -> None:
-    """Draw loss and accuracy by epoch, training and test, as a PNG."""
-    epochs = [entry["epoch"] for entry in history]
+def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw loss and accuracy by epoch, training and test; rows are metrics.jsonl's."""
+    epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     for axes, quantity, unit, scale in zip(
@@ -27,10 +23,10 @@ def write_curves(
         strict=True,
     ):
         for split, style in (("train", "o--"), ("test", "o-")):
-            values = [scale * entry[f"{split}_{quantity}"] for entry in history]
+            values = [scale * row[f"{split}_{quantity}"] for row in rows]
             label = "training (dropout on)" if split == "train" else "test"
             axes.plot(epochs, values, style, label=label)
-        final = scale * history[-1][f"test_{quantity}"]
+        final = scale * rows[-1][f"test_{quantity}"]
         axes.annotate(
             f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
             (1, final),
@@ -45,11 +41,11 @@ def write_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
-    save(figure, path)
+    return figure
 
 
-def write_overfit(path: Path, results: Mapping[str, Any], title: str) -> None:
-    """Draw each variant's accuracy by epoch, mean and range over seeds, as a PNG."""
+def draw_variants(results: Mapping[str, Any], title: str) -> Figure:
+    """Draw each variant's accuracy by epoch, mean and range over seeds."""
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.2 * columns, 0.8 + 2.6 * rows), layout="constrained")
@@ -72,4 +68,4 @@ def write_overfit(path: Path, results: Mapping[str, Any], title: str) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels.flat[0].legend(loc="lower right")
-    save(figure, path)
+    return figure

@@ -1,9 +1,9 @@
 """Checkpoints: all that decides the rest of a run, on disk, whole or not at all.
 
-A saved step is a folder named by its number: arrays, and a manifest that is compared
-before anything is restored. A folder gets its name when all that is in it is written,
-and loses it before the first file is deleted: the death of the process, at any moment,
-leaves whole steps only. (The death of the machine may not: the folders and the manifest
+A saved step is a folder named by its number: one file of arrays, and a manifest that is
+compared before anything is restored. A folder gets its name when all that is in it is
+written, and loses it before the first file is deleted: the death of the process, at any
+moment, leaves whole steps only. (The death of the machine may not: files and folders
 are not forced to the disk.)
 """
 
@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 
 from jaxlab.cli import signals
-from jaxlab.errors import CheckpointError, CorruptionError
+from jaxlab.errors import CheckpointError, CorruptionError, InputError
 from jaxlab.runs import manifest
+from pretrained import disk
 
-ARRAYS, FROZEN = "arrays", "frozen"
-_PARTIAL, _DELETED = ".partial", ".deleted"
+STATE, FROZEN = "state.safetensors", "frozen"
 
 
 class Checkpoint(NamedTuple):
@@ -36,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointManager:
-    """The steps of one run in `folder`: the last `keep` of them, and the best.
+    """The steps of one run in `folder`, the last `keep` of them.
 
     Writing goes on in a thread while the run does; a `with` block waits for it at its
     end. `log` gets a line for each step that is saved, and for what is wrong with
@@ -66,13 +67,13 @@ class CheckpointManager:
                 f"{self.folder}: cannot be written to; make it writable, or go on with "
                 "a copy of the run"
             )
-        for partial in self.folder.glob(f"*{_PARTIAL}"):
+        for partial in self.folder.glob(f"*{disk.PARTIAL}"):
             if _is_whole(partial) and not partial.with_suffix("").exists():
                 partial.rename(partial.with_suffix(""))
             else:
-                _remove(partial)
-        for to_delete in self.folder.glob(f"*{_DELETED}"):
-            _remove(to_delete)
+                disk.remove(partial)
+        for to_delete in self.folder.glob(f"*{disk.DELETED}"):
+            disk.remove(to_delete)
 
     def steps(self) -> list[int]:
         """Return the numbers of the steps that are there, the newest first."""
@@ -84,18 +85,16 @@ class CheckpointManager:
     def save(self, state: Any, trainable: Any, about: Mapping[str, Any]) -> None:
         """Save a step, after the one before is saved; returns when it is copied.
 
-        Parameters that `trainable` leaves frozen are stored with the first step only.
-        `about` is JSON; the `step` in its `best`, if there is one, is the number of the
-        step to be kept beside the last ones. Raises CheckpointError when the step
-        before could not be written.
+        `state` is a tree of arrays with `params` and `step`. Parameters that
+        `trainable` leaves frozen are stored with the first step only; `about` is JSON.
+        Raises CheckpointError when the step before could not be written.
         """
         self.wait()
-        _arrays()  # imported here: an import in the thread would hold up this one
         # A copy: the next training step writes to the very memory of this state. The
         # copy's memory is kept for the next one: new pages take twenty times as long.
         leaves, shape = jax.tree.flatten(jax.device_get(state))
         if self._copy is None:
-            self._copy = [np.empty_like(leaf) for leaf in leaves]
+            self._copy = [np.empty(np.shape(leaf), leaf.dtype) for leaf in leaves]
         for copy, leaf in zip(self._copy, leaves, strict=True):
             np.copyto(copy, leaf)
         state = jax.tree.unflatten(shape, self._copy)
@@ -120,6 +119,11 @@ class CheckpointManager:
         """Wait."""
         self.wait()
 
+    def keep_newest(self) -> None:
+        """Delete all steps but the newest, at the end of a run."""
+        for step in self.steps()[1:]:
+            disk.remove_folder(self.folder / str(step))
+
     def restore(self, step: int | None = None) -> Checkpoint:
         """Read a step, by default the newest that is whole; what is not is said.
 
@@ -134,7 +138,7 @@ class CheckpointManager:
             )
         for number in existing if step is None else [step]:
             try:
-                saved = self.read(number)
+                saved = self._read(number)
             except CorruptionError as error:
                 if step is not None:
                     raise CheckpointError(
@@ -149,22 +153,17 @@ class CheckpointManager:
             f"{self.folder}: no step is whole; start anew, with --overwrite"
         )
 
-    def read(self, step: int, part: str = "") -> Checkpoint:
-        """Read a step, or of its arrays those whose names begin with `part`.
-
-        Raises CorruptionError when it is not there, or not as it was saved.
-        """
-        about = manifest.verify_manifest(self.folder / str(step))
+    def _read(self, step: int) -> Checkpoint:
+        """Read a step; CorruptionError unless it is there, and as it was saved."""
+        folder, frozen = self.folder / str(step), self.folder / FROZEN
+        about = manifest.verify_manifest(folder)
         if about["step"] != step:
-            raise CorruptionError(
-                f"{self.folder / str(step)}: holds step {about['step']}"
-            )
-        arrays = _arrays().read(self.folder / str(step) / ARRAYS, part)
+            raise CorruptionError(f"{folder}: holds step {about['step']}")
+        arrays = load_file(folder / STATE)
         if about["frozen"]:
-            frozen = manifest.verify_manifest(self.folder / FROZEN)
-            if manifest.digest(frozen) != about["frozen"]:
-                raise CorruptionError(f"{self.folder / FROZEN}: is of another run")
-            arrays |= _arrays().read(self.folder / FROZEN / ARRAYS, part)
+            if manifest.digest(manifest.verify_manifest(frozen)) != about["frozen"]:
+                raise CorruptionError(f"{frozen}: is of another run")
+            arrays |= load_file(frozen / STATE)
             self._frozen = about["frozen"]
         return Checkpoint(step, arrays, about)
 
@@ -192,56 +191,74 @@ class CheckpointManager:
         self.last = step
         with contextlib.suppress(OSError):  # who prints next meets it as well
             self.log(f"saved step {step}")
-        best = about["best"] and about["best"]["step"]
         # Later steps are there when the run goes on from an earlier one, or from before
         # a damaged one. It may not come to them again.
         existing = self.steps()
         kept = [number for number in existing if number <= step][: self.keep]
         for old in existing:
-            if old not in kept and old != best:
-                self._delete(str(old))
+            if old not in kept:
+                disk.remove_folder(folder / str(old))
 
     def _write(
         self, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     ) -> str:
+        """Write a folder of arrays and its manifest; return the manifest's digest."""
         for key, array in arrays.items():
             if not _is_finite(array):
                 raise CheckpointError(
                     f"step {name}: {key} is not finite, and not saved; lower --lr; the "
                     f"last step saved is {self.last}"
                 )
-        partial = self.folder / (name + _PARTIAL)
-        _remove(partial)
-        try:
-            partial.mkdir()
+        with disk.atomic_folder(self.folder / name) as partial:
             for step in (*map(str, self.steps()), FROZEN):
-                _forget(self.folder / step)
-            _arrays().write(partial / ARRAYS, arrays)
-            sha256 = manifest.write_manifest(partial, about)
-            if (self.folder / name).exists():  # it was damaged, or had not been tested
-                self._delete(name)
-            partial.rename(self.folder / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
-        return sha256
-
-    def _delete(self, name: str) -> None:
-        to_delete = self.folder / (name + _DELETED)
-        (self.folder / name).rename(to_delete)
-        _remove(to_delete)
+                _forget(self.folder / step / STATE)
+            disk.write_tensors(partial / STATE, arrays)
+            return manifest.write_manifest(partial, about)
 
 
-def _forget(folder: Path) -> None:
-    """Tell the system that nobody reads these files, so that it reuses their memory.
+def check_disk_space(
+    folder: Path, state: Any, trainable: Any, keep: int
+) -> tuple[int, int]:
+    """Return the bytes of a run's checkpoints, and those it will still write at most.
+
+    `folder` is that of the steps, `state` may be of shapes. Raises InputError when the
+    disk has less.
+    """
+    params = jax.tree.leaves(state.params)
+    frozen = sum(
+        _size(leaf)
+        for leaf, is_trainable in zip(params, jax.tree.leaves(trainable), strict=True)
+        if not is_trainable
+    )
+    changing = sum(map(_size, jax.tree.leaves(state))) - frozen
+    kept = keep * changing + frozen
+    # While a step is written it is there besides; at the end so is the model.
+    needed = kept + changing + sum(map(_size, params))
+    # What an earlier run, or this one before, has written goes or is there already.
+    needed -= sum(path.lstat().st_size for path in folder.rglob("*"))
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise InputError(
+            f"{folder.parent}: checkpoints need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; free some, pass another --out, or "
+            "--checkpoint-every 0"
+        )
+    return kept, max(needed, 0)
+
+
+def _size(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def _forget(file: Path) -> None:
+    """Tell the system that nobody reads this file, so that it reuses its memory.
 
     It would take new pages for what is written next, and clear them first; on a virtual
     machine that is most of what a save costs.
     """
-    if hasattr(os, "posix_fadvise"):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise") and file.is_file():
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _is_finite(array: np.ndarray) -> bool:
@@ -267,8 +284,6 @@ def _frozen_names(trainable: Any) -> set[str]:
 def unflatten_like(template: Any, saved: Checkpoint) -> Any:
     """Return the saved arrays as a tree like `template`, of arrays or their shapes.
 
-    The template is a TrainState, or {"params": …} of what was read in part.
-
     Raises CheckpointError naming every array that is of another network or optimiser.
     """
     expected = flatten_with_names(template)
@@ -291,23 +306,9 @@ def unflatten_like(template: Any, saved: Checkpoint) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _arrays():
-    from jaxlab.runs import arrays  # takes a second to import
-
-    return arrays
-
-
 def _is_whole(partial: Path) -> bool:
     try:
-        return (
-            str(manifest.verify_manifest(partial).get("step", FROZEN)) == partial.stem
-        )
+        about = manifest.verify_manifest(partial)
     except CorruptionError:
         return False
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
+    return str(about.get("step", FROZEN)) == partial.stem

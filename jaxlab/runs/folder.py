@@ -1,30 +1,24 @@
-"""The folder of one run: refused where it would overwrite, then filled file by file."""
+"""The folder of one run: its files' names; refused where it would overwrite; locked."""
 
 import contextlib
 import errno
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from jaxlab.errors import UsageError
-from pretrained.disk import atomic_write
+from jaxlab.runs.record import is_of_the_lab, read_record
+from pretrained import disk
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
-_PARTIAL = ".partial"
 # The first two make a folder a run's: they go last.
 _FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
-# What is read of config.json.
-_RECORD = {"settings": dict, "dataset": dict, "class_names": list, "weights": dict}
-_RECORD |= {"preprocessing": dict, "device": str, "versions": dict}
 
 
 def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Path:
@@ -54,8 +48,9 @@ def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Pa
                 raise UsageError(
                     f"--out: {folder} is not empty; pass another folder, or --overwrite"
                 )
-            known = (CONFIG,) if resume else (CONFIG, RESULTS)
-            if not any(_ours(folder / name) for name in known):
+            is_run = read_record(folder / CONFIG) is not None
+            is_lab = not resume and is_of_the_lab(folder / RESULTS)
+            if not is_run and not is_lab:
                 what = "resume" if resume else "overwrite"
                 raise UsageError(
                     f"--out: {folder} holds no run to {what}; pass another folder"
@@ -94,8 +89,7 @@ def remove_run(folder: Path) -> None:
     Raises UsageError when the file system refuses.
     """
     with _refusals_named(folder):
-        if (folder / CHECKPOINTS).exists():
-            shutil.rmtree(folder / CHECKPOINTS)
+        disk.remove(folder / CHECKPOINTS)
         remove_partial_files(folder)
         for name in reversed(_FILES):
             (folder / name).unlink(missing_ok=True)
@@ -105,18 +99,13 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what a process that died was writing; UsageError when that is refused."""
     with _refusals_named(folder):
         for name in _FILES:
-            for partial in folder.glob(f"{name}*{_PARTIAL}"):
-                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what config.json holds; None where no run has begun."""
-    return _ours(folder / CONFIG)
+            for partial in folder.glob(f"{name}*{disk.PARTIAL}"):
+                disk.remove(partial)
 
 
 def _is_content(path: Path) -> bool:
     """Return whether it is anything but what a process leaves that never began."""
-    unfinished = path.name.startswith(f"{CONFIG}.") and path.suffix == _PARTIAL
+    unfinished = path.name.startswith(f"{CONFIG}.") and path.suffix == disk.PARTIAL
     return path.name != LOCK and not unfinished
 
 
@@ -129,37 +118,3 @@ def _refusals_named(folder: Path) -> Iterator[None]:
             f"--out: {folder} cannot be written to: {error.strerror or error}; "
             "pass another folder"
         ) from error
-
-
-def _ours(path: Path) -> dict[str, Any] | None:
-    """Return what a file holds that a run has written; None for any other."""
-    try:
-        content = json.loads(path.read_text())
-        of_a_run = path.name != CONFIG or all(
-            isinstance(content[name], kind) for name, kind in _RECORD.items()
-        )
-        return content if of_a_run and "jaxlab" in content["versions"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_metrics(folder: Path, epochs: Sequence[Mapping[str, float]]) -> None:
-    """Write metrics.jsonl, a line an epoch, whole or not at all."""
-    lines = (json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
-    _write(folder / METRICS, "".join(lines))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(text)
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the epochs in metrics.jsonl; none where there is no such file."""
-    path = folder / METRICS
-    return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []

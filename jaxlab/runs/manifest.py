@@ -1,6 +1,6 @@
 """A folder whose every file a manifest vouches for, by size and SHA-256.
 
-Orbax notices no flipped bit when it reads arrays; this does.
+The formats in it notice no flipped bit when they are read; this does.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlab.errors import CorruptionError
+from pretrained.disk import write_text
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -22,7 +23,7 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> str:
     """
     body = {"format": FORMAT, "files": _files(folder), **about}
     content = {"sha256": digest(body), "body": body}
-    (folder / MANIFEST).write_text(json.dumps(content) + "\n")
+    write_text(folder / MANIFEST, json.dumps(content) + "\n")
     return content["sha256"]
 
 

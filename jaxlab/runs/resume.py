@@ -1,7 +1,6 @@
 """What a run takes over from the process that began it."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jaxlab.config import LAST, PER_PROCESS, Config
 from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
+from jaxlab.runs import record
+from jaxlab.runs.record import Record
 
 if TYPE_CHECKING:  # so that --help does not wait for JAX
     from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager
@@ -29,9 +30,9 @@ def settings(config: Config) -> dict[str, Any]:
             f"--resume: {config.resume!r} is no step; pass a step's number, or nothing "
             "for the last"
         )
-    record = run_folder.read_record(Path(config.out)) or {"settings": {}}
+    found = record.read_record(Path(config.out) / run_folder.CONFIG)
     kept = {field.name for field in dataclasses.fields(config)} - PER_PROCESS
-    return {k: v for k, v in record["settings"].items() if k in kept}
+    return {k: v for k, v in found.settings.items() if k in kept} if found else {}
 
 
 def check_settings(
@@ -52,15 +53,11 @@ def check_settings(
 
 
 def checkpoint_to_resume(
-    checkpoints: "CheckpointManager",
-    asked: str,
-    epochs: int,
-    log: Callable[[str], None],
+    checkpoints: "CheckpointManager", asked: str, log: Callable[[str], None]
 ) -> "Checkpoint | None":
-    """Return the step to go on from, to `epochs`; None where none was saved yet.
+    """Return the step to go on from; None where none was saved yet.
 
-    Raises CheckpointError when those that were saved cannot be used, UsageError for
-    one behind the last epoch.
+    Raises CheckpointError when those that were saved cannot be used.
     """
     checkpoints.recover()
     folder = checkpoints.folder.parent
@@ -72,25 +69,17 @@ def checkpoint_to_resume(
             )
         log("no step was saved yet: the run begins anew")
         return None
-    saved = checkpoints.restore(None if asked == LAST else int(asked))
-    begun = len(saved.about["history"]) + bool(saved.about["step_metrics"])
-    if epochs < begun:
-        raise UsageError(
-            f"--epochs: step {saved.step} is of epoch {begun}; pass {begun} or more, "
-            "or an earlier step to --resume"
-        )
-    log(f"resumed from step {saved.step}")
-    return saved
+    return checkpoints.restore(None if asked == LAST else int(asked))
 
 
-def check_data(record: Mapping[str, Any], data: Any) -> None:
+def check_data(then: Record, data: Any) -> None:
     """Refuse, with CheckpointError, images or classes that are not the run's."""
-    if list(record["class_names"]) != list(data.class_names):
+    if then.class_names != list(data.class_names):
         raise CheckpointError(
             f"--resume: the classes are {', '.join(data.class_names)}, the run's "
-            f"{', '.join(record['class_names'])}; start another run"
+            f"{', '.join(then.class_names)}; start another run"
         )
-    if record["dataset"].get("sha256") != data.fingerprint():
+    if then.sha256 != data.fingerprint():
         raise CheckpointError(
             f"--resume: the images of {data.name} are not those of the run; put them "
             "back, or start another run"
@@ -98,28 +87,17 @@ def check_data(record: Mapping[str, Any], data: Any) -> None:
 
 
 def warn_if_environment_changed(
-    record: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    log: Callable[[str], None],
+    then: Record, environment: Mapping[str, Any], log: Callable[[str], None]
 ) -> None:
     """Say where other software or another device may round differently.
 
-    `environment` holds this process's `device` and `versions`, as the record holds
-    those of the process that began the run, and of each that went on with it.
+    `environment` holds this process's `device` and `versions`.
     """
-
-    def parts(of):
-        return {**of["versions"], "device": of["device"]}
-
-    now = parts(environment)
-    for earlier in (record, *record.get("resumptions", ())):
-        then = parts(earlier)
+    now = {**environment["versions"], "device": environment["device"]}
+    for since, earlier in then.environments():
         if changes := [
-            f"{k} {then.get(k)} → {v}" for k, v in now.items() if v != then.get(k)
+            f"{k} {earlier.get(k)} → {v}" for k, v in now.items() if v != earlier.get(k)
         ]:
-            since = (
-                f"went on at step {earlier['step']}" if "step" in earlier else "began"
-            )
             log(
                 f"warning: {', '.join(changes)} since the run {since}: its last bits "
                 "may differ from those of a run in one piece"
@@ -128,13 +106,13 @@ def warn_if_environment_changed(
 
 
 def final_accuracy(folder: Path, epochs: int) -> float | None:
-    """Return a run's last test accuracy if nothing of it is left to do."""
-    files = (run_folder.MODEL, run_folder.CURVES, run_folder.CONFUSION)
-    if not all(os.path.exists(folder / name) for name in files):
+    """Return a run's last test accuracy if it is finished, but for its pictures."""
+    if not (folder / run_folder.MODEL).exists():
         return None
-    try:
-        history = run_folder.read_metrics(folder)
-        accuracy = float(history[-1]["test_accuracy"])
-    except (ValueError, LookupError, TypeError):
-        return None  # damaged; the last step knows what it held
-    return accuracy if len(history) >= epochs else None
+    return record.final_accuracy(folder / run_folder.METRICS, epochs)
+
+
+def missing_pictures(folder: Path) -> list[str]:
+    """Return the names of the pictures that a finished run lacks."""
+    names = (run_folder.CURVES, run_folder.CONFUSION)
+    return [name for name in names if not (folder / name).exists()]

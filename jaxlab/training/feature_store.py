@@ -17,6 +17,7 @@ import filelock
 import numpy as np
 
 from jaxlab.errors import CorruptionError
+from pretrained.disk import PARTIAL, atomic_folder, write_text
 
 ARRAY, ENTRY = "array.bin", "entry.json"
 _HASHED_AT_ONCE = 1 << 20  # bytes
@@ -103,10 +104,8 @@ class ArrayStore:
         """
         self._used.add(key)
         self._make_space(key, size)
-        partial = self._partial(key)
-        partial.mkdir()
         digest = hashlib.sha256()
-        try:
+        with atomic_folder(self.folder / key) as partial:
             with open(partial / ARRAY, "wb") as file:
 
                 def append(array: np.ndarray) -> None:
@@ -116,15 +115,12 @@ class ArrayStore:
 
                 yield append
             entry = {"sha256": digest.hexdigest(), **about}
-            (partial / ENTRY).write_text(json.dumps(entry, indent=2) + "\n")
-            partial.rename(self.folder / key)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
+            write_text(partial / ENTRY, json.dumps(entry, indent=2) + "\n")
 
     def _make_space(self, key: str, size: int) -> None:
-        for old in (self.folder / key, self._partial(key)):
+        for old in (self.folder / key, self.folder / f"{key}{PARTIAL}"):
             shutil.rmtree(old, ignore_errors=True)
-        for abandoned in self.folder.glob("*.partial"):
+        for abandoned in self.folder.glob(f"*{PARTIAL}"):
             self._remove(abandoned.stem, abandoned)
         entries = [
             (*_used_and_size(path), path)
@@ -165,9 +161,6 @@ class ArrayStore:
         except (filelock.Timeout, OSError):
             return False
         return True
-
-    def _partial(self, key: str) -> Path:
-        return self.folder / f"{key}.partial"
 
     def _lock(self, key: str) -> filelock.FileLock:
         return filelock.FileLock(self.folder / f"{key}.lock")

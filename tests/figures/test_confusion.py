@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from jaxlab.figures.confusion import confusion_matrix, write_confusion
+from jaxlab.figures.confusion import confusion_matrix, draw_confusion
 
 
 def test_rows_are_true_classes_and_columns_predicted_ones():
@@ -11,10 +11,11 @@ def test_rows_are_true_classes_and_columns_predicted_ones():
     np.testing.assert_array_equal(matrix, [[0, 2, 0], [0, 0, 0], [0, 0, 1]])
 
 
-def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path, drawn):
+def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path):
     labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    write_confusion(tmp_path / "c.png", labels, predictions, ("cat", "dog"), "Pets")
-    (axes,) = drawn[0].axes
+    figure = draw_confusion(labels, predictions, ("cat", "dog"), "Pets")
+    figure.savefig(tmp_path / "c.png", dpi=150)
+    (axes,) = figure.axes
     assert axes.get_title() == "Pets\n1 of 4 wrong"
     assert axes.get_xlabel() == "predicted class"
     assert axes.get_ylabel() == "true class (images)"
@@ -26,11 +27,12 @@ def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path, drawn):
         assert min(picture.size) > 400
 
 
-def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path, drawn):
+def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path):
     labels = np.arange(1000)
     names = [f"class {n}" for n in labels]
-    write_confusion(tmp_path / "c.png", labels, labels[::-1], names, "Many")
-    (axes,) = drawn[0].axes
+    figure = draw_confusion(labels, labels[::-1], names, "Many")
+    figure.savefig(tmp_path / "c.png", dpi=150)
+    (axes,) = figure.axes
     assert axes.get_title() == "Many\n1000 of 1,000 wrong" and not axes.texts
     with Image.open(tmp_path / "c.png") as picture:
         assert 1000 < min(picture.size) and max(picture.size) < 3000

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from jaxlab.figures.curves import write_curves
+from jaxlab.figures.curves import draw_curves
 
 
-def test_the_curves_picture_shows_both_splits_with_units(tmp_path, drawn):
+def test_the_curves_picture_shows_both_splits_with_units():
     history = [
         {
             "epoch": epoch,
@@ -16,9 +16,9 @@ def test_the_curves_picture_shows_both_splits_with_units(tmp_path, drawn):
         }
         for epoch in (1, 2)
     ]
-    write_curves(tmp_path / "c.png", history, "A run")
-    loss, accuracy = drawn[0].axes
-    assert drawn[0].get_suptitle() == "A run"
+    figure = draw_curves(history, "A run")
+    loss, accuracy = figure.axes
+    assert figure.get_suptitle() == "A run"
     assert [a.get_ylabel() for a in (loss, accuracy)] == ["loss (nats)", "accuracy (%)"]
     lines = {line.get_label(): line.get_ydata() for line in accuracy.lines}
     np.testing.assert_allclose(lines["test"], [45, 90])

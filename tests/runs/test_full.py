@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import finetune, fit, runtime
-from jaxlab.figures import confusion, curves
-from jaxlab.runs import folder
+from jaxlab import runtime
+from jaxlab.runs import writer
 from jaxlab.runs.checkpoint import CheckpointManager
-from jaxlab.training import feature_store, inputs
+from jaxlab.runs.writer import RunWriter
+from jaxlab.training import feature_store, fit, inputs
 from tests.runs.conftest import command, on_call
 from tests.stress import chaos
 from tests.stress.chaos import results
@@ -27,14 +27,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 # What a full disk may interrupt: a function that writes, and which call of it.
 WRITING = {
-    "config.json": (folder, "write_json", 1),
+    "config.json": (RunWriter, "write_json", 1),
     "the features": (inputs, "feature_loader", 1),
-    "metrics.jsonl": (folder, "write_metrics", 2),
+    "metrics.jsonl": (RunWriter, "write_rows", 2),
     "a step": (CheckpointManager, "_write", 3),
-    "the best weights": (fit, "write_safetensors", 1),
-    "the weights": (finetune, "write_safetensors", 1),
-    "the curves": (curves, "write_curves", 1),
-    "the confusion matrix": (confusion, "write_confusion", 1),
+    "the weights": (writer, "write_safetensors", 1),
 }
 
 
@@ -73,6 +70,51 @@ def test_a_disk_that_fills_up_in_any_phase_loses_nothing(
     assert not left
     assert command(monkeypatch, out, "--resume", *flags) == 0
     assert results(out) == whole_frozen
+
+
+def no_picture(*_):
+    raise RuntimeError("Failed to process\nstring with tex")
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["a full disk", "a fault of the library's"])
+def test_a_picture_that_fails_is_a_warning_and_resume_draws_it(
+    number, fault, small_disk, narrowed, monkeypatch, tmp_path, capsys
+):
+    name, other = ("curves.png", "confusion.png")[:: 1 if number == 1 else -1]
+    out, flags = tmp_path / "run", ["--epochs", 1]
+    draw, calls = RunWriter.draw, 0
+
+    def failing(self, name, figure):
+        nonlocal calls
+        calls += 1
+        if calls == number and fault == "a full disk":
+            small_disk(0)
+        draw(self, name, no_picture if calls == number and "lib" in fault else figure)
+        small_disk(resource.RLIM_INFINITY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "draw", failing)
+        assert command(patch, out, *flags) == 0
+    said = capsys.readouterr()
+    reason = "OSError: File too large"
+    if fault != "a full disk":
+        reason = "RuntimeError: Failed to process string with tex"
+    assert said.err == (
+        f"warning: {out / name}: not drawn: {reason}; the run is finished without it, "
+        "and --resume draws it\n"
+    )
+    last = said.out.splitlines()[-1]
+    assert last.startswith("test_accuracy=")
+    assert not (out / name).exists() and (out / other).exists()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert command(monkeypatch, out, "--resume", *flags) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.splitlines()[-1] == last
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert after.keys() - before.keys() == {out / name}
+    del before[out / ".lock"]
+    assert all(after[path] == before[path] for path in before if path.is_file())
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ import time
 
 import pytest
 
-from jaxlab import finetune, fit
-from jaxlab.figures import curves
+from jaxlab.runs import writer
 from jaxlab.runs.checkpoint import CheckpointManager
-from jaxlab.training import inputs, step
+from jaxlab.training import fit, inputs, step
 from tests.runs.conftest import EPOCHS, STEPS, command, on_call
 from tests.stress.chaos import results
 
@@ -63,7 +62,7 @@ PHASES = {
     "a test": (fit, "_test", 2),
     "a save": (CheckpointManager, "save", 2),
     "a save's writing": (CheckpointManager, "_write", 2),
-    "the export": (curves, "write_curves", 1),
+    "the export": (writer, "write_safetensors", 1),
 }
 
 
@@ -125,19 +124,20 @@ def test_a_signal_while_the_last_save_is_waited_for_lets_it_finish(
 
 
 @pytest.mark.slow
-def test_the_model_is_written_when_all_else_is(
+def test_the_model_is_written_when_the_last_step_is_and_before_pictures(
     slow_last_save, narrowed, monkeypatch, tmp_path
 ):
     out, seen = tmp_path / "run", []
 
     def look():
         steps = CheckpointManager(out / "checkpoints", 2, print).steps()
-        seen.append((steps[0], sorted(path.name for path in out.glob("*.png"))))
+        seen.append((steps, sorted(path.name for path in out.glob("*.png"))))
 
     slow_last_save(lambda: None)
-    on_call(monkeypatch, finetune, "write_safetensors", 1, look)
+    on_call(monkeypatch, writer, "write_safetensors", 1, look)
     assert command(monkeypatch, out) == 0
-    assert seen == [(EPOCHS * STEPS, ["confusion.png", "curves.png"])]
+    assert seen == [([EPOCHS * STEPS], [])]
+    assert len(list(out.glob("*.png"))) == 2
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
 TWICE = """
 import os, signal, sys
 from tests.stress import narrow
-from jaxlab import fit
+from jaxlab.training import fit
 show, calls = fit._update_bar, 0
 def twice(*args):
     global calls
@@ -208,7 +208,7 @@ def test_a_signal_that_python_drops_stops_the_run_all_the_same(
 UNREAD = """
 import os, sys
 from tests.stress import narrow
-from jaxlab import fit
+from jaxlab.training import fit
 tell = fit._log_epoch
 def unread(job, entry):
     if entry["epoch"] == 2:

@@ -97,9 +97,9 @@ LINES = [
         "training/test_feature_store.py",
     ),
     Line(
-        "jaxlab/fit.py",
-        "history, step_metrics = list(progress.history), list(progress.step_metrics)",
-        "history, step_metrics = list(progress.history), []",
+        "jaxlab/training/fit.py",
+        "rows, step_metrics = list(progress.rows), list(progress.step_metrics)",
+        "rows, step_metrics = list(progress.rows), []",
         "runs/test_stop.py",
     ),
     Line(
@@ -122,9 +122,27 @@ LINES = [
     ),
     Line(
         "jaxlab/runs/folder.py",
-        "known = (CONFIG,) if resume else (CONFIG, RESULTS)",
-        "known = (CONFIG, RESULTS)",
+        "is_lab = not resume and is_of_the_lab(folder / RESULTS)",
+        "is_lab = is_of_the_lab(folder / RESULTS)",
         "runs/test_resume.py",
+    ),
+    Line(
+        "jaxlab/runs/record.py",
+        "return accuracy if len(rows) >= epochs else None",
+        "return accuracy",
+        "runs/test_record.py",
+    ),
+    Line(
+        "jaxlab/runs/writer.py",
+        "except Exception as error:",
+        "except OSError as error:",
+        "runs/test_full.py",
+    ),
+    Line(
+        "pretrained/disk.py",
+        "to_delete = path.with_name(path.name + DELETED)",
+        "to_delete = path",
+        "pretrained/test_disk.py",
     ),
     Line(
         "jaxlab/finetune.py",

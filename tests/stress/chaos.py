@@ -4,9 +4,10 @@
 
 SIGKILL at random moments, chosen so that enough of them fall into saves, into deletions
 and before anything is saved; then at each of eight named points of the writing, the
-first three times it is reached, and amid the writing of model.safetensors. After each,
-`--resume` runs to the end: parameters, optimiser state, weights and metrics must be
-those of the run in one piece, and the folder must hold the same files.
+first three times it is reached, amid the writing of model.safetensors, and before the
+first picture has its name. After each, `--resume` runs to the end: parameters,
+optimiser state, weights and metrics must be those of the run in one piece, and the
+folder must hold the same files.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.stress import publish
-from tests.stress.narrow import EXPORT, POINTS
+from tests.stress.narrow import EXPORT, PICTURE, POINTS
 
 EVERY_POINT = [f"{point}:{time}" for point in POINTS for time in (1, 2, 3)]
-EVERY_POINT += [f"{EXPORT}:1"]
+EVERY_POINT += [f"{EXPORT}:1", f"{PICTURE}:1"]
 TIMES = ("seconds", "examples_per_second")  # of metrics.jsonl, which differ
 # Enough epochs, and a rate that learns, for every point to be reached three times.
 JOB = ("--epochs", "6", "--lr", "0.003", "--lr-step", "6")
@@ -138,16 +139,15 @@ def finish(out: Path, *flags: str) -> dict[str, Any]:
 def results(out: Path) -> dict[str, Any]:
     """Return all of a finished run that must not depend on how it got there."""
     from jaxlab.runs.checkpoint import CheckpointManager
-    from jaxlab.runs.folder import read_metrics
+    from jaxlab.runs.record import read_rows
 
     folder = out / "checkpoints"
     saved = CheckpointManager(folder, 2, print).restore()
     return {
         "arrays": {name: array.tobytes() for name, array in saved.arrays.items()},
         "model": (out / "model.safetensors").read_bytes(),
-        "best": [p.read_bytes() for p in folder.glob("best-*")],
         "metrics": [
             {k: v for k, v in entry.items() if k not in TIMES}
-            for entry in read_metrics(out)
+            for entry in read_rows(out / "metrics.jsonl")
         ],
     }

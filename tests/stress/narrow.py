@@ -9,11 +9,8 @@ line to stderr whenever a phase begins, and how many images were trained on.
 
 import functools
 import os
-import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,8 @@ POINTS = (
 )
 # Of AlexNet's convolutions and fully connected layers.
 NARROW = {"channels": (8, 12, 16, 12, 12), "hidden": 32}
-EXPORT = "amid model.safetensors"  # reached once a run
+# Reached once a run.
+EXPORT, PICTURE = "amid model.safetensors", "before a picture is there"
 FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
 FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
 
@@ -90,13 +88,12 @@ def narrow(put: Callable = setattr, **widths: Any) -> None:
 
 
 def watch(point: str | None, occurrence: int, tell: bool) -> None:
-    """Make the process die at a point, and tell when it saves or deletes."""
-    from jaxlab import fit
-    from jaxlab.figures import curves
-    from jaxlab.runs import arrays, checkpoint, manifest
+    """Make the process die at a point, and tell when a phase begins."""
     from jaxlab.runs import folder as run_folder
-    from jaxlab.training import inputs, step
-    from pretrained import download, files
+    from jaxlab.runs.checkpoint import STATE
+    from jaxlab.runs.manifest import MANIFEST
+    from jaxlab.training import fit, inputs, step
+    from pretrained import disk, download
 
     seen: dict[str, int] = {}
 
@@ -114,6 +111,10 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def die_half_written(path: Path) -> None:
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
     def before(owner: Any, name: str, act: Callable) -> None:
         """Call `act` with the arguments before each call of a function."""
         function = getattr(owner, name)
@@ -125,38 +126,44 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
         setattr(owner, name, watched)
 
-    def at(name: str) -> Callable:
-        return lambda *_, **__: reached(name) and die()
-
-    def amid_arrays(folder: Path, *_):
-        def wait():
-            while not any(path.is_file() for path in folder.parent.rglob("*/0*")):
-                time.sleep(0)
-            die()
-
-        if reached("amid the arrays"):
-            threading.Thread(target=wait, daemon=True).start()
-
-    def amid_partial(folder: Path):
-        if folder.name.endswith(checkpoint._PARTIAL) and reached("before the manifest"):
-            die()
-
-    def amid_deletion(path: Path, *_):
-        if path.name.endswith(checkpoint._DELETED) and path.is_dir():
+    def of_a_step(name: str, path: Path) -> None:
+        if name == "begin":
+            log("saving")
+        if name == "delete":
             log("deleting")
             if reached("amid a deletion"):
-                shutil.rmtree(min(each for each in path.iterdir() if each.is_dir()))
+                min(path.iterdir()).unlink()
                 die()
-
-    save_file = files.save_file
-
-    def watched_save_file(tensors, path, metadata):
-        save_file(tensors, path, metadata)
-        if path.name == run_folder.MODEL and reached(EXPORT):
-            os.truncate(path, path.stat().st_size // 2)
+        points = {"begin": "before the folder", "whole": "before the rename"}
+        points |= {"named": "after the rename"}
+        if name in points and reached(points[name]):
             die()
 
-    files.save_file = watched_save_file
+    def moment(name: str, path: Path) -> None:
+        if path.parent.name == run_folder.CHECKPOINTS:
+            of_a_step(name, path)
+        match name, path.name:
+            case "written", file if file == STATE:
+                if reached("amid the arrays"):
+                    die_half_written(path)
+                if reached("before the manifest"):
+                    die()
+            case "written", file if file == MANIFEST:
+                if reached("amid the manifest"):
+                    die_half_written(path)
+            case "whole", run_folder.METRICS:
+                if reached("amid metrics.jsonl"):
+                    die()
+            case "begin", run_folder.MODEL:
+                log("exporting")
+            case "written", run_folder.MODEL:
+                if reached(EXPORT):
+                    die_half_written(path)
+            case "whole", run_folder.CURVES:
+                if reached(PICTURE):
+                    die()
+
+    disk.moment = moment
     before(download, "_transfer", told("downloading"))
     before(inputs, "feature_loader", told("features"))
     before(step, "make_train_step", told("compiling"))
@@ -164,41 +171,6 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
         fit, "_update_bar", lambda bar, rate, score, images: log(f"trained {images}")
     )
     before(fit, "_test", told("testing"))
-    before(curves, "write_curves", told("exporting"))
-    before(arrays, "write", told("saving"))
-    before(arrays, "write", amid_arrays)
-    before(checkpoint.CheckpointManager, "_write", at("before the folder"))
-    before(manifest, "_files", amid_partial)
-    before(checkpoint, "_remove", amid_deletion)
-    rename = Path.rename
-
-    def watched_rename(self, target):
-        is_save = self.name.endswith(checkpoint._PARTIAL)
-        if is_save and reached("before the rename"):
-            die()
-        done = rename(self, target)
-        if is_save and reached("after the rename"):
-            die()
-        return done
-
-    Path.rename = watched_rename
-    write_text = Path.write_text
-
-    def watched_write_text(self, text):
-        if self.name == manifest.MANIFEST and reached("amid the manifest"):
-            write_text(self, text[: len(text) // 2])
-            die()
-        return write_text(self, text)
-
-    Path.write_text = watched_write_text
-    replace = Path.replace
-
-    def watched_replace(self, target):
-        if self.name.startswith(run_folder.METRICS) and reached("amid metrics.jsonl"):
-            die()
-        return replace(self, target)
-
-    Path.replace = watched_replace
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ JOB = (*chaos.JOB, "--freeze", "features", "--train-size", "1000", "--test-size"
 # What the run tells when a phase begins.
 PHASES = ("features", "compiling", "trained", "testing", "saving", "exporting")
 DOWNLOADING = "downloading"
-SAME = ("arrays", "model", "best", "metrics")  # of a run, however it got there
+SAME = ("arrays", "model", "metrics")  # of a run, however it got there
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""The epochs of a run: train, test, tell, save; from the first or from any step on.
+
+The loop knows no folder: it is handed a writer.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from jaxlab.cli import signals, terminal
+from jaxlab.data.loaders import epoch_order
+from jaxlab.errors import JaxlabError
+from jaxlab.runtime import Clock
+from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
+from jaxlab.training.inputs import FORWARD_BATCH, Inputs
+from jaxlab.training.step import Metrics, TrainState
+
+Row = dict[str, float]  # an epoch, as metrics.jsonl has it
+
+
+class Writer(Protocol):
+    """What the loop needs of a run's writer."""
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that is saved, if one is."""
+
+    def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write the epochs so far."""
+
+    def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
+        """Save a step."""
+
+    def wait(self) -> None:
+        """Return when it is saved."""
+
+
+class Job(NamedTuple):
+    """What does not change while a run trains.
+
+    `inputs` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
+    dropout. Every `every` epochs a step is saved, never for 0.
+    """
+
+    inputs: dict[str, Inputs]
+    counts: dict[str, int]
+    train_step: Callable
+    eval_step: Callable
+    rate: Callable[[int], float]
+    trainable: Any
+    key: jax.Array
+    seed: int
+    batch_size: int
+    epochs: int
+    every: int
+    clock: Clock
+
+
+class Progress(NamedTuple):
+    """How far a run has come: what the arrays of its state do not say.
+
+    The rows of its epochs, and of an epoch that is not finished the metrics of the
+    steps taken and the seconds it took so far.
+    """
+
+    rows: tuple[Row, ...] = ()
+    step_metrics: tuple[Metrics, ...] = ()
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it, without loss."""
+        steps = [[float(value) for value in step] for step in self.step_metrics]
+        return {**self._asdict(), "step_metrics": steps}
+
+    @classmethod
+    def from_checkpoint(cls, about: Mapping[str, Any]) -> "Progress":
+        """Return the progress that was saved with a step."""
+        steps = [Metrics(*map(np.float32, step)) for step in about["step_metrics"]]
+        return cls(tuple(about["rows"]), tuple(steps), about["seconds"])
+
+    @property
+    def epochs_begun(self) -> int:
+        """The number of epochs that at least one step was taken of."""
+        return len(self.rows) + bool(self.step_metrics)
+
+
+def fit(
+    job: Job, state: TrainState, progress: Progress, writer: Writer
+) -> tuple[TrainState, list[Row], np.ndarray]:
+    """Train from some progress to the last epoch; its step may not be saved yet.
+
+    Returns the state, the rows and the predictions int32[tested] of the last epoch. A
+    signal ends it between two steps, saved (see `jaxlab.cli.signals`). Raises
+    JaxlabError when a loss is not finite, CheckpointError when a step cannot be saved.
+    """
+    rows, step_metrics = list(progress.rows), list(progress.step_metrics)
+    predictions = None
+    started = job.clock() - progress.seconds
+    try:
+        for epoch in range(len(rows), job.epochs):
+            with signals.deferred() as stop:
+                state, trained = _train(job, state, epoch, step_metrics, stop)
+                signals.check()
+            training_seconds = job.clock() - started
+            tested, predictions = _test(job, state)
+            if not math.isfinite(tested.loss):
+                # The training loss does not yet see what the last update did.
+                raise NotFinite(len(step_metrics), tested.loss)
+            row = {
+                "epoch": epoch + 1,
+                "train_loss": trained.loss,
+                "train_accuracy": trained.accuracy,
+                "test_loss": tested.loss,
+                "test_accuracy": tested.accuracy,
+                "learning_rate": job.rate(epoch),
+                "examples_per_second": job.counts["train"] / training_seconds,
+                "seconds": job.clock() - started,
+            }
+            with signals.deferred():  # what was reached and what is told go together
+                rows.append(row)
+                step_metrics, started = [], job.clock()
+                writer.write_rows(rows)
+                try:
+                    _log_epoch(job, row)
+                finally:  # whether somebody reads it or not
+                    if _is_saved(job, epoch):
+                        progress = Progress(tuple(rows))
+                        writer.save(state, job.trainable, progress.as_json())
+            signals.check()
+    except NotFinite as error:
+        raise _diverged(job, error, epoch, writer) from error
+    except signals.Stopped:
+        if job.every:
+            seconds = job.clock() - started if step_metrics else 0.0
+            progress = Progress(tuple(rows), tuple(step_metrics), seconds)
+            writer.save(state, job.trainable, progress.as_json())
+            writer.wait()
+        raise
+    if predictions is None:  # all was trained before
+        _, predictions = _test(job, state)
+    return state, rows, predictions
+
+
+def _train(
+    job: Job,
+    state: TrainState,
+    epoch: int,
+    step_metrics: list[Metrics],
+    stop: Callable[[], bool],
+) -> tuple[TrainState, Score]:
+    """Take the steps of an epoch that `step_metrics` lacks, until told to stop."""
+    order = epoch_order(job.counts["train"], job.seed, epoch)
+    with terminal.progress_bar(len(order), f"epoch {epoch + 1}") as bar:
+        bar.update(min(len(step_metrics) * job.batch_size, len(order)))
+        return train_epoch(
+            job.train_step,
+            state,
+            job.inputs["train"].load,
+            order=order,
+            batch_size=job.batch_size,
+            key=job.key,
+            step_metrics=step_metrics,
+            stop=stop,
+            on_batch=functools.partial(_update_bar, bar, job.rate(epoch)),
+        )
+
+
+def _test(job: Job, state: TrainState) -> tuple[Score, np.ndarray]:
+    return evaluate_split(
+        job.eval_step,
+        state,
+        job.inputs["test"].load,
+        count=job.counts["test"],
+        batch_size=FORWARD_BATCH,
+    )
+
+
+def _is_saved(job: Job, epoch: int) -> bool:
+    """Return whether a step is saved behind an epoch, counted from 0."""
+    is_last = epoch + 1 == job.epochs
+    return job.every > 0 and ((epoch + 1) % job.every == 0 or is_last)
+
+
+def _log_epoch(job: Job, row: Row) -> None:
+    reached = "".join(
+        f"{split} loss {row[f'{split}_loss']:.4f} "
+        f"accuracy {row[f'{split}_accuracy']:.4f}  "
+        for split in ("train", "test")
+    )
+    print(
+        f"epoch {row['epoch']}/{job.epochs}  {reached}"
+        f"lr {row['learning_rate']:.2g}  "
+        f"{row['examples_per_second']:,.0f} images/s",
+        flush=True,
+    )
+
+
+def _update_bar(bar: Any, rate: float, score: Score, count: int) -> None:
+    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
+    bar.set_postfix_str(status, refresh=False)
+    bar.update(count)
+
+
+def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> JaxlabError:
+    writer.wait()
+    last = writer.last_step
+    step = epoch * math.ceil(job.counts["train"] / job.batch_size) + error.step
+    return JaxlabError(
+        f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1} "
+        f"at learning rate {job.rate(epoch):g}; lower --lr"
+        + (f"; the last step saved is {last}" if last is not None else "")
+    )

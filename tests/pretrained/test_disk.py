@@ -1,0 +1,92 @@
+"""Writing: whole or not at all, at every moment."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pretrained import disk
+
+
+@pytest.fixture
+def moments(monkeypatch):
+    """What is said of each moment, and the names beside it then."""
+    seen = []
+
+    def moment(name, path):
+        seen.append((name, path.name, sorted(os.listdir(path.parent))))
+
+    monkeypatch.setattr(disk, "moment", moment)
+    return seen
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path, moments):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with disk.atomic_write(path) as partial:
+        disk.write_text(partial, "new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+    names = [name for name, *_ in moments]
+    assert names == ["begin", "written", "whole", "named"]
+    beside = moments[2][2]  # before it gets its name
+    assert len(beside) == 2 and beside[1].endswith(disk.PARTIAL)
+
+
+def test_what_breaks_off_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), disk.atomic_write(path) as partial:
+        disk.write_text(partial, "new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, small_disk):
+    path = tmp_path / "a.safetensors"
+    small_disk(100)
+    with pytest.raises(OSError, match="File too large") as raised:
+        with disk.atomic_write(path) as partial:
+            disk.write_tensors(partial, {"a": np.zeros(1000, np.float32)})
+    assert raised.value.filename == str(path) and os.listdir(tmp_path) == []
+
+
+def test_a_folder_has_its_name_when_it_is_whole(tmp_path, moments):
+    path = tmp_path / "7"
+    (tmp_path / "7.partial").mkdir()  # a dead process's
+    (tmp_path / "7.partial" / "rest").touch()
+    for text in ("old", "new"):
+        with disk.atomic_folder(path) as partial:
+            disk.write_text(partial / "a", text)
+            assert os.listdir(partial) == ["a"]
+        assert (path / "a").read_text() == text and os.listdir(tmp_path) == ["7"]
+    assert [name for name, *_ in moments] == [
+        *("begin", "written", "whole", "named"),
+        *("begin", "written", "whole", "delete", "named"),
+    ]
+    # The old one has lost its name before its first file goes.
+    assert moments[-2][2] == ["7.deleted", "7.partial"]
+    with pytest.raises(ZeroDivisionError), disk.atomic_folder(path):
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "new" and os.listdir(tmp_path) == ["7"]
+
+
+def test_tensors_are_for_whom_other_files_are(tmp_path):
+    (tmp_path / "plain").touch()
+    disk.write_tensors(tmp_path / "a", {"a": np.arange(3.0), "b": np.int32(4)[None]})
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    np.testing.assert_array_equal(load_file(tmp_path / "a")["a"], [0, 1, 2])
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    with disk.open_regular(tmp_path / "a") as file:
+        assert file.read() == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(disk.NotRegular):
+        disk.open_regular(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        disk.open_regular(tmp_path)
