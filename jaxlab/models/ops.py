@@ -1,10 +1,15 @@
-"""Convolution and max-pool as a CPU computes them fastest, gradients included.
+"""Convolution and max-pool by the fastest kernels of the platform they are lowered for.
 
-XLA's own gradients of both are slow on a CPU, and its convolutions slower than
-Winograd's. Reverse-mode differentiation only, as often as wanted.
+On a CPU XLA's gradients of both are slow, and its convolutions slower than Winograd's;
+there they are computed otherwise. Which platform it is, is asked when a program is
+lowered, not of the host that traces it: the same program lowered for another one holds
+XLA's own operations. Reverse-mode differentiation only, as often as wanted, but within
+`plain`.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +19,24 @@ from jaxlab.models import winograd
 
 _SIZES = (3, 5)  # of the kernels that win
 _MIN_CHANNELS = 32  # of the output; with fewer, the transforms cost more than they save
+_is_plain = False
 
 
-# Compiled as a whole even where the caller does not; one by one would take seconds.
-@functools.partial(jax.jit, static_argnames=("stride", "padding"), inline=True)
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Within, what is traced holds XLA's own operations on every platform.
+
+    For programs that leave this process: they are shorter, have forward-mode
+    derivatives, and round as on other platforms.
+    """
+    global _is_plain
+    before, _is_plain = _is_plain, True
+    try:
+        yield
+    finally:
+        _is_plain = before
+
+
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o].
 
@@ -26,31 +45,23 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
     """
     size = -(-kernel.shape[0] // stride)
     wins = size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
-    if not (_is_cpu(x) and wins and padding < kernel.shape[0]):
-        return _plain_conv(x, kernel, stride, padding)
-    if stride > 1:
-        output = [
-            (n + 2 * padding - kernel.shape[0]) // stride + 1 for n in x.shape[1:3]
-        ]
-        x = _fold(x, output, size, stride, padding)
-        kernel, padding = _fold_kernel(kernel, size, stride), 0
-    return _conv(x, kernel, padding)
+    if _has_kernels(x) and wins and padding < kernel.shape[0]:
+        return _conv(x, kernel, stride, padding)
+    return _plain_conv(x, kernel, stride, padding)
 
 
-@functools.partial(jax.jit, static_argnames=("window", "stride"), inline=True)
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
     """Return the largest of each window: float[b, h, w, c] -> float[b, h', w', c].
 
     The gradient goes to the first of equals, in rows, as torch's and XLA's does.
     """
-    if _is_cpu(x) and window >= stride:
-        return _max_pool(x, window, stride, x.shape[1:3])
+    if _has_kernels(x) and window >= stride:
+        return _max_pool(x, window, stride)
     return _plain_max_pool(x, window, stride)
 
 
-def _is_cpu(x: jax.Array) -> bool:
-    # Asked while tracing: both ways are right everywhere, one is slower.
-    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64)
+def _has_kernels(x: jax.Array) -> bool:
+    return not _is_plain and x.dtype in (jnp.float32, jnp.float64)
 
 
 def _plain_conv(x, kernel, stride, padding):
@@ -77,25 +88,77 @@ def _plain_max_pool(x, window, stride):
 # Convolution.
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _conv(x, kernel, stride, padding):
+    """Choose, compiled as a whole even where the caller does not."""
+    return _chosen_conv(x, kernel, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _chosen_conv(x, kernel, stride, padding):
+    arguments = {"stride": stride, "padding": padding}
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_cpu_conv, **arguments),
+        default=functools.partial(_plain_conv, **arguments),
+    )
+
+
+def _conv_forward(x, kernel, stride, padding):
+    return _chosen_conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(stride, padding, residuals, dy):
+    # XLA drops the gradient that nobody asks for, as that of images.
+    arguments = {"stride": stride, "padding": padding}
+    return jax.lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=functools.partial(_pullback, _cpu_conv, **arguments),
+        default=functools.partial(_pullback, _plain_conv, **arguments),
+    )
+
+
+_chosen_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _pullback(function, *inputs_and_dy, **arguments):
+    """Return the gradients of a function's inputs, for one of its value."""
+    *inputs, dy = inputs_and_dy
+    _, pullback = jax.vjp(functools.partial(function, **arguments), *inputs)
+    return pullback(dy)
+
+
+def _cpu_conv(x, kernel, stride, padding):
+    if stride > 1:
+        size = -(-kernel.shape[0] // stride)
+        output = [
+            (n + 2 * padding - kernel.shape[0]) // stride + 1 for n in x.shape[1:3]
+        ]
+        x = _fold(x, output, size, stride, padding)
+        kernel, padding = _fold_kernel(kernel, size, stride), 0
+    return _winograd(x, kernel, padding)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, padding):
+def _winograd(x, kernel, padding):
     return winograd.conv(x, kernel, padding)
 
 
-def _conv_forward(x, kernel, padding):
-    return _conv(x, kernel, padding), (x, kernel)
+def _winograd_forward(x, kernel, padding):
+    return _winograd(x, kernel, padding), (x, kernel)
 
 
-def _conv_backward(padding, residuals, dy):
+def _winograd_backward(padding, residuals, dy):
     x, kernel = residuals
     size = kernel.shape[0]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    # XLA drops the gradient that nobody asks for, as that of images.
-    dx = _conv(dy, turned, size - 1 - padding)
+    dx = _winograd(dy, turned, size - 1 - padding)
     return dx, winograd.kernel_gradient(x, dy, size, padding)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _fold(x, output_size, size, stride, padding):
@@ -126,12 +189,54 @@ def _fold_kernel(kernel, size, stride):
 # Max-pool.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x, window, stride, size):
-    return functools.reduce(jnp.maximum, _windows(x, window, stride))
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _max_pool(x, window, stride):
+    """Choose, compiled as a whole even where the caller does not."""
+    return _chosen_max_pool(x, window, stride)
 
 
-def _max_pool_forward(x, window, stride, size):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _chosen_max_pool(x, window, stride):
+    arguments = {"window": window, "stride": stride}
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: functools.reduce(jnp.maximum, _windows(x, **arguments)),
+        default=functools.partial(_plain_max_pool, **arguments),
+    )
+
+
+def _max_pool_forward(x, window, stride):
+    def default(x):  # which looks for the places later, in x
+        largest = _plain_max_pool(x, window, stride)
+        return largest, jnp.zeros(largest.shape, jnp.uint8)
+
+    largest, place = jax.lax.platform_dependent(
+        x,
+        cpu=functools.partial(_largest_and_place, window=window, stride=stride),
+        default=default,
+    )
+    return largest, (x, place)
+
+
+def _max_pool_backward(window, stride, residuals, dy):
+    x, place = residuals
+    dx = jax.lax.platform_dependent(
+        x,
+        place,
+        dy,
+        cpu=lambda x, place, dy: _to_places(place, dy, window, stride, x.shape[1:3]),
+        default=lambda x, place, dy: _pullback(
+            _plain_max_pool, x, dy, window=window, stride=stride
+        )[0],
+    )
+    return (dx,)
+
+
+_chosen_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _largest_and_place(x, window, stride):
+    """Return the largest of each window, and its place in the window, uint8."""
     largest, *others = _windows(x, window, stride)
     place = jnp.zeros(largest.shape, jnp.uint8)
     for i, other in enumerate(others, start=1):
@@ -141,7 +246,8 @@ def _max_pool_forward(x, window, stride, size):
     return largest, place
 
 
-def _max_pool_backward(window, stride, size, place, dy):
+def _to_places(place, dy, window, stride, size):
+    """Add each of dy to the pixel it came from: [b, h', w', c] -> [b, *size, c]."""
     # Pixels whose row and column leave the same remainders by the stride are reached
     # from the same places of the windows: sums of shifted slices, then interleaved.
     reach = -(-window // stride)
@@ -169,13 +275,10 @@ def _max_pool_backward(window, stride, size, place, dy):
         for row in range(stride)
     ]
     dx = jnp.stack([jnp.stack(row, 3) for row in remainders], 2)
-    dx = dx.reshape(len(dy), blocks[0] * stride, blocks[1] * stride, -1)
+    dx = dx.reshape(dy.shape[0], blocks[0] * stride, blocks[1] * stride, -1)
     margins = [(0, size[i] - dx.shape[1 + i], 0) for i in range(2)]
     zero = jnp.zeros((), dx.dtype)
-    return (jax.lax.pad(dx, zero, [(0, 0, 0), *margins, (0, 0, 0)]),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    return jax.lax.pad(dx, zero, [(0, 0, 0), *margins, (0, 0, 0)])
 
 
 def _windows(x, window, stride):

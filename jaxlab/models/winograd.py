@@ -37,7 +37,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     columns = [_combine(to_output, parts) for parts in zip(*sums, strict=True)]
     y = jnp.stack([jnp.stack(column, 2) for column in columns], 4)
     rows_and_columns = -(-height // TILE) * TILE, -(-width // TILE) * TILE
-    y = y.reshape(len(x), *rows_and_columns, channels)
+    y = y.reshape(x.shape[0], *rows_and_columns, channels)
     return y[:, :height, :width]
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from jaxlab.models import ops, winograd
 from tests.conftest import FORWARD_FLOAT32, FORWARD_FLOAT64, relative_error
@@ -139,3 +140,50 @@ def test_max_pool_passes_on_what_is_not_a_number():
     x[0, 1, 1] = np.nan
     out, _ = jax.vjp(lambda x: ops.max_pool(x, 3, 2), x)
     assert np.isnan(out).all() and np.isnan(ops.max_pool(x, 3, 2)).all()
+
+
+def forward(params_and_images):
+    """A small network of a convolution and a pool that have kernels of their own."""
+    kernel, x = params_and_images
+    return ops.max_pool(ops.conv(x, kernel, 1, 1), 3, 2)
+
+
+SHAPES = (
+    jax.ShapeDtypeStruct((3, 3, 4, 32), jnp.float32),
+    jax.ShapeDtypeStruct((2, 9, 9, 4), jnp.float32),
+)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_plain_operations_are_lowered_for_a_cpu_when_asked_for(is_plain):
+    def program():
+        return jax.jit(lambda inputs: forward(inputs)).lower(SHAPES).as_text()
+
+    if is_plain:
+        with ops.plain():
+            text = program()
+    else:
+        text = program()
+    assert ("stablehlo.convolution(" in text) == is_plain
+    assert ("stablehlo.reduce_window" in text) == is_plain
+
+
+def test_plain_operations_have_forward_mode_derivatives():
+    inputs = jax.tree.map(lambda shape: jnp.ones(shape.shape), SHAPES)
+    with ops.plain():
+        _, change = jax.jvp(forward, (inputs,), (inputs,))
+    assert change.shape == (2, 4, 4, 32)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(forward, (inputs,), (inputs,))
+
+
+def test_any_batch_is_exported_for_every_platform():
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *SHAPES[1].shape[1:]), jnp.float32)
+    platforms = ("cpu", "cuda", "tpu")
+    exported = export.export(jax.jit(forward), platforms=platforms)((SHAPES[0], images))
+    assert exported.platforms == platforms
+    found = exported.call(tuple(jnp.ones(s.shape) for s in SHAPES))
+    np.testing.assert_allclose(
+        found, forward(tuple(jnp.ones(s.shape) for s in SHAPES)), FORWARD_FLOAT32
+    )

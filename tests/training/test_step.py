@@ -1,18 +1,17 @@
 """The step: what is computed, counted and donated."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax import export
 
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.config import FREEZE
 from jaxlab.data.loaders import Batch
-from jaxlab.models import ops
+from jaxlab.training.initial_weights import param_shapes
 from jaxlab.training.step import init_state
 from tests.training.linear import linear_job
 
@@ -59,39 +58,57 @@ def test_the_state_is_donated_but_the_callers_params_are_not():
 
 
 # Forward: 5 convolutions, 3 products. Backward, all trained: every weight, and every
-# input but the first convolution's. Frozen layers add nothing to the forward pass.
+# input but the first convolution's, and those of three pools. Frozen layers add nothing
+# to the forward pass.
 OPERATIONS = {
-    "none": (5 + 5 + 4, 3 + 6),
-    "features": (5, 3 + 5),
-    "backbone": (5, 3 + 1),
+    "none": (5 + 5 + 4, 3 + 6, 3),
+    "features": (5, 3 + 5, 0),
+    "backbone": (5, 3 + 1, 0),
 }
 
 
-@pytest.mark.parametrize("freeze", FREEZE)
-def test_no_gradient_is_computed_for_frozen_layers(freeze, monkeypatch, recompiled):
-    # What other devices run: a convolution there is one operation.
-    monkeypatch.setattr(ops, "_is_cpu", lambda x: False)
-    recompiled()
+def step_of(freeze, batch_size):
+    """AlexNet's step, and the shapes of its arguments."""
     model = AlexNet(10)
-    images = jax.ShapeDtypeStruct((2, 63, 63, 3), jnp.float32)
-    params = jax.eval_shape(
-        functools.partial(model.init, train=False), jax.random.key(0), images
-    )["params"]
-    trainable = trainable_tree(params, FREEZE[freeze])
+    images = jax.ShapeDtypeStruct((batch_size, 63, 63, 3), jnp.float32)
+    shapes = param_shapes(model)
+    trainable = trainable_tree(shapes, FREEZE[freeze])
     tx = make_optimizer("sgd", 0.1, trainable=trainable)
     step = make_train_step(model.apply, tx, trainable)
-    state = jax.eval_shape(lambda params: init_state(params, tx), params)
-    batch = Batch(
-        images,
-        jax.ShapeDtypeStruct((2,), jnp.int32),
-        jax.ShapeDtypeStruct((2,), jnp.float32),
-    )
-    program = step.lower(state, batch, jax.random.key(0)).as_text()
-    found = (
-        program.count("stablehlo.convolution("),
-        program.count("stablehlo.dot_general "),
-    )
-    assert found == OPERATIONS[freeze]
+    state = jax.eval_shape(lambda params: init_state(params, tx), shapes)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    weights = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step, (state, Batch(images, labels, weights), key)
+
+
+def operations_of(step, arguments, platform):
+    lowered = step.trace(*arguments).lower(lowering_platforms=(platform,))
+    names = ("convolution(", "dot_general ", 'select_and_scatter"')
+    return tuple(lowered.as_text().count(f"stablehlo.{name}") for name in names)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("freeze", FREEZE)
+def test_other_devices_get_plain_operations_and_no_gradient_of_frozen_layers(
+    freeze, platform
+):
+    assert operations_of(*step_of(freeze, 2), platform) == OPERATIONS[freeze]
+
+
+def test_a_cpu_gets_kernels_of_its_own():
+    """The control of the test above."""
+    convolutions, products, pools = operations_of(*step_of("none", 2), "cpu")
+    assert convolutions == pools == 0 and products > 100
+
+
+@pytest.mark.slow
+def test_the_step_is_exported_for_any_batch_and_several_platforms():
+    (batch_size,) = export.symbolic_shape("b")
+    step, arguments = step_of("none", batch_size)
+    platforms = ("cpu", "cuda", "tpu")
+    exported = export.export(step, platforms=platforms)(*arguments)
+    assert exported.platforms == platforms
 
 
 def test_frozen_negative_zero_keeps_its_sign():
