@@ -22,16 +22,16 @@ MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not loa
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
 
 LAST = "last"  # what --resume without a step stands for
-# Flags of a process, which the next one does not take over.
-PER_PROCESS = frozenset(("out", "resume", "overwrite", "debug", "offline"))
-# Those, and flags that decide nothing of what a run computes, or how far it goes. With
-# too little room for features, layers run anew and round otherwise; that is said.
-NOT_COMPARED = PER_PROCESS | frozenset(
-    ("epochs", "workers", "keep", "checkpoint_every", "feature_cache_size")
-    + ("data_dir", "manual_dir")
-)
-# Flags whose value is settled when the data is there.
-RESOLVED_FROM_DATA = frozenset(("train_size", "test_size", "batch_size"))
+
+# What a setting may do when a run goes on; one that says nothing must be the run's.
+# A process's own, which the next one does not take over.
+PER_PROCESS = "per process"
+# Taken over unless it is given: it decides nothing of what a run computes, or how far
+# it goes. (With too little room for features, layers run anew and round otherwise;
+# that is said.)
+NOT_COMPARED = "not compared"
+# Must be the run's when it is settled, which is when the data is there.
+RESOLVED_FROM_DATA = "resolved from data"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Config:
         "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
         "fashion_mnist, or a folder of class folders",
     )
-    data_dir: str | None = flags.data_dir()
-    manual_dir: str | None = flags.manual_dir()
+    data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
+    manual_dir: str | None = flags.manual_dir(on_resume=NOT_COMPARED)
     val_fraction: float = flag(
         0.2, "part to test with, of data without a split", above=0, below=1
     )
@@ -61,8 +61,12 @@ class Config:
         choices=tuple(FREEZE),
         default_help="features; none with --weights none",
     )
-    epochs: int = flag(5, "passes over the training images", at_least=1)
-    batch_size: int = flag(64, "images a step", at_least=1)
+    epochs: int = flag(
+        5, "passes over the training images", at_least=1, on_resume=NOT_COMPARED
+    )
+    batch_size: int = flag(
+        64, "images a step", at_least=1, on_resume=RESOLVED_FROM_DATA
+    )
     optimizer: str = flag("adam", "update rule", choices=tuple(LEARNING_RATE))
     lr: float | None = flag(
         None, "learning rate", above=0, default_help="0.0001 for adam, 0.01 for sgd"
@@ -82,37 +86,74 @@ class Config:
         False, "resize the short side and cut the centre out, instead of squashing"
     )
     train_size: int | None = flag(
-        None, "train on the first N images", at_least=1, default_help="all"
+        None,
+        "train on the first N images",
+        at_least=1,
+        default_help="all",
+        on_resume=RESOLVED_FROM_DATA,
     )
     test_size: int | None = flag(
-        None, "test on the first N images", at_least=1, default_help="all"
+        None,
+        "test on the first N images",
+        at_least=1,
+        default_help="all",
+        on_resume=RESOLVED_FROM_DATA,
     )
     precision: str = flag(
         "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
     )
     workers: int = flag(
-        0, "processes that decode pictures; 0: threads", at_least=0, at_most=64
+        0,
+        "processes that decode pictures; 0: threads",
+        at_least=0,
+        at_most=64,
+        on_resume=NOT_COMPARED,
     )
-    offline: bool = flag(False, "open no connection")
+    offline: bool = flag(False, "open no connection", on_resume=PER_PROCESS)
     feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
     feature_cache_size: float = flag(
         5,
         "GB of frozen layers' outputs to keep for later runs",
         at_least=0,
         at_most=1e6,
+        on_resume=NOT_COMPARED,
     )
-    out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
-    overwrite: bool = flag(False, "replace an earlier run in --out")
+    out: str | None = flag(
+        None,
+        "folder of the run",
+        default_help="runs/ and the time",
+        on_resume=PER_PROCESS,
+    )
+    overwrite: bool = flag(
+        False, "replace an earlier run in --out", on_resume=PER_PROCESS
+    )
     resume: str | None = flag(
         None,
         "go on with the run in --out, from its last step saved or from step STEP; its "
         "settings need not be given again",
         default_help="begin anew",
         const=LAST,
+        on_resume=PER_PROCESS,
     )
-    checkpoint_every: int = flag(1, "epochs between checkpoints; 0: none", at_least=0)
-    keep: int = flag(2, "checkpoints to keep, the last ones", at_least=1)
-    debug: bool = flag(False, "show tracebacks")
+    checkpoint_every: int = flag(
+        1, "epochs between checkpoints; 0: none", at_least=0, on_resume=NOT_COMPARED
+    )
+    keep: int = flag(
+        2,
+        "checkpoints to keep while it runs, the last ones; at its end one stays",
+        at_least=1,
+        on_resume=NOT_COMPARED,
+    )
+    debug: bool = flag(False, "show tracebacks", on_resume=PER_PROCESS)
+
+
+def fields_that(on_resume: str | None) -> frozenset[str]:
+    """Return the names of the settings that may do something when a run goes on."""
+    return frozenset(
+        field.name
+        for field in dataclasses.fields(Config)
+        if field.metadata["on_resume"] == on_resume
+    )
 
 
 def resolved(config: Config) -> Config:

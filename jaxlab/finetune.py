@@ -6,12 +6,10 @@ was and what it reached goes to a folder, with weights that torchvision loads.
 
 import contextlib
 import dataclasses
-import functools
-import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +18,12 @@ import numpy as np
 from jaxlab import runtime
 from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import log
-from jaxlab.config import (
-    FREEZE,
-    LAST,
-    NOT_COMPARED,
-    RESOLVED_FROM_DATA,
-    Config,
-    resolved,
-)
+from jaxlab.config import LAST, RESOLVED_FROM_DATA, Config, resolved
 from jaxlab.errors import CheckpointError, JaxlabError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
 from jaxlab.runs.record import Record, read_record, read_rows
-from pretrained.disk import cache_folder
+from pretrained import disk
 
 IMBALANCE = 10  # largest class to smallest, from where a warning is due
 
@@ -46,28 +37,28 @@ class Result(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> Result:
     """Parse the flags and run; raises JaxlabError or WeightsError for what is wrong."""
-    parse = functools.partial(
-        flags.parse, Config, argv, prog="python -m jaxlab.finetune", about=__doc__
-    )
-    config = parse()
-    if config.resume is not None:
-        then = resume.settings(config)
-        try:
-            config = parse(unset=then)
-        except UsageError as error:  # those given were parsed before
-            where = Path(config.out) / run_folder.CONFIG
-            raise UsageError(f"--resume: {where}: {error}") from error
-        config = resolved(config)
-        names = then.keys() - NOT_COMPARED - RESOLVED_FROM_DATA
-        resume.check_settings(config, then, names)
-        return finetune(config)
-    return finetune(resolved(config))
+    prog = "python -m jaxlab.finetune"
+    given = flags.parse(Config, argv, prog=prog, about=__doc__)
+    config = Config(**given)
+    if config.resume is None:
+        return finetune(resolved(config))
+    then = resume.settings(config)
+    unset = {name: value for name, value in then.items() if name not in given}
+    try:
+        config = Config(**flags.check(Config, unset), **given)
+    except UsageError as error:
+        where = Path(config.out) / run_folder.CONFIG
+        raise UsageError(f"--resume: {where}: {error}") from error
+    config = resolved(config)
+    resume.check_settings(config, then, None)
+    return finetune(config)
 
 
 def finetune(config: Config) -> Result:
     """Run one job, of a config whose every setting is resolved; returns its result."""
-    resuming = config.resume is not None
-    folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    folder = run_folder.resolve_folder(
+        config.out, config.overwrite, bool(config.resume)
+    )
     accuracy = None
     if config.resume == LAST:
         accuracy = resume.final_accuracy(folder, config.epochs)
@@ -93,21 +84,31 @@ def finetune(config: Config) -> Result:
         batch_size=min(config.batch_size, len(data.train)),
     )
     with run_folder.locked(folder), _memory_named(config, device):
-        # Once more: another process may have been there meanwhile.
-        run_folder.resolve_folder(config.out, config.overwrite, resuming)
-        then = read_record(folder / run_folder.CONFIG) if resuming else None
-        if then is None and config.resume not in (None, LAST):
-            raise CheckpointError(
-                f"{folder}: no run has begun there, so it has no step {config.resume}; "
-                "pass another --out, or --resume without a step, which begins"
-            )
-        if then is not None:
-            resume.check_settings(config, then.settings, RESOLVED_FROM_DATA)
-            resume.check_data(then, data)
-            run_folder.remove_partial_files(folder)
+        then = _record_to_resume(config, data)
         if accuracy is not None:
             return _draw_missing(config, data, preprocess, accuracy)
         return _run(config, data, preprocess, device, then)
+
+
+def _record_to_resume(config: Config, data: Any) -> Record | None:
+    """Return the record of the run in a folder that is held; None to begin one.
+
+    Raises UsageError or CheckpointError where the run is another one.
+    """
+    folder, resuming = Path(config.out), config.resume is not None
+    # Once more: another process may have been there meanwhile.
+    run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    then = read_record(folder / run_folder.CONFIG) if resuming else None
+    if then is None and config.resume not in (None, LAST):
+        raise CheckpointError(
+            f"{folder}: no run has begun there, so it has no step {config.resume}; "
+            "pass another --out, or --resume without a step, which begins"
+        )
+    if then is not None:
+        resume.check_settings(config, then.settings, RESOLVED_FROM_DATA)
+        resume.check_data(then, data)
+        run_folder.remove_partial_files(folder)
+    return then
 
 
 def _load(config: Config, preprocess: Any) -> Any:
@@ -133,45 +134,25 @@ def _run(
     """Run in a folder that is held; `then` is the record of a run to resume."""
     import jax
 
-    from jaxlab.figures.text import layer_table
-    from jaxlab.runs.checkpoint import CheckpointManager, check_disk_space
+    from jaxlab.runs.checkpoint import CheckpointManager
     from jaxlab.runs.writer import RunWriter
-    from jaxlab.training import fit
-    from jaxlab.training.initial_weights import describe
+    from jaxlab.training.fit import fit
+    from jaxlab.training.job import job_of, network_of
     from pretrained import to_torch
 
     folder = Path(config.out)
-    class_weights = _class_weights(data, config.class_weights)
-    network = _network(config, data)
+    weights = _class_weights(data, config.class_weights)
+    network = network_of(config, data)
     checkpoints = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep, log)
     environment = {"device": device, "versions": runtime.versions()}
     start = _start(config, data, preprocess, environment, then, network, checkpoints)
     writer = RunWriter(folder, checkpoints if config.checkpoint_every else None, log)
-    step_sizes = (checkpoints.folder, start.state, network.trainable, config.keep)
-    kept = needed = 0
-    if config.checkpoint_every:
-        check_disk_space(*step_sizes)  # before anything is removed
-    writer.begin(start.record, start.progress.rows, data.files)
-    if config.checkpoint_every:
-        kept, needed = check_disk_space(*step_sizes)
-    print(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.class_names)} classes, on {device}"
-    )
-    if words := describe(start.record.weights):
-        print(words)
-    layers = start.record.weights["layers"]
-    table = layer_table(start.state.params, network.trainable, layers)
-    print(table, flush=True)
-    if kept:
-        log(
-            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
-            f"{config.keep}; at the end one"
-        )
-    job = _job(config, data, preprocess, network, start.state, needed, class_weights)
+    needed = _begin(config, data, device, network, start, writer, checkpoints)
+    features = _feature_store(config, needed) if config.feature_cache else None
+    job = job_of(config, data, preprocess, network, start.state, weights, features)
     with writer:
         try:
-            state, rows, predictions = fit.fit(job, start.state, start.progress, writer)
+            state, rows, predictions = fit(job, start.state, start.progress, writer)
         except signals.Stopped:
             _tell_how_to_go_on(config, writer.last_step)
             raise
@@ -181,6 +162,54 @@ def _run(
     seconds = job.clock.compile_seconds
     print(f"compilation: {seconds:.1f} s, left out of the times above")
     return _told(rows[-1]["test_accuracy"], folder)
+
+
+def _begin(
+    config: Config,
+    data: Any,
+    device: str,
+    network: Any,
+    start: "Start",
+    writer: Any,
+    checkpoints: Any,
+) -> int:
+    """Write and tell what the run is; return the bytes that it will write at most."""
+    from jaxlab.figures.text import layer_table
+    from jaxlab.runs.checkpoint import check_disk_space
+    from jaxlab.training.initial_weights import describe
+
+    sizes = (checkpoints.folder, start.state, network.trainable, config.keep)
+    kept = needed = 0
+    if config.checkpoint_every:
+        check_disk_space(*sizes)  # before anything is removed
+    writer.begin(start.record, start.progress.rows, data.files)
+    if config.checkpoint_every:
+        kept, needed = check_disk_space(*sizes)
+    print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {len(data.class_names)} classes, on {device}"
+    )
+    if words := describe(start.record.weights):
+        print(words)
+    origins = start.record.weights["layers"]
+    table = layer_table(start.state.params, network.trainable, origins)
+    print(table, flush=True)
+    if kept:
+        log(
+            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
+            f"{config.keep}; at the end one"
+        )
+    return needed
+
+
+def _feature_store(config: Config, needed: int) -> Any:
+    """Return where features are kept; `needed` bytes of the run's disk are left."""
+    from jaxlab.training.feature_store import ArrayStore
+
+    size = int(config.feature_cache_size * 1e9)
+    cache = disk.cache_folder() / "features"
+    leave = needed if disk.on_one_disk(cache, Path(config.out)) else 0
+    return ArrayStore(cache, size, leave=leave)
 
 
 def _told(accuracy: float, folder: Path) -> Result:
@@ -199,50 +228,6 @@ def _tell_how_to_go_on(config: Config, step: int | None) -> None:
         print("stopped; nothing is saved, as --checkpoint-every 0 asks for", flush=True)
 
 
-class Network(NamedTuple):
-    """A module, its parameters' shapes, which are trained, and how."""
-
-    model: Any
-    shapes: Any
-    trainable: Any
-    optimizer: Any
-    rate: Callable[[int], float]  # of an epoch
-    init_key: Any
-    dropout_key: Any
-
-
-def _network(config: Config, data: Any) -> Network:
-    import jax
-    import jax.numpy as jnp
-
-    from jaxlab.models.alexnet import AlexNet
-    from jaxlab.training import optim
-    from jaxlab.training.initial_weights import param_shapes
-
-    model = AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
-    shapes = param_shapes(model)
-    trainable = optim.trainable_tree(shapes, FREEZE[config.freeze])
-    steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-    schedule = optim.step_decay(
-        config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
-    )
-    optimizer = optim.make_optimizer(
-        config.optimizer,
-        schedule,
-        trainable=trainable,
-        momentum=config.momentum,
-        l2=config.l2,
-    )
-    return Network(
-        model,
-        shapes,
-        trainable,
-        optimizer,
-        lambda epoch: schedule(epoch * steps_per_epoch),
-        *jax.random.split(jax.random.key(config.seed)),
-    )
-
-
 class Start(NamedTuple):
     """What a run trains from: its state, how far it has come, and its record."""
 
@@ -257,7 +242,7 @@ def _start(
     preprocess: Any,
     environment: dict[str, Any],
     then: Record | None,
-    network: Network,
+    network: Any,
     checkpoints: Any,
 ) -> Start:
     """Return the newest step of the run to resume, else the first parameters."""
@@ -289,60 +274,6 @@ def _start(
     state = jax.tree.map(jnp.array, unflatten_like(template, saved))
     resume.warn_if_environment_changed(then, environment, log)
     return Start(state, progress, then.resumed(config, saved.step, environment))
-
-
-def _job(
-    config: Config,
-    data: Any,
-    preprocess: Any,
-    network: Network,
-    state: Any,
-    needed: int,
-    class_weights: np.ndarray | None,
-) -> Any:
-    """Return what the loop repeats; `needed` bytes of the disk are left alone."""
-    from jaxlab.training import inputs
-    from jaxlab.training.feature_store import ArrayStore
-    from jaxlab.training.fit import Job
-    from jaxlab.training.step import make_eval_step, make_train_step
-
-    clock = runtime.Clock()
-    split_inputs = inputs.image_inputs(network.model, data, preprocess, config.workers)
-    if config.feature_cache:
-        size = int(config.feature_cache_size * 1e9)
-        cache = cache_folder() / "features"
-        leave = needed * _on_one_disk(cache, Path(config.out))
-        split_inputs = inputs.feature_inputs(
-            split_inputs,
-            network.model,
-            state.params,
-            data,
-            preprocess,
-            network.trainable,
-            ArrayStore(cache, size, leave=leave),
-            clock=clock,
-            progress=terminal.progress_bar,
-            log=log,
-        )
-    return Job(
-        inputs=split_inputs,
-        counts={name: len(split) for name, split in data.splits.items()},
-        train_step=make_train_step(
-            split_inputs["train"].apply_fn,
-            network.optimizer,
-            network.trainable,
-            class_weights=class_weights,
-        ),
-        eval_step=make_eval_step(split_inputs["test"].apply_fn),
-        rate=network.rate,
-        trainable=network.trainable,
-        key=network.dropout_key,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        every=config.checkpoint_every,
-        clock=clock,
-    )
 
 
 def _draw(
@@ -379,10 +310,11 @@ def _draw_missing(
     from jaxlab.training import inputs
     from jaxlab.training.epoch import evaluate_split
     from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.job import network_of
     from jaxlab.training.step import TrainState, make_eval_step
 
     folder = Path(config.out)
-    model = _network(config, data).model
+    model = network_of(config, data).model
     params, _ = initial_params(model, jax.random.key(0), str(folder / run_folder.MODEL))
     test = inputs.image_inputs(model, data, preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
@@ -414,15 +346,6 @@ def _memory_named(config: Config, device: str) -> Iterator[None]:
             f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
             "--image-size"
         ) from error
-
-
-def _on_one_disk(*paths: Path) -> bool:
-    """Return whether files lie on one disk, or will, where they are not there yet."""
-    existing = [
-        next(parent for parent in (path, *path.parents) if parent.exists())
-        for path in map(Path.absolute, paths)
-    ]
-    return len({path.stat().st_dev for path in existing}) == 1
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:

@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises JaxlabError for what is wrong.
     """
-    config = flags.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
+    given = flags.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
+    config = Config(**given)
     return overfit(config, _chosen(config))
 
 

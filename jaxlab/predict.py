@@ -61,7 +61,8 @@ class Network(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer; raises InputError at the end when some pictures could not be read."""
-    config = flags.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
+    given = flags.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
+    config = Config(**given)
     if config.json and config.csv:
         raise UsageError("--csv: not together with --json; pass one of them")
     run, patterns = None, config.inputs

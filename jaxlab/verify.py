@@ -62,7 +62,8 @@ class Comparison(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare and print; raises JaxlabError, exit code 1, when a bar is missed."""
-    config = flags.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
+    given = flags.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
+    config = Config(**given)
     device = runtime.set_up()
     torch, torchvision = import_torch()
     params, state_dict, facts = _both_sides(config, torch, torchvision)

@@ -43,6 +43,15 @@ def cache_folder() -> Path:
     return Path(home).expanduser() if home else platformdirs.user_cache_path("jaxlab")
 
 
+def on_one_disk(*paths: Path) -> bool:
+    """Return whether files lie on one disk, or will, where they are not there yet."""
+    existing = [
+        next(parent for parent in (path, *path.parents) if parent.exists())
+        for path in map(Path.absolute, paths)
+    ]
+    return len({path.stat().st_dev for path in existing}) == 1
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a regular file for reading; a pipe without a writer is not waited for.
 

@@ -1,8 +1,25 @@
 """The settings of a run."""
 
-from jaxlab.config import NOT_COMPARED, RESOLVED_FROM_DATA, Config
+from jaxlab.config import (
+    NOT_COMPARED,
+    PER_PROCESS,
+    RESOLVED_FROM_DATA,
+    Config,
+    fields_that,
+)
+
+# Written twice on purpose: who adds a setting must think of a run that goes on.
+ON_RESUME = {
+    PER_PROCESS: {"out", "resume", "overwrite", "debug", "offline"},
+    NOT_COMPARED: {"epochs", "workers", "keep", "checkpoint_every"}
+    | {"feature_cache_size", "data_dir", "manual_dir"},
+    RESOLVED_FROM_DATA: {"train_size", "test_size", "batch_size"},
+}
 
 
-def test_flags_that_may_differ_are_flags():
-    names = Config.__dataclass_fields__.keys()
-    assert NOT_COMPARED <= names and RESOLVED_FROM_DATA <= names
+def test_each_setting_says_what_it_may_do_when_a_run_goes_on():
+    for kind, names in ON_RESUME.items():
+        assert fields_that(kind) == names
+    rest = set(Config.__dataclass_fields__).difference(*ON_RESUME.values())
+    assert fields_that(None) == rest
+    assert {"seed", "lr", "freeze", "weights", "dataset"} <= rest

@@ -8,11 +8,9 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxlab.errors import UsageError, did_you_mean
-
-Config = TypeVar("Config")
 
 
 def flag(
@@ -27,6 +25,7 @@ def flag(
     default_help: str | None = None,
     positional: bool = False,
     const: str | None = None,
+    on_resume: str | None = None,
 ) -> Any:
     """Declare one flag as a dataclass field: its default, help text and valid values.
 
@@ -34,7 +33,7 @@ def flag(
     default is False, `--no-name` where it is True. `default_help` replaces the default
     in the help text. A `positional` one is given by its place, without a name; a tuple
     takes all that remain. A flag with `const` may stand without a value, and has that
-    one then.
+    one then. `on_resume` is what the command's config says of a run that goes on.
     """
     return dataclasses.field(
         default=default,
@@ -54,6 +53,7 @@ def flag(
             default_help=default_help,
             positional=positional,
             const=const,
+            on_resume=on_resume,
         ),
     )
 
@@ -74,17 +74,11 @@ manual_dir = functools.partial(
 
 
 def parse(
-    config_type: type[Config],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-    about: str,
-    unset: Mapping[str, Any] | None = None,
-) -> Config:
-    """Read `argv` (default: the process's) into a `config_type`; all fields are flags.
+    config_type: type, argv: Sequence[str] | None, *, prog: str, about: str
+) -> dict[str, Any]:
+    """Return the values in `argv` (default: the process's), by field of a dataclass.
 
-    Flags that are not given have their defaults, or their values in `unset`.
-
+    All of its fields are flags; those that are not given are not among the values.
     Raises UsageError naming the flag, what was expected and the nearest known name.
     """
     parser = _Parser(prog=prog, description=about, allow_abbrev=False)
@@ -100,17 +94,21 @@ def parse(
         if not unknown[0].startswith("-"):
             raise UsageError(f"{unknown[0]}: unexpected argument; see --help")
         raise UsageError(f"{unknown[0]}: unknown flag{did_you_mean(unknown[0], known)}")
-    converted = {
+    return {
         field.name: _convert(field, hints[field.name], getattr(values, field.name))
         for field in fields
         if getattr(values, field.name) is not None
     }
-    kept = {
-        field.name: _checked(field, hints[field.name], unset[field.name])
-        for field in fields
-        if unset and field.name in unset and field.name not in converted
+
+
+def check(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that flags had before; refused as those that are given now."""
+    hints = typing.get_type_hints(config_type)
+    return {
+        field.name: _checked(field, hints[field.name], values[field.name])
+        for field in dataclasses.fields(config_type)
+        if field.name in values
     }
-    return config_type(**kept, **converted)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -187,7 +185,6 @@ def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
 
 
 def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
-    """Return a value that a flag had before; refused as one that is given now."""
     if value is None and field.default is None:
         return None
     if isinstance(value, bool) or hint is bool:

@@ -1,11 +1,11 @@
 """What a run takes over from the process that began it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlab.config import LAST, PER_PROCESS, Config
+from jaxlab.config import LAST, PER_PROCESS, Config, fields_that
 from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
@@ -31,15 +31,19 @@ def settings(config: Config) -> dict[str, Any]:
             "for the last"
         )
     found = record.read_record(Path(config.out) / run_folder.CONFIG)
-    kept = {field.name for field in dataclasses.fields(config)} - PER_PROCESS
-    return {k: v for k, v in found.settings.items() if k in kept} if found else {}
+    then = found.settings if found else {}
+    own = fields_that(PER_PROCESS)
+    return {name: value for name, value in then.items() if name not in own}
 
 
 def check_settings(
-    config: Config, then: Mapping[str, Any], names: Iterable[str]
+    config: Config, then: Mapping[str, Any], on_resume: str | None
 ) -> None:
-    """Refuse, with UsageError, named settings that differ from those of the run."""
-    now = dataclasses.asdict(config)
+    """Refuse, with UsageError, settings that must be the run's and are not.
+
+    Of them those of a kind: None, or RESOLVED_FROM_DATA.
+    """
+    now, names = dataclasses.asdict(config), fields_that(on_resume)
     differences = [
         f"--{name.replace('_', '-')} {then[name]} there, {now[name]} here"
         for name in sorted(names)

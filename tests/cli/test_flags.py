@@ -17,7 +17,31 @@ class Config:
 
 
 def parse(*argv):
-    return flags.parse(Config, argv, prog="test", about="About.")
+    return Config(**flags.parse(Config, argv, prog="test", about="About."))
+
+
+def test_only_what_was_given_is_returned():
+    argv = ["--size", "3", "--no-store"]
+    given = flags.parse(Config, argv, prog="test", about="About.")
+    assert given == {"size": 3, "store": False}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"size": 0}, "--size: 0 is out of range; pass a number at least 1"),
+        ({"size": "three"}, "--size: 'three' is no whole number"),
+        ({"rate": [0.5]}, "--rate: '[0.5]' is no number"),
+        ({"loud": 1}, "--loud: 1 is of another kind"),
+        ({"size": True}, "--size: True is of another kind"),
+    ],
+)
+def test_values_from_elsewhere_are_checked_as_flags_are(values, message):
+    with pytest.raises(UsageError) as raised:
+        flags.check(Config, values)
+    assert str(raised.value).startswith(message)
+    good = {"size": 4, "rate": None, "store": False, "of another command": 1}
+    assert flags.check(Config, good) == {"size": 4, "rate": None, "store": False}
 
 
 def test_flags_become_typed_fields_with_defaults():
