@@ -32,8 +32,8 @@ def moment(name: str, path: Path) -> None:
     """Do nothing, where a process may die amid a write; tests do something.
 
     `name` is "begin" before anything of `path` is there, "written" when a file's bytes
-    are, "whole" before the path gets its name, "named" after that, and "delete" before
-    the first file of a folder goes.
+    are, "whole" before the path gets its name, "named" after that, "delete" before the
+    first file of a folder goes, and "deleted" after the last.
     """
 
 
@@ -164,6 +164,7 @@ def remove_folder(path: Path) -> None:
     path.rename(to_delete)
     moment("delete", to_delete)
     remove(to_delete)
+    moment("deleted", to_delete)
 
 
 def remove(path: Path) -> None:

@@ -64,10 +64,10 @@ def test_a_folder_has_its_name_when_it_is_whole(tmp_path, moments):
         assert (path / "a").read_text() == text and os.listdir(tmp_path) == ["7"]
     assert [name for name, *_ in moments] == [
         *("begin", "written", "whole", "named"),
-        *("begin", "written", "whole", "delete", "named"),
+        *("begin", "written", "whole", "delete", "deleted", "named"),
     ]
     # The old one has lost its name before its first file goes.
-    assert moments[-2][2] == ["7.deleted", "7.partial"]
+    assert moments[-3][2] == ["7.deleted", "7.partial"]
     with pytest.raises(ZeroDivisionError), disk.atomic_folder(path):
         raise ZeroDivisionError
     assert (path / "a").read_text() == "new" and os.listdir(tmp_path) == ["7"]

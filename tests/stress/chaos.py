@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stress import publish
-from tests.stress.narrow import EXPORT, PICTURE, POINTS
+from tests.stress.narrow import DELETION, EXPORT, PICTURE, POINTS, SAVE
 
 EVERY_POINT = [f"{point}:{time}" for point in POINTS for time in (1, 2, 3)]
 EVERY_POINT += [f"{EXPORT}:1", f"{PICTURE}:1"]
@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        whole = finish(home / "whole", *JOB)
-        seconds = whole.pop("seconds")
+        whole = finish(home / "whole", "--tell", *JOB)
+        seconds, told = whole.pop("seconds"), whole.pop("told")
         moments: list[str] = []
-        plan = plan_of(options.kills, options.seed, seconds)
+        plan = plan_of(options.kills, options.seed, seconds, told)
         plan += [(point, 0) for point in options.point or EVERY_POINT]
         for number, (how, delay) in enumerate(plan, start=1):
             out = home / str(number)
@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             moment = moment_of(out)
             moments.append(moment)
             again = finish(out, "--resume", *JOB)
-            again.pop("seconds")
             other = [part for part in whole if again[part] != whole[part]]
             assert not other, f"{how}, {moment}: resumed to other {', '.join(other)}"
             print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: same bits", flush=True)
@@ -72,11 +71,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return publish({**result, "moments": Counter(moments), "at_random": at_random})
 
 
-def plan_of(kills: int, seed: int, seconds: float) -> list[tuple[str, float]]:
-    """Return how to choose each moment: what to wait for, and how long after it."""
+def plan_of(
+    kills: int, seed: int, seconds: float, told: list[str]
+) -> list[tuple[str, float]]:
+    """Return how to choose each moment: a point and a delay, or a time of the run.
+
+    `told` is what a run told: among it how long its saves and deletions took.
+    """
     dice = random.Random(seed)
-    saving = [("saving", dice.uniform(0, 0.05)) for _ in range(kills // 2)]
-    deleting = [("deleting", dice.uniform(0, 0.003)) for _ in range(kills // 5)]
+
+    def within(phase: str, count: int) -> list[tuple[str, float]]:
+        lines = [line for line in told if line.startswith(phase)]
+        lengths = [float(line.rpartition(" ")[2]) for line in lines]
+        assert len(lengths) >= 3, told
+        chosen = [dice.randrange(3) for _ in range(count)]
+        return [
+            (f"{phase}:{i + 1}:{dice.uniform(0, lengths[i]):.6f}", 0) for i in chosen
+        ]
+
+    saving, deleting = within(SAVE, kills // 2), within(DELETION, kills // 5)
     rest = kills - len(saving) - len(deleting)
     any_time = [("", seconds * dice.uniform(0.05, 1)) for _ in range(rest)]
     return saving + deleting + any_time
@@ -94,19 +107,18 @@ def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
 
 
 def kill(out: Path, how: str, delay: float, *flags: str) -> None:
-    """Start a run and let it die: at a named point, or `delay` after what it tells."""
-    named = ":" in how
-    with start(out, *flags, *(["--die", how] if named else ["--tell"])) as process:
-        if how and not named:
-            # The first, second or third time, as the delay's last digits say.
-            for _ in range(1 + int(delay * 1e6) % 3):
-                next(line for line in process.stderr if line.startswith(how))
-        if not named:
+    """Start a run and let it die: at or after a named point, or after a delay."""
+    with start(out, *flags, *(["--die", how] if how else [])) as process:
+        if not how:
             time.sleep(delay)
             process.kill()
-        process.stderr.read()
-    # Only at a random moment may the run be over already.
-    assert process.returncode in ((-signal.SIGKILL,) if named else (-signal.SIGKILL, 0))
+        rest = process.stderr.read()
+    ends = {-signal.SIGKILL}
+    if how.count(":") == 2:
+        ends = {-signal.SIGALRM}
+    if not how:  # at a random moment the run may be over already
+        ends.add(0)
+    assert process.returncode in ends, (how, process.returncode, rest)
 
 
 def moment_of(out: Path) -> str:
@@ -133,7 +145,7 @@ def finish(out: Path, *flags: str) -> dict[str, Any]:
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     with contextlib.redirect_stdout(sys.stderr):
         found = results(out)
-    return {"files": files, **found, "seconds": seconds}
+    return {"files": files, **found, "seconds": seconds, "told": errors.splitlines()}
 
 
 def results(out: Path) -> dict[str, Any]:

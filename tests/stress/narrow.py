@@ -1,16 +1,18 @@
 """`jaxlab.finetune` with a narrow network, so that hundreds of runs take minutes.
 
-    python -m tests.stress.narrow [--die POINT:N] [--tell] FLAGS
+    python -m tests.stress.narrow [--die POINT:N[:SECONDS]] [--tell] FLAGS
 
 All is the command's but the widths of the layers. `--die` kills the process, as
-SIGKILL does, at a point of its writing, the Nth time it gets there; `--tell` prints a
-line to stderr whenever a phase begins, and how many images were trained on.
+SIGKILL does, at a point of its writing, the Nth time it gets there, or so many seconds
+after that; `--tell` prints a line to stderr whenever a phase begins, how many images
+were trained on, and how many seconds a save or a deletion took.
 """
 
 import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ POINTS = (
 )
 # Of AlexNet's convolutions and fully connected layers.
 NARROW = {"channels": (8, 12, 16, 12, 12), "hidden": 32}
+# Where a save and a deletion begin, to die some time after that.
+SAVE, DELETION = "in a save", "in a deletion"
 # Reached once a run.
 EXPORT, PICTURE = "amid model.safetensors", "before a picture is there"
 FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
@@ -36,11 +40,11 @@ FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
 def main(argv: list[str]) -> int:
     """Run the command; return its exit code."""
     arguments = [*FLAGS, *argv]
-    point, occurrence = None, 0
+    point, occurrence, delay = None, 0, 0.0
     if "--die" in arguments:
         place = arguments.index("--die")
-        point, _, number = arguments[place + 1].partition(":")
-        occurrence = int(number)
+        point, number, *seconds = arguments[place + 1].split(":")
+        occurrence, delay = int(number), float(*seconds)
         del arguments[place : place + 2]
     tell = "--tell" in arguments
     arguments = [word for word in arguments if word != "--tell"]
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     runtime.set_up()
     narrow()
-    watch(point, occurrence, tell)
+    watch(point, occurrence, delay, tell)
     from jaxlab import finetune
     from jaxlab.cli import terminal
 
@@ -87,8 +91,8 @@ def narrow(put: Callable = setattr, **widths: Any) -> None:
             put(owner, name, function)
 
 
-def watch(point: str | None, occurrence: int, tell: bool) -> None:
-    """Make the process die at a point, and tell when a phase begins."""
+def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
+    """Make the process die at a point or after it, and tell when a phase begins."""
     from jaxlab.runs import folder as run_folder
     from jaxlab.runs.checkpoint import STATE
     from jaxlab.runs.manifest import MANIFEST
@@ -96,6 +100,7 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
     from pretrained import disk, download
 
     seen: dict[str, int] = {}
+    began: dict[str, float] = {}
 
     def reached(name: str) -> bool:
         seen[name] = seen.get(name, 0) + 1
@@ -126,14 +131,29 @@ def watch(point: str | None, occurrence: int, tell: bool) -> None:
 
         setattr(owner, name, watched)
 
+    def die_later(phase: str) -> None:
+        began[phase] = time.perf_counter()
+        if reached(phase):
+            # By the system's own hand, whatever Python is doing then.
+            signal.setitimer(signal.ITIMER_REAL, delay)
+
+    def log_seconds(phase: str) -> None:
+        log(f"{phase}: {time.perf_counter() - began[phase]:.6f}")
+
     def of_a_step(name: str, path: Path) -> None:
         if name == "begin":
             log("saving")
+            die_later(SAVE)
+        if name == "named":
+            log_seconds(SAVE)
         if name == "delete":
             log("deleting")
+            die_later(DELETION)
             if reached("amid a deletion"):
                 min(path.iterdir()).unlink()
                 die()
+        if name == "deleted":
+            log_seconds(DELETION)
         points = {"begin": "before the folder", "whole": "before the rename"}
         points |= {"named": "after the rename"}
         if name in points and reached(points[name]):
