@@ -9,7 +9,9 @@ _HOME = {
     "WeightsError": "errors",
     "read_torch_file": "torchfile",
     "to_flax": "layout",
+    "to_state_dict": "layout",
     "to_torch": "layout",
+    "to_variables": "layout",
 }
 __all__ = sorted(_HOME)
 

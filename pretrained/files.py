@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from pretrained.disk import atomic_write_weights, write_tensors
 from pretrained.errors import WeightsError, one_line
-from pretrained.layout import Params, flat_params, nested_params, to_flax
+from pretrained.layout import Params, flat, flat_params, nested, to_flax
 from pretrained.sources import Source, by_sha256
 from pretrained.tables import ALEXNET, Row
 from pretrained.torchfile import open_weights, read_torch_file
@@ -60,24 +60,22 @@ def read_weights(
     names = "flax" if any("/" in key for key in tensors) else "torch"
     try:
         if names == "flax":
-            params = nested_params(flat_params(tensors, table))
+            params = nested(flat_params(tensors, table))
         else:
             params = to_flax(tensors, table)
     except WeightsError as error:
         _, _, reason = str(error).partition(": ")
         raise WeightsError(f"{name}: {reason}") from None
-    for layer, leaves in params.items():
-        for leaf, array in leaves.items():
-            if array.dtype != np.float32:
-                raise WeightsError(
-                    f"{name}: {layer}/{leaf} is {array.dtype}; save "
-                    "model.float().state_dict()"
-                )
-            if not np.isfinite(array).all():
-                raise WeightsError(
-                    f"{name}: {layer}/{leaf} holds NaN or infinity, as a diverged "
-                    "training leaves; pass other weights"
-                )
+    for path, array in flat(params).items():
+        if array.dtype != np.float32:
+            raise WeightsError(
+                f"{name}: {path} is {array.dtype}; save model.float().state_dict()"
+            )
+        if not np.isfinite(array).all():
+            raise WeightsError(
+                f"{name}: {path} holds NaN or infinity, as a diverged training leaves; "
+                "pass other weights"
+            )
     source = by_sha256(sha256)
     return Weights(params, names, is_safetensors, sha256, source, claim)
 

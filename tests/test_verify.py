@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jaxlab import verify
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from pretrained import convert
-from pretrained.layout import nested_params
+from pretrained.layout import nested
 from tests.conftest import torch_alexnet, with_imagenet_convolutions
 from tests.stress.narrow import NARROW
 
@@ -119,9 +119,7 @@ def swap_biases_of_equal_shape(params):
 def test_a_wrong_conversion_fails_at_its_layer(damage, first, original, converted):
     params = load_file(converted)
     damage(params)
-    rows = verify.compare(
-        nested_params(params), torch.load(original, weights_only=True)
-    )
+    rows = verify.compare(nested(params), torch.load(original, weights_only=True))
     missed = [row.layer for row in rows if not row.passed]
     assert missed[0] == first and "logits" in missed
     # What lies before the damage is still equal.

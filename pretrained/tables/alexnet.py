@@ -1,6 +1,6 @@
 """torchvision's AlexNet."""
 
-from pretrained.tables.row import Row, flattened_chw, oihw_hwio, same, transposed
+from pretrained.tables.row import Row, conv, flattened_chw, linear
 
 
 def alexnet(
@@ -9,24 +9,15 @@ def alexnet(
 ) -> tuple[Row, ...]:
     """Return AlexNet's rows, for torchvision's widths or others."""
     c1, c2, c3, c4, c5 = channels
-    flatten = flattened_chw(c5, 6, 6)
     return (
-        Row("features.0.weight", "conv1/kernel", (c1, 3, 11, 11), oihw_hwio),
-        Row("features.0.bias", "conv1/bias", (c1,), same),
-        Row("features.3.weight", "conv2/kernel", (c2, c1, 5, 5), oihw_hwio),
-        Row("features.3.bias", "conv2/bias", (c2,), same),
-        Row("features.6.weight", "conv3/kernel", (c3, c2, 3, 3), oihw_hwio),
-        Row("features.6.bias", "conv3/bias", (c3,), same),
-        Row("features.8.weight", "conv4/kernel", (c4, c3, 3, 3), oihw_hwio),
-        Row("features.8.bias", "conv4/bias", (c4,), same),
-        Row("features.10.weight", "conv5/kernel", (c5, c4, 3, 3), oihw_hwio),
-        Row("features.10.bias", "conv5/bias", (c5,), same),
-        Row("classifier.1.weight", "fc6/kernel", (hidden, c5 * 36), flatten),
-        Row("classifier.1.bias", "fc6/bias", (hidden,), same),
-        Row("classifier.4.weight", "fc7/kernel", (hidden, hidden), transposed),
-        Row("classifier.4.bias", "fc7/bias", (hidden,), same),
-        Row("classifier.6.weight", "fc8/kernel", ("num_classes", hidden), transposed),
-        Row("classifier.6.bias", "fc8/bias", ("num_classes",), same),
+        *conv("features.0", "conv1", c1, 3, 11),
+        *conv("features.3", "conv2", c2, c1, 5),
+        *conv("features.6", "conv3", c3, c2, 3),
+        *conv("features.8", "conv4", c4, c3, 3),
+        *conv("features.10", "conv5", c5, c4, 3),
+        *linear("classifier.1", "fc6", hidden, c5 * 36, flattened_chw(c5, 6, 6)),
+        *linear("classifier.4", "fc7", hidden, hidden),
+        *linear("classifier.6", "fc8", "num_classes", hidden),
     )
 
 

@@ -4,8 +4,8 @@ torch keeps convolutions as OIHW and flattens C·H·W; Flax keeps HWIO and, with
 last, flattens H·W·C. Every difference is a named transform.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,21 @@ class Transform(NamedTuple):
 class Row(NamedTuple):
     """One tensor: its name on both sides, its shape in torch, how the axes move.
 
-    A string in `shape` is a free dimension, equal wherever the same string stands.
+    `flax` is a path of any depth in `collection`, "params" or "batch_stats". A string
+    in `shape` is a free dimension, equal wherever the same string stands. A "count",
+    such as BatchNorm's of its batches, is int64 in torch and int32 in Flax, and 0 where
+    a file lacks it; all else is "float".
     """
 
     torch: str
     flax: str
     shape: tuple[int | str, ...]
     transform: Transform
+    collection: Literal["params", "batch_stats"] = "params"
+    kind: Literal["float", "count"] = "float"
+
+
+Size = int | str  # of a dimension; a free one is named
 
 
 def flattened_chw(channels: int, height: int, width: int) -> Transform:
@@ -50,3 +58,39 @@ oihw_hwio = Transform(
     lambda kernel: kernel.transpose(3, 2, 0, 1),
 )
 transposed = Transform(lambda weight: weight.T, lambda kernel: kernel.T)
+
+
+def conv(
+    torch: str,
+    flax: str,
+    out: int,
+    inputs: int,
+    kernel: int,
+    *,
+    groups: int = 1,
+    bias: bool = True,
+) -> Iterator[Row]:
+    """Yield the rows of a convolution: [out, inputs / groups, kernel, kernel]."""
+    shape = (out, inputs // groups, kernel, kernel)
+    yield Row(f"{torch}.weight", f"{flax}/kernel", shape, oihw_hwio)
+    if bias:
+        yield Row(f"{torch}.bias", f"{flax}/bias", (out,), same)
+
+
+def linear(
+    torch: str, flax: str, out: Size, inputs: int, transform: Transform = transposed
+) -> Iterator[Row]:
+    """Yield the rows of a linear layer: [out, inputs]."""
+    yield Row(f"{torch}.weight", f"{flax}/kernel", (out, inputs), transform)
+    yield Row(f"{torch}.bias", f"{flax}/bias", (out,), same)
+
+
+def batch_norm(torch: str, flax: str, channels: int) -> Iterator[Row]:
+    """Yield the five rows of a batch normalisation, in torch's order."""
+    shape = (channels,)
+    yield Row(f"{torch}.weight", f"{flax}/scale", shape, same)
+    yield Row(f"{torch}.bias", f"{flax}/bias", shape, same)
+    yield Row(f"{torch}.running_mean", f"{flax}/mean", shape, same, "batch_stats")
+    yield Row(f"{torch}.running_var", f"{flax}/var", shape, same, "batch_stats")
+    count = f"{torch}.num_batches_tracked"
+    yield Row(count, f"{flax}/count", (), same, "batch_stats", "count")

@@ -1,6 +1,7 @@
 """The converter: bijective, exact, and clear about what does not fit."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -11,9 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import AlexNet
-from pretrained import WeightsError, to_flax, to_torch
-from pretrained.tables import ALEXNET, alexnet
-from pretrained.tables.row import flattened_chw
+from pretrained import (
+    WeightsError,
+    to_flax,
+    to_state_dict,
+    to_torch,
+    to_variables,
+)
+from pretrained.layout import recognised, state_dict_of, variables_of
+from pretrained.tables import ALEXNET, alexnet, children, head
+from pretrained.tables.row import batch_norm, conv, flattened_chw, linear
 from tests.conftest import torch_alexnet
 from tests.stress.narrow import NARROW
 
@@ -264,3 +272,99 @@ def test_params_that_do_not_fit_are_named(change, message):
     with pytest.raises(WeightsError) as raised:
         to_torch(change(full_params()))
     assert message in str(raised.value)
+
+
+# A network of several levels with running statistics.
+DEEP = (
+    *conv("stem.conv", "stem/conv", 4, 3, 3),
+    *batch_norm("stem.norm", "stem/norm", 4),
+    *conv("body.block.conv", "body/block/conv", 6, 4, 3, groups=2, bias=False),
+    *batch_norm("body.block.norm", "body/block/norm", 6),
+    *linear("head", "head", "num_classes", 6),
+)
+
+
+def deep_state_dict(num_classes=5):
+    block = torch.nn.Sequential()
+    block.add_module("conv", torch.nn.Conv2d(4, 6, 3, groups=2, bias=False))
+    block.add_module("norm", torch.nn.BatchNorm2d(6))
+    model = torch.nn.Sequential()
+    model.add_module("stem", torch.nn.Sequential())
+    model.add_module("body", torch.nn.Sequential())
+    model.stem.add_module("conv", torch.nn.Conv2d(3, 4, 3))
+    model.stem.add_module("norm", torch.nn.BatchNorm2d(4))
+    model.body.add_module("block", block)
+    model.add_module("head", torch.nn.Linear(6, num_classes))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.normal_()
+            else:
+                tensor.fill_(12345)
+    return model.state_dict()
+
+
+def test_a_table_of_any_depth_is_torchs_in_names_order_and_shapes():
+    theirs = deep_state_dict()
+    assert [row.torch for row in DEEP] == list(theirs)
+    for row in DEEP:
+        sizes = [5 if size == "num_classes" else size for size in row.shape]
+        assert tuple(sizes) == theirs[row.torch].shape
+
+
+def test_running_statistics_and_counters_go_there_and_back():
+    theirs = deep_state_dict()
+    variables = variables_of(theirs, DEEP)
+    assert variables.keys() == {"params", "batch_stats"}
+    assert set(variables["params"]["body"]["block"]["conv"]) == {"kernel"}
+    assert variables["params"]["body"]["block"]["conv"]["kernel"].shape == (3, 3, 2, 6)
+    norm = variables["batch_stats"]["body"]["block"]["norm"]
+    assert norm.keys() == {"mean", "var", "count"}
+    assert norm["count"] == 12345 and norm["count"].dtype == np.int32
+    back = state_dict_of(variables, DEEP)
+    assert list(back) == list(theirs)
+    assert_same_bits(back, {name: tensor.numpy() for name, tensor in theirs.items()})
+
+
+def test_counters_may_be_absent_and_must_be_counts():
+    theirs = deep_state_dict()
+    name = "stem.norm.num_batches_tracked"
+    del theirs[name]
+    assert variables_of(theirs, DEEP)["batch_stats"]["stem"]["norm"]["count"] == 0
+    for wrong, reason in (
+        (torch.tensor(2**31), f"{name} is 2147483648, expected 0 to 2^31 - 1"),
+        (torch.tensor(-1), f"{name} is -1, expected"),
+        (torch.tensor(1.0), f"{name} is float32, expected int64 or int32"),
+        (torch.tensor([1, 2]), f"{name} has shape [2], expected []"),
+    ):
+        with pytest.raises(WeightsError, match=re.escape(reason)):
+            variables_of({**theirs, name: wrong}, DEEP)
+    variables = variables_of(theirs, DEEP)
+    del variables["batch_stats"]["stem"]["norm"]["mean"]
+    with pytest.raises(WeightsError, match="batch_stats: .*stem/norm/mean is missing"):
+        state_dict_of(variables, DEEP)
+
+
+def test_a_table_knows_its_children_and_its_head():
+    assert children(DEEP) == ["stem", "body", "head"] and head(DEEP) == "head"
+    assert children(ALEXNET)[-2:] == ["fc7", "fc8"] and head(ALEXNET) == "fc8"
+
+
+def test_a_network_is_recognised_by_its_keys_and_shapes():
+    def shapes_of(architecture, num_classes=10):
+        with torch.device("meta"):
+            model = getattr(torchvision.models, architecture)(num_classes=num_classes)
+        return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+    for num_classes in (2, 1000):
+        assert recognised(shapes_of("alexnet", num_classes)) == ["alexnet"]
+    assert recognised(shapes_of("vgg11")) == []
+    assert recognised({**shapes_of("alexnet"), "more": (1,)}) == []
+
+
+def test_variables_of_a_network_by_its_name():
+    variables = to_variables(full(), "alexnet")
+    assert variables.keys() == {"params"}
+    assert_same_bits(to_state_dict(variables, "alexnet"), full())
+    with pytest.raises(WeightsError, match="'lenet': no such network; pass one of"):
+        to_variables(full(), "lenet")

@@ -35,6 +35,7 @@ JOB = (*chaos.JOB, "--freeze", "features", "--train-size", "1000", "--test-size"
 # What the run tells when a phase begins.
 PHASES = ("features", "compiling", "trained", "testing", "saving", "exporting")
 DOWNLOADING = "downloading"
+TOLD = {*PHASES, "deleting", "done", "interrupted"}  # and nothing else, on stderr
 SAME = ("arrays", "model", "metrics")  # of a run, however it got there
 
 
@@ -130,7 +131,9 @@ def stop(
         rest = process.stderr.read()
         process.wait()
         seconds = time.perf_counter() - began
-    told = [line.split() for line in rest.splitlines() if line]
+    told = [line.split() for line in rest.splitlines()]
+    unknown = [words for words in told if not words or words[0] not in TOLD]
+    assert not unknown, (phase, rest)
     images += sum(int(words[1]) for words in told if words[0] == "trained")
     # When all is done the signal finds Python on its way out.
     codes = (0, -signal.SIGTERM) if ["done"] in told else (143,)

@@ -1,0 +1,113 @@
+"""What does not fit a key table: every tensor of it, and what it looks like instead."""
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pretrained.tables import Row
+
+MAX_LISTED = 40  # of what does not fit: all of AlexNet's, not all of a DenseNet's
+# Starts of keys that, all present, give away what a foreign state_dict belongs to.
+_FAMILIES = {
+    "a ResNet": ("layer1.0.",),
+    "a DenseNet": ("features.denseblock1.",),
+    "a SqueezeNet": ("features.3.squeeze.",),
+    "a VGG with batch normalisation": ("features.1.running_mean", "classifier.3."),
+    "a VGG": ("features.0.weight", "classifier.3.weight"),
+    "a MobileNet v2": ("features.1.conv.0.",),
+    "a MobileNet v3, EfficientNet, ConvNeXt or Swin": ("features.0.0.", "features.1."),
+    "a vision transformer": ("encoder.layers.",),
+    "a GoogLeNet": ("inception3a.",),
+    "an Inception v3": ("Mixed_5b.",),
+    "a ShuffleNet": ("stage2.0.branch",),
+}
+# Wrappers that put their name before every key.
+_WRAPPERS = {
+    "module.": ", as DataParallel saves them",
+    "_orig_mod.": ", as torch.compile saves them",
+}
+
+
+def checked_arrays(
+    tensors: Mapping[str, Any], counts: Container[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the tensors as arrays, and one line for each that is none of its kind."""
+    arrays: dict[str, np.ndarray | None] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        # Asked by name: torch's bfloat16 has no NumPy dtype, and converting it raises.
+        dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
+        dtype = dtype.removeprefix("torch.")
+        kinds = ("int64", "int32") if name in counts else ("float32", "float64")
+        if dtype not in kinds:
+            problems.append(f"{name} is {dtype}, expected {' or '.join(kinds)}")
+            arrays[name] = None
+            continue
+        # A torch tensor may require gradients or live on another device.
+        tensor = tensor.detach().cpu() if hasattr(tensor, "detach") else tensor
+        arrays[name] = np.asarray(tensor)
+        if name in counts and not ((arrays[name] >= 0) & (arrays[name] < 2**31)).all():
+            problems.append(f"{name} is {arrays[name]}, expected 0 to 2^31 - 1")
+    dtypes = {
+        array.dtype
+        for name, array in arrays.items()
+        if array is not None and name not in counts
+    }
+    if len(dtypes) > 1:
+        problems.append("float32 and float64 are mixed, expected one dtype")
+    return arrays, problems
+
+
+def mismatches(
+    arrays: Mapping[str, np.ndarray | None],
+    expected: Mapping[str, tuple[int | str, ...]],
+) -> list[str]:
+    """List every missing name, unexpected name and wrong shape."""
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is unexpected" for name in arrays if name not in expected]
+    free: dict[str, int] = {}
+    for name, shape in expected.items():
+        if (array := arrays.get(name)) is None:
+            continue
+        fits = len(shape) == array.ndim and all(
+            size >= 1 and size == free.setdefault(dimension, size)
+            if isinstance(dimension, str)
+            else size == dimension
+            for dimension, size in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            right = ", ".join(str(free.get(size, size)) for size in shape)
+            found = ", ".join(map(str, array.shape))
+            problems.append(f"{name} has shape [{found}], expected [{right}]")
+    return problems
+
+
+def listed(problems: list[str]) -> str:
+    """Return the problems as one line, but for those that are too many."""
+    more = len(problems) - MAX_LISTED
+    listed = "; ".join(problems[:MAX_LISTED])
+    return listed + (f"; and {more:,} more" if more > 0 else "")
+
+
+def advice_on(names: list[str], table: Iterable[Row]) -> str:
+    """Say what keys that do not fit look like, and what to do."""
+    expected = {row.torch for row in table}
+    prefix = names[0].split(".")[0] + "." if names else ""
+    if {name.removeprefix(prefix) for name in names} & expected and not (
+        expected & set(names)
+    ):
+        return (
+            f"every key starts with {prefix!r}{_WRAPPERS.get(prefix, '')}; pass "
+            f"{{k.removeprefix({prefix!r}): v for k, v in state_dict.items()}}"
+        )
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if wrapper in names:
+            return f"this is a training checkpoint; pass its [{wrapper!r}]"
+    if set(names) != expected:
+        for family, starts in _FAMILIES.items():
+            if all(any(name.startswith(start) for name in names) for start in starts):
+                return f"this looks like {family}; pass torchvision's alexnet"
+        if "conv5" in names or any("/" in name for name in names):
+            return "these look like Flax params; to_torch converts those"
+    return "pass the float32 state_dict of torchvision.models.alexnet"
