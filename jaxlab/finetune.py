@@ -156,6 +156,7 @@ def _run(
         except signals.Stopped:
             _tell_how_to_go_on(config, writer.last_step)
             raise
+        signals.check()
         writer.write_model(to_torch(jax.device_get(state.params)), {"format": "pt"})
     for name in (run_folder.CURVES, run_folder.CONFUSION):
         _draw(name, writer, config, data, rows, predictions)

@@ -6,7 +6,9 @@ where the step under way is finished and saved. The second one ends the process.
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -26,9 +28,22 @@ _deferred = False
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Within, a signal raises Stopped in the main thread."""
+    """Within, a signal raises Stopped in the main thread.
+
+    At the latest at the end: Python drops what is raised in a destructor or a callback
+    of the garbage collector, and would print it.
+    """
     global _received
     _received = None
+    print_unraisable, dropped = sys.unraisablehook, []
+
+    def keep(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped):
+            dropped.append(unraisable.exc_value.exit_code)
+        else:
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = keep
     # What ignores a signal, as a shell's background jobs do SIGINT, goes on to.
     before = {n: signal.getsignal(n) for n in _SIGNALS}
     for number, handler in before.items():
@@ -36,8 +51,11 @@ def installed() -> Iterator[None]:
             signal.signal(number, _handle)
     try:
         yield
+        if dropped:
+            check()
     finally:
         _received = None
+        sys.unraisablehook = print_unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -61,10 +79,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def check() -> None:
-    """Raise Stopped where a signal was received, whatever became of the one it raised.
-
-    Python drops what is raised in a destructor or a callback of the garbage collector.
-    """
+    """Raise Stopped if a signal was received, whatever became of the one it raised."""
     if _received is not None:
         raise Stopped(_received)
 

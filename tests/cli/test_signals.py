@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -46,3 +48,29 @@ def test_signals_are_the_callers_again_afterwards():
     with pytest.raises(signals.Stopped), signals.installed():
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_a_signal_that_python_drops_is_raised_at_the_end_and_not_printed(capsys):
+    class Dying:
+        def __del__(self):  # Python drops what is raised here
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    reached, hook = [], sys.unraisablehook
+    with pytest.raises(signals.Stopped), signals.installed():
+        Dying()
+        reached.append("the end")
+    assert reached and sys.unraisablehook is hook
+    assert capsys.readouterr().err == ""
+
+
+def test_what_else_python_drops_is_printed(monkeypatch):
+    class Faulty:
+        def __del__(self):
+            raise ZeroDivisionError
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda u: dropped.append(u.exc_type))
+    with signals.installed():
+        Faulty()
+    assert dropped == [ZeroDivisionError]

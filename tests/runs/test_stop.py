@@ -197,7 +197,6 @@ def test_a_signal_that_python_drops_stops_the_run_all_the_same(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "unraisablehook", lambda _: None)
         on_call(patch, fit, "_test", 1, Dying)
         assert command(patch, out) == 143
     assert CheckpointManager(out / "checkpoints", 2, print).steps() == [STEPS]
