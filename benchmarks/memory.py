@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.harness.pairs import published
 from benchmarks.whole_run import run
-from jaxlab.config import FREEZE
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 
 SIZES = ("--epochs", "1", "--train-size", "640", "--test-size", "100")
 
@@ -57,7 +57,9 @@ def optimizer_bytes(freeze: str) -> tuple[int, int]:
         return AlexNet(10).init(jax.random.key(0), images, train=False)["params"]
 
     shapes = jax.eval_shape(params)
-    trainable = trainable_tree(shapes, FREEZE[freeze])
+    trainable = trainable_tree(
+        shapes, ARCHITECTURES["alexnet"].freezing_patterns(freeze)
+    )
     state = jax.eval_shape(
         make_optimizer("adam", 1e-4, trainable=trainable).init, shapes
     )

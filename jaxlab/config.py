@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE, Architecture
 
-# Ordered patterns over parameter paths; the first that matches decides.
-FREEZE = {
-    "features": ((r"conv\d/.*", "frozen"), (r"fc\d/.*", "trainable")),
-    "backbone": ((r"fc8/.*", "trainable"), (r".*", "frozen")),
-    "none": ((r".*", "trainable"),),
-}
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
 CLASS_WEIGHTS = ("none", "balanced")
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
-MIN_IMAGE_SIZE = 63  # AlexNet's own bound, repeated so that --help need not load it
+MIN_IMAGE_SIZE = min(each.min_image_size for each in ARCHITECTURES.values())
 MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
 
 LAST = "last"  # what --resume without a step stands for
@@ -48,17 +43,20 @@ class Config:
     val_fraction: float = flag(
         0.2, "part to test with, of data without a split", above=0, below=1
     )
-    weights: str = flag(
-        "imagenet-conv",
+    model: str = flag("alexnet", "network", choices=tuple(ARCHITECTURES))
+    weights: str | None = flag(
+        None,
         "imagenet-conv: embedded convolutions, fresh fc layers; imagenet: the whole of "
-        "torchvision's AlexNet, downloaded once; none: all fresh; or a .pth or "
+        "torchvision's network, downloaded once; none: all fresh; or a .pth or "
         ".safetensors file",
+        default_help=", ".join(
+            f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
+        ),
     )
     freeze: str | None = flag(
         None,
         "layers kept as they are: features (all convolutions), backbone (all but the "
-        "head; refused where fc6 and fc7 are fresh), none",
-        choices=tuple(FREEZE),
+        "head), none, or a layer's name: it and all before it",
         default_help="features; none with --weights none",
     )
     epochs: int = flag(
@@ -161,24 +159,52 @@ def resolved(config: Config) -> Config:
 
     Raises UsageError for what cannot be meant; says on stderr what hardly can.
     """
+    architecture = ARCHITECTURES[config.model]
+    weights = architecture.weights if config.weights is None else config.weights
     # Of a run that is resumed, the weights are among what was saved.
-    known = config.weights in WEIGHTS or config.resume is not None
-    if not known and not os.path.lexists(config.weights):
+    known = weights in WEIGHTS or config.resume is not None
+    if not known and not os.path.lexists(weights):
         raise UsageError(
-            f"--weights: {config.weights!r} is neither a file nor one of "
-            f"{', '.join(WEIGHTS)}{did_you_mean(config.weights, WEIGHTS)}"
+            f"--weights: {weights!r} is neither a file nor one of "
+            f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS)}"
         )
-    freeze = config.freeze or ("none" if config.weights == "none" else "features")
-    if freeze == "backbone" and config.weights in ("imagenet-conv", "none"):
+    if config.image_size < architecture.min_image_size:
         raise UsageError(
-            f"--freeze backbone: with --weights {config.weights} fc6 and fc7 are fresh "
-            "and would stay random; use --freeze features, or --weights imagenet"
+            f"--image-size: {config.image_size} is out of range; pass a number at "
+            f"least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
-    if freeze == "features" and config.weights == "none":
+    freeze = config.freeze
+    if freeze is None:
+        freeze = "none" if weights == "none" else "features"
+    _check_freeze(architecture, freeze, weights)
+    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+    return dataclasses.replace(config, weights=weights, freeze=freeze, lr=lr)
+
+
+def _check_freeze(architecture: Architecture, freeze: str, weights: str) -> None:
+    """Refuse, with UsageError, to freeze what is no layer, or is fresh and connected.
+
+    Says on stderr where fresh convolutions stay as they are.
+    """
+    known = (*FREEZE, *architecture.children[:-1])
+    try:
+        frozen = architecture.frozen(freeze)
+    except ValueError:
+        raise UsageError(
+            f"--freeze: {freeze!r} is not one of {', '.join(known)}"
+            f"{did_you_mean(freeze, known)}"
+        ) from None
+    convolutions = architecture.frozen("features")
+    if weights in ("imagenet-conv", "none"):
+        if fresh := [name for name in frozen if name not in convolutions]:
+            raise UsageError(
+                f"--freeze {freeze}: with --weights {weights} {' and '.join(fresh)} "
+                f"{'are' if len(fresh) > 1 else 'is'} fresh and would stay random; use "
+                "--freeze features, or --weights imagenet"
+            )
+    if weights == "none" and frozen:
         print(
-            "warning: --freeze features with --weights none: the convolutions are "
+            f"warning: --freeze {freeze} with --weights none: the convolutions are "
             "fresh and stay random",
             file=sys.stderr,
         )
-    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
-    return dataclasses.replace(config, freeze=freeze, lr=lr)

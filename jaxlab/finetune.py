@@ -20,6 +20,7 @@ from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import log
 from jaxlab.config import LAST, RESOLVED_FROM_DATA, Config, resolved
 from jaxlab.errors import CheckpointError, JaxlabError, UsageError
+from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
 from jaxlab.runs.record import Record, read_record, read_rows
@@ -138,7 +139,7 @@ def _run(
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training.fit import fit
     from jaxlab.training.job import job_of, network_of
-    from pretrained import to_torch
+    from pretrained import to_state_dict
 
     folder = Path(config.out)
     weights = _class_weights(data, config.class_weights)
@@ -157,7 +158,9 @@ def _run(
             _tell_how_to_go_on(config, writer.last_step)
             raise
         signals.check()
-        writer.write_model(to_torch(jax.device_get(state.params)), {"format": "pt"})
+        variables = jax.device_get({"params": state.params, **state.other_variables})
+        tensors = to_state_dict(variables, config.model)
+        writer.write_model(tensors, {"format": "pt"})
     for name in (run_folder.CURVES, run_folder.CONFUSION):
         _draw(name, writer, config, data, rows, predictions)
     seconds = job.clock.compile_seconds
@@ -258,7 +261,11 @@ def _start(
     saved = then and resume.checkpoint_to_resume(checkpoints, config.resume, log)
     if saved is None:
         params, weights = initial_params(
-            network.model, network.init_key, config.weights, offline=config.offline
+            ARCHITECTURES[config.model],
+            network.model,
+            network.init_key,
+            config.weights,
+            offline=config.offline,
         )
         record = Record.of(config, data, preprocess, weights, environment)
         return Start(init_state(params, network.optimizer), Progress(), record)
@@ -284,11 +291,11 @@ def _draw(
     from jaxlab.figures.confusion import draw_confusion
     from jaxlab.figures.curves import draw_curves
 
-    accuracy = rows[-1]["test_accuracy"]
+    network, accuracy = config.model, rows[-1]["test_accuracy"]
     draw = {
         run_folder.CURVES: lambda: draw_curves(
             rows,
-            f"AlexNet on {data.name}, {os.path.basename(config.weights)} weights, "
+            f"{network} on {data.name}, {os.path.basename(config.weights)} weights, "
             f"seed {config.seed}",
         ),
         run_folder.CONFUSION: lambda: draw_confusion(
@@ -316,7 +323,12 @@ def _draw_missing(
 
     folder = Path(config.out)
     model = network_of(config, data).model
-    params, _ = initial_params(model, jax.random.key(0), str(folder / run_folder.MODEL))
+    params, _ = initial_params(
+        ARCHITECTURES[config.model],
+        model,
+        jax.random.key(0),
+        str(folder / run_folder.MODEL),
+    )
     test = inputs.image_inputs(model, data, preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
         make_eval_step(test.apply_fn),

@@ -24,6 +24,7 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
+from jaxlab.models.architecture import ARCHITECTURES, Architecture
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.record import parse_record
 from pretrained.errors import one_line
@@ -56,6 +57,7 @@ class Network(NamedTuple):
     params: Any
     preprocess: Any
     class_names: Sequence[str]
+    architecture: Architecture
     precision: str = "float32"
 
 
@@ -114,9 +116,9 @@ def predict(
     import jax.numpy as jnp
 
     from jaxlab.data.pictures import BadPicture, decode, read
-    from jaxlab.models.alexnet import AlexNet
 
-    model = AlexNet(len(network.class_names), dtype=jnp.dtype(network.precision))
+    dtype = jnp.dtype(network.precision)
+    model = network.architecture.build(len(network.class_names), dtype=dtype)
     params = jax.device_put(network.params)
 
     @jax.jit
@@ -180,6 +182,7 @@ def _of_run(folder: Path) -> Network:
     try:
         record = parse_record((folder / run_folder.CONFIG).read_text())
         preprocess = Preprocess(**record.preprocess_arguments())
+        architecture = ARCHITECTURES[record.model]
         precision = record.precision
     except OSError as error:
         raise InputError(
@@ -196,14 +199,14 @@ def _of_run(folder: Path) -> Network:
             f"{folder}: holds no {run_folder.MODEL}: the run has not ended; pass "
             "another run"
         )
-    params = read_weights(model).params
-    classes = len(params["fc8"]["bias"])
+    params = read_weights(model, architecture.name).params
+    classes = len(params[architecture.head]["bias"])
     if classes != len(record.class_names):
         raise InputError(
             f"{folder}: the model has {classes} classes, {run_folder.CONFIG} names "
             f"{len(record.class_names)}; pass another run"
         )
-    return Network(params, preprocess, record.class_names, precision)
+    return Network(params, preprocess, record.class_names, architecture, precision)
 
 
 def _published(config: Config) -> Network:
@@ -213,7 +216,9 @@ def _published(config: Config) -> Network:
 
     weights = whole_network(config.weights, offline=config.offline)
     # As the published accuracies were measured.
-    return Network(weights.params, Preprocess(crop=True), imagenet_classes())
+    architecture = ARCHITECTURES[weights.network]
+    names = imagenet_classes()
+    return Network(weights.params, Preprocess(crop=True), names, architecture)
 
 
 def _writer(config: Config) -> Any:

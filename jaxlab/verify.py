@@ -21,7 +21,9 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
+from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
+from pretrained.tables import TABLES, head
 
 # Bars on ‖ours - torch‖ / ‖torch‖: both sides sum the same products in another order.
 BARS = {"float32": 1e-5, "float64": 1e-12}
@@ -66,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Config(**given)
     device = runtime.set_up()
     torch, torchvision = import_torch()
-    params, state_dict, facts = _both_sides(config, torch, torchvision)
-    comparisons = compare(params, state_dict)
+    network, params, state_dict, facts = _both_sides(config, torch, torchvision)
+    comparisons = compare(network, params, state_dict)
     missed = [row for row in comparisons if not row.passed]
     certificate = {
         "verdict": "equal" if not missed else "not equal",
@@ -139,9 +141,9 @@ def _not_installed(package: str) -> InputError:
 
 def _both_sides(
     config: Config, torch: Any, torchvision: Any
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Return our params, torch's state_dict, and what the certificate says of them."""
-    from pretrained import embedded, to_flax
+) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
+    """Return the network's name, our params, torch's state_dict, and what is told."""
+    from pretrained import embedded, to_flax, to_torch
     from pretrained.download import open_published
     from pretrained.files import read_weights
     from pretrained.sources import SOURCES
@@ -151,20 +153,20 @@ def _both_sides(
         if config.against:
             raise UsageError("--against: imagenet-conv is no file; pass one as WEIGHTS")
         torch.manual_seed(0)
-        state_dict = torchvision.models.alexnet().state_dict()
-        for index, layer in zip(
-            (0, 3, 6, 8, 10), embedded.imagenet_conv().values(), strict=True
-        ):
-            kernel = torch.from_numpy(layer["kernel"]).permute(3, 2, 0, 1)
-            state_dict[f"features.{index}.weight"].copy_(kernel)
-            state_dict[f"features.{index}.bias"].copy_(torch.from_numpy(layer["bias"]))
+        network = embedded.NETWORK
+        state_dict = getattr(torchvision.models, network)().state_dict()
+        params = {**to_flax(state_dict, TABLES[network]), **embedded.imagenet_conv()}
+        state_dict = {
+            name: torch.from_numpy(array)
+            for name, array in to_torch(params, TABLES[network]).items()
+        }
         facts = {
-            "weights": f"{embedded.SOURCE}; fc6 to fc8 random",
+            "weights": f"{embedded.SOURCE}; all other layers random",
             "sha256": embedded.SHA256,
             "classes": 1000,
             "proves": "that the architecture and the conversion equal torchvision's",
         }
-        return to_flax(state_dict), state_dict, facts
+        return network, params, state_dict, facts
 
     def content(name: str) -> io.BytesIO:
         """The bytes, read once: what is hashed, and what both sides parse."""
@@ -190,12 +192,12 @@ def _both_sides(
         "weights": ours.name,
         "sha256": weights.sha256,
         "published": weights.source.title if weights.source else None,
-        "classes": int(np.size(weights.params["fc8"]["bias"])),
+        "classes": weights.params[head(TABLES[weights.network])]["bias"].size,
     }
     theirs, original = ours, weights
     if config.against:
         theirs = content(config.against)
-        original = read_weights(theirs)
+        original = read_weights(theirs, weights.network)
         facts |= {"against": theirs.name, "against_sha256": original.sha256}
     facts["proves"] = (
         "that WEIGHTS are the weights of the file against, converted without loss"
@@ -214,17 +216,19 @@ def _both_sides(
             f"{theirs.name}: torch cannot load Flax's names; pass its original with "
             "--against FILE"
         )
-    classes = len(state_dict["classifier.6.bias"])
+    classes = original.params[head(TABLES[original.network])]["bias"].size
     if classes != facts["classes"]:
         raise InputError(
             f"--against: {theirs.name} has {classes} classes, {ours.name} has "
             f"{facts['classes']}; pass the file that WEIGHTS was made from"
         )
-    return weights.params, state_dict, facts
+    return weights.network, weights.params, state_dict, facts
 
 
-def compare(params: Any, state_dict: Mapping[str, Any]) -> list[Comparison]:
-    """Run ours with `params`, and torchvision's AlexNet with `state_dict`.
+def compare(
+    network: str, params: Any, state_dict: Mapping[str, Any]
+) -> list[Comparison]:
+    """Run our network with `params`, and torchvision's with `state_dict`.
 
     Returns a row for each precision, image size and layer, and for the logits, which
     must also name the same classes. Both sides see the same standard normal images.
@@ -232,8 +236,8 @@ def compare(params: Any, state_dict: Mapping[str, Any]) -> list[Comparison]:
     import jax
 
     _, torchvision = import_torch()
-    num_classes = len(state_dict["classifier.6.bias"])
-    model = torchvision.models.alexnet(num_classes=num_classes)
+    num_classes = params[head(TABLES[network])]["bias"].size
+    model = getattr(torchvision.models, network)(num_classes=num_classes)
     model.load_state_dict(state_dict, strict=True)
     rows = []
     for precision in BARS:
@@ -242,8 +246,8 @@ def compare(params: Any, state_dict: Mapping[str, Any]) -> list[Comparison]:
                 shape = (IMAGES, height, width, 3)
                 images = np.random.default_rng(0).standard_normal(shape)
                 images = images.astype(precision)
-                theirs = _torch_outputs(model, images)
-                ours = _our_outputs(params, images)
+                theirs = _torch_outputs(network, model, images)
+                ours = _our_outputs(network, params, images)
                 rows += [
                     _row(precision, f"{height}×{width}", layer, ours[layer], expected)
                     for layer, expected in theirs.items()
@@ -251,11 +255,11 @@ def compare(params: Any, state_dict: Mapping[str, Any]) -> list[Comparison]:
     return rows
 
 
-def _torch_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+def _torch_outputs(
+    network: str, model: Any, images: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return torchvision's outputs by our names for the layers, channels last."""
     import torch
-
-    from pretrained.tables import ALEXNET
 
     outputs = {}
 
@@ -267,7 +271,9 @@ def _torch_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
         return hook
 
-    paths = {row.flax.split("/")[0]: row.torch.rpartition(".")[0] for row in ALEXNET}
+    paths = {
+        row.flax.split("/")[0]: row.torch.rpartition(".")[0] for row in TABLES[network]
+    }
     handles = [
         model.get_submodule(path).register_forward_hook(keep(layer))
         for layer, path in paths.items()
@@ -280,13 +286,14 @@ def _torch_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     return {**outputs, "logits": logits.numpy()}
 
 
-def _our_outputs(params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+def _our_outputs(
+    network: str, params: Any, images: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return our outputs by layer, computed in the images' precision."""
     import jax
 
-    from jaxlab.models.alexnet import AlexNet
-
-    model = AlexNet(params["fc8"]["bias"].size, dtype=images.dtype)
+    num_classes = params[head(TABLES[network])]["bias"].size
+    model = ARCHITECTURES[network].build(num_classes, dtype=images.dtype)
 
     @jax.jit
     def run(params, images):

@@ -101,6 +101,7 @@ def _convert(options: argparse.Namespace) -> None:
     from pretrained.download import open_published
     from pretrained.files import provenance, read_weights, write_safetensors
     from pretrained.layout import flat_params, to_torch
+    from pretrained.tables import TABLES
     from pretrained.torchfile import write_torch_file
 
     if options.source in SOURCES:
@@ -108,7 +109,8 @@ def _convert(options: argparse.Namespace) -> None:
             weights = read_weights(file)
     else:
         weights = read_weights(options.source)
-    tensors = (to_torch if options.reverse else flat_params)(weights.params)
+    convert = to_torch if options.reverse else flat_params
+    tensors = convert(weights.params, TABLES[weights.network])
     if options.out.suffix == ".pth":
         write_torch_file(options.out, tensors)
     else:

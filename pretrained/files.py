@@ -17,9 +17,9 @@ from safetensors.numpy import load
 
 from pretrained.disk import atomic_write_weights, write_tensors
 from pretrained.errors import WeightsError, one_line
-from pretrained.layout import Params, flat, flat_params, nested, to_flax
+from pretrained.layout import Params, flat, flat_params, nested, recognised, to_flax
 from pretrained.sources import Source, by_sha256
-from pretrained.tables import ALEXNET, Row
+from pretrained.tables import TABLES
 from pretrained.torchfile import open_weights, read_torch_file
 from pretrained.unpickle import MAX_NAME
 
@@ -32,6 +32,7 @@ class Weights(NamedTuple):
     """
 
     params: Params
+    network: str  # its name in TABLES
     names: str  # whose the file's are: "torch" or "flax"
     is_safetensors: bool
     sha256: str
@@ -40,12 +41,13 @@ class Weights(NamedTuple):
 
 
 def read_weights(
-    path: str | os.PathLike | BinaryIO, table: tuple[Row, ...] = ALEXNET
+    path: str | os.PathLike | BinaryIO, network: str | None = None
 ) -> Weights:
     """Read a `.pth` or `.safetensors` (known by its content) of any number of classes.
 
-    The params are Flax's, float32 and finite. Raises WeightsError, with one line naming
-    the file and all that does not fit.
+    `network` is the one that it must hold; by default the one whose keys it has. The
+    params are Flax's, float32 and finite. Raises WeightsError, with one line naming the
+    file and all that does not fit.
     """
     with open_weights(path) as (file, name):
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,11 +60,15 @@ def read_weights(
         else:
             tensors = read_torch_file(file)
     names = "flax" if any("/" in key for key in tensors) else "torch"
+    if network is None:
+        found = recognised({key: t.shape for key, t in tensors.items()}, names)
+        # Of what is none, all is told that the first lacks.
+        network = (found or list(TABLES))[0]
     try:
         if names == "flax":
-            params = nested(flat_params(tensors, table))
+            params = nested(flat_params(tensors, TABLES[network]))
         else:
-            params = to_flax(tensors, table)
+            params = to_flax(tensors, TABLES[network])
     except WeightsError as error:
         _, _, reason = str(error).partition(": ")
         raise WeightsError(f"{name}: {reason}") from None
@@ -77,7 +83,7 @@ def read_weights(
                 "pass other weights"
             )
     source = by_sha256(sha256)
-    return Weights(params, names, is_safetensors, sha256, source, claim)
+    return Weights(params, network, names, is_safetensors, sha256, source, claim)
 
 
 def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray], Any]:

@@ -108,18 +108,24 @@ def state_dict_of(variables: Mapping[str, Any], table: Table) -> dict[str, np.nd
     }
 
 
-def recognised(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def recognised(
+    shapes: Mapping[str, tuple[int, ...]], names: str = "torch"
+) -> list[str]:
     """Return the networks of TABLES whose state_dict has these names and shapes.
 
-    Counters may be absent.
+    With `names` "flax", whose flat params have them. Counters may be absent.
     """
-    return [name for name, table in TABLES.items() if _fits(shapes, table)]
-
-
-def _fits(shapes: Mapping[str, tuple[int, ...]], table: Table) -> bool:
     arrays = {name: np.broadcast_to(0.0, shape) for name, shape in shapes.items()}
-    absent = {row.torch: np.zeros(()) for row in table if row.kind == "count"}
-    return not mismatches({**absent, **arrays}, {row.torch: row.shape for row in table})
+
+    def fits(table: Table) -> bool:
+        if names == "flax":
+            rows = [row for row in table if row.collection == "params"]
+            return not mismatches(arrays, {row.flax: _flax_shape(row) for row in rows})
+        absent = {row.torch: np.zeros(()) for row in table if row.kind == "count"}
+        expected = {row.torch: row.shape for row in table}
+        return not mismatches({**absent, **arrays}, expected)
+
+    return [name for name, table in TABLES.items() if fits(table)]
 
 
 def flat_params(

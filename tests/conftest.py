@@ -200,7 +200,7 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def narrowed(monkeypatch, undrawn):
     """The command, in this process, with few channels and hidden units."""
-    narrow(monkeypatch.setattr)
+    narrow(monkeypatch.setitem)
 
 
 # AlexNet's own convolutions, for which there are real weights, and few hidden units.
@@ -210,7 +210,7 @@ SLIM = {"hidden": NARROW["hidden"]}
 @pytest.fixture
 def slim(monkeypatch, undrawn):
     """The command, in this process, with the widths of SLIM."""
-    narrow(monkeypatch.setattr, **SLIM)
+    narrow(monkeypatch.setitem, **SLIM)
 
 
 @pytest.fixture(scope="session")

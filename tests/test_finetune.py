@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import load_file
 
 from jaxlab import AlexNet, Preprocess, verify
-from jaxlab.config import MIN_IMAGE_SIZE
 from jaxlab.data.digits import mnist5k
 from jaxlab.finetune import main
 from jaxlab.models.alexnet import MIN_SIZE
+from jaxlab.models.architecture import ARCHITECTURES
 from pretrained import embedded, to_flax
 from tests.conftest import (
     FORWARD_FLOAT32,
@@ -270,6 +270,22 @@ def test_real_convolutions_are_kept_where_they_are_frozen(name, slim, tmp_path):
     assert kept == (name != "unfrozen")
 
 
+def test_a_layer_named_is_kept_with_all_before_it(
+    narrowed, narrow_weights, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    flags = ["--freeze", "conv3", "--weights", narrow_weights, *NO_CHECKPOINTS]
+    train_a_little(flags, out)
+    said = capsys.readouterr().out
+    states = {line.split()[0]: line.split()[3] for line in said.splitlines()[2:10]}
+    frozen = [layer for layer, state in states.items() if state == "frozen"]
+    assert len(states) == 8 and frozen == ["conv1", "conv2", "conv3"]
+    assert "features: 30 images through the frozen layers" in said
+    tensors, before = load_file(out / "model.safetensors"), torch.load(narrow_weights)
+    kept = [n for n, t in tensors.items() if np.array_equal(t, before[n].numpy())]
+    assert {int(name.split(".")[1]) for name in kept} == {0, 3, 6}
+
+
 USAGE = [
     (["--epoch", "3"], "--epoch: unknown flag; did you mean --epochs?"),
     (["--resumes"], "--resumes: unknown flag; did you mean --resume?"),
@@ -303,6 +319,11 @@ USAGE = [
     (["--class-weights", "some"], "'some' is not one of none, balanced"),
     (["--freeze", "backbone"], "with --weights imagenet-conv fc6 and fc7 are fresh"),
     (["--freeze", "backbone", "--weights", "none"], "use --freeze features, or"),
+    (["--freeze", "fc6"], "with --weights imagenet-conv fc6 is fresh and would stay"),
+    (["--freeze", "conv6"], "'conv6' is not one of features, backbone, none, conv1, "),
+    (["--freeze", "conv"], "did you mean conv5?"),
+    (["--freeze", "fc8", "--weights", "imagenet"], "'fc8' is not one of features"),
+    (["--model", "alexnett"], "'alexnett' is not one of alexnet; did you mean alexnet"),
     (
         ["--weights", "imagenet-cnov"],
         "'imagenet-cnov' is neither a file nor one of imagenet-conv, imagenet, none; "
@@ -408,7 +429,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_the_smallest_image_size_is_the_networks():
-    assert MIN_IMAGE_SIZE == MIN_SIZE
+    assert ARCHITECTURES["alexnet"].min_image_size == MIN_SIZE
 
 
 @pytest.mark.slow

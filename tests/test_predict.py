@@ -24,7 +24,7 @@ def trained(narrow_weights, tmp_path_factory):
     job = ["--train-size", "300", "--test-size", "100", "--image-size", "63"]
     job += ["--epochs", "3", "--weights", narrow_weights, *NO_CHECKPOINTS]
     with pytest.MonkeyPatch.context() as patch:
-        narrow(patch.setattr)
+        narrow(patch.setitem)
         finetune.main([*job, "--out", str(folder / "run")])
     test = mnist5k().test
     for i in range(100):
@@ -187,7 +187,7 @@ def test_without_a_run_imagenet_answers_with_its_own_classes(
 
     def whole_network(name, *, offline):
         asked.append((name, offline))
-        return Weights(params, "torch", False, sha256="", source=None)
+        return Weights(params, "alexnet", "torch", False, sha256="", source=None)
 
     monkeypatch.setattr("jaxlab.training.initial_weights.whole_network", whole_network)
     values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)

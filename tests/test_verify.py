@@ -119,7 +119,9 @@ def swap_biases_of_equal_shape(params):
 def test_a_wrong_conversion_fails_at_its_layer(damage, first, original, converted):
     params = load_file(converted)
     damage(params)
-    rows = verify.compare(nested(params), torch.load(original, weights_only=True))
+    rows = verify.compare(
+        "alexnet", nested(params), torch.load(original, weights_only=True)
+    )
     missed = [row.layer for row in rows if not row.passed]
     assert missed[0] == first and "logits" in missed
     # What lies before the damage is still equal.

@@ -103,12 +103,11 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     import jax
     import jax.numpy as jnp
 
-    from jaxlab import AlexNet
-    from jaxlab.config import FREEZE
     from jaxlab.data.dataset import no_progress
     from jaxlab.data.digits import mnist5k
     from jaxlab.data.loaders import InMemory, epoch_order
     from jaxlab.data.preprocess import Preprocess
+    from jaxlab.models.architecture import ARCHITECTURES
     from jaxlab.training import inputs, optim
     from jaxlab.training.epoch import evaluate_split, train_epoch
     from jaxlab.training.feature_store import ArrayStore
@@ -116,16 +115,17 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     from jaxlab.training.step import init_state, make_eval_step, make_train_step
     from pretrained.disk import cache_folder
 
-    model = AlexNet(10, dtype=jnp.dtype(precision))
+    architecture = ARCHITECTURES["alexnet"]
+    model = architecture.build(10, dtype=jnp.dtype(precision))
     # Where fc6 and fc7 are frozen, random ones take as long as trained ones.
-    params, _ = initial_params(model, jax.random.key(0), "imagenet-conv")
+    params, _ = initial_params(architecture, model, jax.random.key(0), "imagenet-conv")
     if job == "forward":
         images, _ = map(jnp.asarray, random_batch(batch))
         forward = jax.jit(functools.partial(model.apply, train=False))
         call = functools.partial(forward, {"params": params}, images)
         return repeated(lambda: call().block_until_ready())
 
-    trainable = optim.trainable_tree(params, FREEZE[freeze])
+    trainable = optim.trainable_tree(params, architecture.freezing_patterns(freeze))
     optimizer = optim.make_optimizer("adam", 1e-4, trainable=trainable, l2=5e-4)
     if job == "step":
         load = InMemory(*map(jnp.asarray, random_batch(batch)))
@@ -139,6 +139,7 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
         if freeze != "none":
             split_inputs = inputs.feature_inputs(
                 split_inputs,
+                architecture,
                 model,
                 params,
                 data,

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models.layers import Conv, adaptive_avg_pool, linear
+from jaxlab.models import chain
+from jaxlab.models.chain import Link, Mode
+from jaxlab.models.layers import Conv, Dense, adaptive_avg_pool
 from jaxlab.models.ops import max_pool
 
 MIN_SIZE = 63  # below, the last max pool has no 3x3 window
@@ -46,40 +48,66 @@ class AlexNet(nn.Module):
         self.conv4 = Conv(c3, c4, kernel_size=3, padding=1, dtype=dtype)
         self.conv5 = Conv(c4, c5, kernel_size=3, padding=1, dtype=dtype)
         self.drop6 = nn.Dropout(self.dropout_rate)
-        self.fc6 = linear(c5 * 6 * 6, self.hidden, dtype=dtype)
+        self.fc6 = Dense(self.hidden, dtype=dtype)
         self.drop7 = nn.Dropout(self.dropout_rate)
-        self.fc7 = linear(self.hidden, self.hidden, dtype=dtype)
-        self.fc8 = linear(self.hidden, self.num_classes, dtype=dtype)
+        self.fc7 = Dense(self.hidden, dtype=dtype)
+        self.fc8 = Dense(self.num_classes, dtype=dtype)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Return raw logits; see the class."""
-        return self.classify(self.features(x), train=train)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+        frozen: str | None = None,
+        after: str | None = None,
+        until: str | None = None,
+    ) -> jax.Array:
+        """Return raw logits, or run a part of the chain; see the class and `chain`."""
+        if after is None:
+            _check_images(x)
+        part = {"frozen": frozen, "after": after, "until": until}
+        return chain.run(self.links(), x, train=train, weights=weights, **part)
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """Run the convolutions and pools: float[b, h, w, 3] -> float[b, 6, 6, 256]."""
-        _check_images(x)
+    def links(self) -> tuple[Link, ...]:
+        """Return the chain: each layer with what follows it, to the next."""
         # Shapes for 224 pixels                            [b, 224, 224, 3]
-        x = max_pool(nn.relu(self.conv1(x)), 3, 2)  #      [b, 27, 27, 64]
-        x = max_pool(nn.relu(self.conv2(x)), 3, 2)  #      [b, 13, 13, 192]
-        x = nn.relu(self.conv3(x))  #                      [b, 13, 13, 384]
-        x = nn.relu(self.conv4(x))  #                      [b, 13, 13, 256]
-        x = max_pool(nn.relu(self.conv5(x)), 3, 2)  #      [b, 6, 6, 256]
-        return adaptive_avg_pool(x, (6, 6))  #             [b, 6, 6, 256], at any size
+        return (
+            Link("conv1", self._conv1),  #                 [b, 27, 27, 64]
+            Link("conv2", self._conv2),  #                 [b, 13, 13, 192]
+            Link("conv3", self._conv3),  #                 [b, 13, 13, 384]
+            Link("conv4", self._conv4),  #                 [b, 13, 13, 256]
+            Link("conv5", self._conv5),  #                 [b, 6, 6, 256], at any size
+            Link("fc6", self._fc6),  #                     [b, 4096]
+            Link("fc7", self._fc7),  #                     [b, 4096]
+            Link("fc8", self._fc8),  #                     [b, num_classes]
+        )
 
-    def classify(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Run the classifier: float[b, 6, 6, 256] -> logits[b, num_classes]."""
-        return self.head(self.before_head(x, train=train), train=train)
+    def _conv1(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return max_pool(nn.relu(self.conv1(x)), 3, 2)
 
-    def before_head(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Run all of the classifier but the head: float[b, 6, 6, 256] -> [b, 4096]."""
+    def _conv2(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return max_pool(nn.relu(self.conv2(x)), 3, 2)
+
+    def _conv3(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return nn.relu(self.conv3(x))
+
+    def _conv4(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return nn.relu(self.conv4(x))
+
+    def _conv5(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return adaptive_avg_pool(max_pool(nn.relu(self.conv5(x)), 3, 2), (6, 6))
+
+    def _fc6(self, x: jax.Array, mode: Mode) -> jax.Array:
         x = x.reshape(x.shape[0], -1)  # [b, 9216], rows in H·W·C order
-        x = self.drop6(x, deterministic=not train)
-        x = nn.relu(self.fc6(x))
-        x = self.drop7(x, deterministic=not train)
+        x = self.drop6(x, deterministic=not mode.train)
+        return nn.relu(self.fc6(x))
+
+    def _fc7(self, x: jax.Array, mode: Mode) -> jax.Array:
+        x = self.drop7(x, deterministic=not mode.train)
         return nn.relu(self.fc7(x))
 
-    def head(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Run the head: float[b, 4096] -> logits[b, num_classes]; train or not."""
+    def _fc8(self, x: jax.Array, mode: Mode) -> jax.Array:
         return self.fc8(x)
 
 

@@ -40,21 +40,24 @@ class Conv(nn.Module):
         return ops.conv(x, kernel, self.stride, self.padding) + bias
 
 
-def linear(
-    in_features: int,
-    out_features: int,
-    *,
-    dtype: jnp.dtype | None = None,
-    name: str | None = None,
-) -> nn.Dense:
-    """Return a dense layer with torch's init. See torch.nn.Linear.
+class Dense(nn.Module):
+    """A dense layer with torch's init: float[..., in] -> float[..., features].
 
-    float[..., in_features] -> float[..., out_features].
+    Parameters: `kernel` [in, features] and `bias`. See torch.nn.Linear; Flax's own
+    starts its bias at zero, which torch draws by the number of inputs.
     """
-    init = uniform_fan_in(in_features)
-    return nn.Dense(
-        out_features, kernel_init=init, bias_init=init, dtype=dtype, name=name
-    )
+
+    features: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Multiply and add; see the class."""
+        init = uniform_fan_in(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -98,11 +101,13 @@ def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's numbers: float[b, ..., c] -> the same shape.
 
-    In training it normalises with the batch's mean and biased variance, and moves the
+    In training it normalises with the batch's mean and biased variance, moves the
     running statistics `mean` and `var` (in `batch_stats`) by `momentum` towards the
-    mean and the *unbiased* variance; otherwise it normalises with those. Parameters:
-    `scale` and `bias`. See torch.nn.BatchNorm1d; Flax's own keeps 0.99 of the old
-    statistics where torch takes 0.1 of the new, and stores the biased variance.
+    mean and the *unbiased* variance, and adds one to `count`, int32; otherwise it
+    normalises with those. Examples whose `weights` float[b] are 0 are not counted; all
+    others have 1. Parameters: `scale` and `bias`. See torch.nn.BatchNorm1d, whose
+    num_batches_tracked is `count`; Flax's own keeps 0.99 of the old statistics where
+    torch takes 0.1 of the new, and stores the biased variance.
 
     Raises ValueError in training on one value a channel, which has no variance.
     """
@@ -111,26 +116,44 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, weights: jax.Array | None = None
+    ) -> jax.Array:
         """Normalise; `train` decides with which statistics."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         if train:
-            count = x.size // channels
-            if count < 2:
-                raise ValueError(
-                    "BatchNorm needs more than one value a channel in training, got "
-                    f"{count}; use larger batches"
-                )
-            axes = tuple(range(x.ndim - 1))
-            mean, var = x.mean(axes), x.var(axes)
+            mean, var, count = _statistics(x, weights)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
+                batches.value += 1
         else:
             mean, var = running_mean.value, running_var.value
         return (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+
+
+def _statistics(
+    x: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+    """Return mean and biased variance of each channel, and the number of values."""
+    axes = tuple(range(x.ndim - 1))
+    positions = math.prod(x.shape[1:-1])  # of an example
+    if x.shape[0] * positions < 2:
+        raise ValueError(
+            "BatchNorm needs more than one value a channel in training, got "
+            f"{x.shape[0] * positions}; use larger batches"
+        )
+    if weights is None:
+        return x.mean(axes), x.var(axes), x.shape[0] * positions
+    weights = weights.astype(x.dtype)
+    count = weights.sum() * positions
+    weights = weights.reshape(-1, *[1] * (x.ndim - 1))
+    mean = (x * weights).sum(axes) / count
+    var = (jnp.square(x - mean) * weights).sum(axes) / count
+    return mean, var, count

@@ -1,12 +1,15 @@
 """The network that over-fits: hidden layers of 512 and 128 units on 28x28 digits."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models.layers import BatchNorm, linear
+from jaxlab.models import chain
+from jaxlab.models.chain import Link, Mode
+from jaxlab.models.layers import BatchNorm, Dense
 
 
 class MLP(nn.Module):
@@ -15,7 +18,7 @@ class MLP(nn.Module):
     The input is flattened. A hidden layer is `fc -> (BatchNorm) -> ReLU -> (Dropout)`,
     the bracketed pieces between hidden layers only, that is behind all but the last.
     Parameters: `fc1, fc2, …` each `{kernel, bias}`, `bn1, …` each `{scale, bias}`, with
-    running `mean` and `var` in `batch_stats`.
+    running `mean`, `var` and `count` in `batch_stats`.
 
     With `train=True` dropout needs `rngs={"dropout": key}` and batch normalisation
     `mutable=["batch_stats"]`. Raises ValueError for one hidden layer with dropout or
@@ -27,9 +30,27 @@ class MLP(nn.Module):
     dropout_rate: float = 0.0
     batch_norm: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Return raw logits; see the class."""
+    def setup(self):
+        """Create the named layers."""
+        for i, units in enumerate((*self.features, self.num_classes), start=1):
+            setattr(self, f"fc{i}", Dense(units))
+        for i in range(1, len(self.features)):
+            if self.batch_norm:
+                setattr(self, f"bn{i}", BatchNorm())
+            if self.dropout_rate:
+                setattr(self, f"drop{i}", nn.Dropout(self.dropout_rate))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+        frozen: str | None = None,
+        after: str | None = None,
+        until: str | None = None,
+    ) -> jax.Array:
+        """Return raw logits, or run a part of the chain; see the class and `chain`."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"MLP takes float[b, ...], got {x.dtype}; scale to [0, 1]")
         if len(self.features) < 2 and (self.dropout_rate or self.batch_norm):
@@ -37,15 +58,38 @@ class MLP(nn.Module):
                 "MLP puts dropout and batch normalisation between hidden layers, got "
                 f"{len(self.features)} hidden layer; give it two or more"
             )
-        x = x.reshape(x.shape[0], -1)  # [b, 784] for digits
-        for i, units in enumerate(self.features, start=1):
-            x = linear(x.shape[-1], units, name=f"fc{i}")(x)  # [b, units]
+        if after is None:
+            x = x.reshape(x.shape[0], -1)  # [b, 784] for digits
+        part = {"frozen": frozen, "after": after, "until": until}
+        return chain.run(self.links(), x, train=train, weights=weights, **part)
+
+    def links(self) -> tuple[Link, ...]:
+        """Return the chain: each layer with what follows it, to the next."""
+        links = []
+        for i in range(1, len(self.features) + 1):
             between = i < len(self.features)
             if self.batch_norm and between:
-                x = BatchNorm(name=f"bn{i}")(x, train=train)
-            x = nn.relu(x)
-            if self.dropout_rate and between:
-                drop = nn.Dropout(self.dropout_rate, name=f"drop{i}")
-                x = drop(x, deterministic=not train)
-        head = linear(x.shape[-1], self.num_classes, name=f"fc{len(self.features) + 1}")
-        return head(x)
+                links.append(Link(f"fc{i}", functools.partial(self._dense, i)))
+                links.append(Link(f"bn{i}", functools.partial(self._normalise, i)))
+            else:
+                links.append(Link(f"fc{i}", functools.partial(self._hidden, i)))
+        head = len(self.features) + 1
+        links.append(Link(f"fc{head}", functools.partial(self._dense, head)))
+        return tuple(links)
+
+    def _dense(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
+        return getattr(self, f"fc{i}")(x)  # [b, units]
+
+    def _normalise(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
+        norm = getattr(self, f"bn{i}")
+        x = norm(x, train=mode.updates_statistics, weights=mode.weights)
+        return self._activate(i, x, mode)
+
+    def _hidden(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
+        return self._activate(i, self._dense(i, x, mode), mode)
+
+    def _activate(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
+        x = nn.relu(x)
+        if self.dropout_rate and i < len(self.features):
+            x = getattr(self, f"drop{i}")(x, deterministic=not mode.train)
+        return x

@@ -74,6 +74,11 @@ class Record:
         return self.dataset.get("sha256")
 
     @property
+    def model(self) -> str:
+        """The name of the network; the only one there was, where none is told."""
+        return self.settings.get("model", "alexnet")
+
+    @property
     def precision(self) -> str:
         """The network's arithmetic."""
         return self.settings["precision"]

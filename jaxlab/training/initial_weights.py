@@ -9,18 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.models.alexnet import MIN_SIZE
+from jaxlab.models.architecture import Architecture
 from pretrained import embedded
 from pretrained.download import open_published
 from pretrained.errors import IntegrityError
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES
 
-HEAD = "fc8"
+IMAGE_SIZE = 64  # of a first call; no parameter's shape depends on it
 
 
 def initial_params(
-    model: nn.Module, key: jax.Array, name: str, *, offline: bool = False
+    architecture: Architecture,
+    model: nn.Module,
+    key: jax.Array,
+    name: str,
+    *,
+    offline: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """Return a network's first params, and the record of where they come from.
 
@@ -34,6 +39,7 @@ def initial_params(
     Raises WeightsError, DownloadError or IntegrityError for weights that are absent,
     damaged or of another network.
     """
+    head = architecture.head
     # First what may be refused; fresh layers take seconds.
     loaded: dict[str, Any] = {}
     record: dict[str, Any] = {"name": name}
@@ -43,19 +49,21 @@ def initial_params(
         record |= {"source": embedded.SOURCE, "sha256": embedded.SHA256}
         record |= {"verified": True}
     elif name != "none":
-        weights = whole_network(name, offline=offline)
+        weights = whole_network(name, architecture.name, offline=offline)
         loaded, source = dict(weights.params), weights.source
         record |= {
             "source": source.url if source else os.path.abspath(name),
             "sha256": weights.sha256,
             "verified": source is not None,
-            "classes": int(np.size(loaded[HEAD]["bias"])),
+            "classes": int(np.size(loaded[head]["bias"])),
         }
         origin = "ImageNet" if source else "file"
     shapes = param_shapes(model)
-    if HEAD in loaded and loaded[HEAD]["bias"].shape != shapes[HEAD]["bias"].shape:
-        del loaded[HEAD]
-    layers = {layer: origin if layer in loaded else "fresh" for layer in shapes}
+    if head in loaded and loaded[head]["bias"].shape != shapes[head]["bias"].shape:
+        del loaded[head]
+    layers = {
+        layer: origin if layer in loaded else "fresh" for layer in architecture.children
+    }
 
     @jax.jit
     def fresh(key):  # what is not asked for is not even compiled, which takes seconds
@@ -73,22 +81,26 @@ def param_shapes(model: nn.Module) -> Any:
 
 
 def _init(model: nn.Module, key: jax.Array) -> Any:
-    # No parameter's shape depends on the image size, and the smallest is the fastest.
-    images = jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
+    images = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
     return model.init(key, images, train=False)["params"]
 
 
-def whole_network(name: str, *, offline: bool = False) -> Weights:
-    """Return all layers: of published weights by their name, or of a file."""
+def whole_network(
+    name: str, network: str | None = None, *, offline: bool = False
+) -> Weights:
+    """Return all layers: of published weights by their name, or of a file.
+
+    `network` is the one that they must be of; by default the one whose keys they have.
+    """
     if name in SOURCES:
         with open_published(SOURCES[name], offline=offline) as file:
-            weights = read_weights(file)
+            weights = read_weights(file, network)
         if weights.source is None:
             raise IntegrityError(
                 f"{name}: the file changed while it was read; try again"
             )
         return weights
-    return read_weights(name)
+    return read_weights(name, network)
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -98,7 +110,8 @@ def describe(record: dict[str, Any]) -> str:
     trust = "as published" if record["verified"] else "unverified: no published file"
     digest = record["sha256"][:16]
     words = f"weights: {record['source']}, SHA-256 {digest}… ({trust})"
-    if "classes" in record and record["layers"][HEAD] == "fresh":
+    head = list(record["layers"])[-1]
+    if "classes" in record and record["layers"][head] == "fresh":
         count = record["classes"]
-        words += f"\n{HEAD} is fresh: the weights' own has {count:,} classes"
+        words += f"\n{head} is fresh: the weights' own has {count:,} classes"
     return words

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxlab import runtime
@@ -12,7 +14,7 @@ from jaxlab.data.dataset import Dataset, ProgressBar, Split
 from jaxlab.data.loaders import InMemory, Loader, Streamed
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.models.alexnet import AlexNet
+from jaxlab.models.architecture import Architecture
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
 
@@ -28,11 +30,12 @@ class Inputs(NamedTuple):
 
 
 def image_inputs(
-    model: AlexNet, data: Dataset, preprocess: Preprocess, workers: int
+    model: nn.Module, data: Dataset, preprocess: Preprocess, workers: int
 ) -> dict[str, Inputs]:
     """Return each split's images, for the whole network; `workers` of `Streamed`."""
     to_input = preprocess.normalize if data.resized else preprocess
 
+    @functools.wraps(model.apply)  # what it takes, this takes
     def apply_fn(variables, batch, **kwargs):
         return model.apply(variables, to_input(batch), **kwargs)
 
@@ -46,7 +49,8 @@ def image_inputs(
 
 def feature_inputs(
     of_images: dict[str, Inputs],
-    model: AlexNet,
+    architecture: Architecture,
+    model: nn.Module,
     params: Any,
     data: Dataset,
     preprocess: Preprocess,
@@ -60,15 +64,13 @@ def feature_inputs(
     """Return each split's frozen outputs, for the rest of the network.
 
     Which layers are frozen is read from `trainable`, a tree of bool like `params`, and
-    nowhere else. Stored are the outputs of the last cut behind which all is frozen: in
-    training before the first dropout, for the test split behind it too, since dropout
-    is off there. A split without such a cut keeps its images; so does one whose outputs
-    have no place, and that is said.
+    nowhere else: the children from the first on of which nothing is trained. Stored are
+    the outputs of the last of them; in training of the last before the first dropout,
+    whose outputs differ from step to step. A split without such a child keeps its
+    images; so does one whose outputs have no place, and that is said.
     """
-    cuts = {
-        name: _last_frozen(_CUTS[:1] if name == "train" else _CUTS, trainable)
-        for name in data.splits
-    }
+    frozen = frozen_children(architecture.children, trainable)
+    cuts = {name: architecture.stored(frozen, name) for name in data.splits}
     found = dict(of_images)
     counts, seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
     to_store = {name: data.splits[name] for name, cut in cuts.items() if cut}
@@ -77,12 +79,12 @@ def feature_inputs(
     with progress(sum(map(len, to_store.values())), "features", "image") as bar:
         for name, split in to_store.items():
             load, whole = of_images[name]
-            cut = cuts[name]
+            layers = cuts[name]
             started = clock()
             try:
                 load, stored = feature_loader(
-                    functools.partial(cut.run, model, whole),
-                    {"params": frozen_layers(params, trainable, cut.layers)},
+                    functools.partial(whole, train=False, until=layers[-1]),
+                    {"params": frozen_layers(params, trainable, layers)},
                     Images(
                         load,
                         _shape(split, preprocess),
@@ -105,7 +107,7 @@ def feature_inputs(
                     "them in every epoch; see --feature-cache-size"
                 )
                 continue
-            found[name] = Inputs(load, functools.partial(model.apply, method=cut.rest))
+            found[name] = Inputs(load, functools.partial(model.apply, after=layers[-1]))
             counts[stored] += len(split)
             seconds[stored] += clock() - started
     ways = {True: f"from {store.folder}", False: "through the frozen layers"}
@@ -121,38 +123,10 @@ def _shape(split: Split, preprocess: Preprocess) -> tuple[int, ...]:
     return split.images.shape[1:]
 
 
-def _features(model, whole, variables, batch):
-    return whole(variables, batch, method="features")
-
-
-def _hidden(model, whole, variables, batch):
-    outputs = _features(model, whole, variables, batch)
-    return model.apply(variables, outputs, train=False, method="before_head")
-
-
-class Cut(NamedTuple):
-    """Where stored outputs end: what runs once, the method for the rest, and layers.
-
-    `run(model, whole, variables, images)` computes the outputs of `layers`, the names
-    of all layers that it passes through.
-    """
-
-    run: Callable
-    rest: str
-    layers: tuple[str, ...]
-
-
-_CONV_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-# In the order of the network. Only the first stands before dropout.
-_CUTS = (
-    Cut(_features, "classify", _CONV_LAYERS),
-    Cut(_hidden, "head", (*_CONV_LAYERS, "fc6", "fc7")),
-)
-
-
-def _last_frozen(cuts: Sequence[Cut], trainable: Any) -> Cut | None:
-    frozen = {layer for layer, leaves in trainable.items() if not any(leaves.values())}
-    return next((cut for cut in reversed(cuts) if frozen.issuperset(cut.layers)), None)
+def frozen_children(children: Sequence[str], trainable: Any) -> list[str]:
+    """Return the children from the first on of which nothing is trained."""
+    trained = [name for name in children if any(jax.tree.leaves(trainable[name]))]
+    return list(children[: children.index(trained[0])] if trained else children)
 
 
 def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
@@ -162,9 +136,9 @@ def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
     gradient would be zero and its stored outputs those of other weights.
     """
     trained = [
-        f"{layer}/{leaf}"
+        f"{layer}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
         for layer in layers
-        for leaf, is_trained in trainable[layer].items()
+        for path, is_trained in jax.tree.leaves_with_path(trainable[layer])
         if is_trained
     ]
     if trained:

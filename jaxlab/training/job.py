@@ -12,10 +12,10 @@ import optax
 
 from jaxlab import runtime
 from jaxlab.cli import terminal
-from jaxlab.config import FREEZE, Config
+from jaxlab.config import Config
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.models import alexnet
+from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.training import inputs, optim, step
 from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.fit import Job
@@ -37,9 +37,12 @@ class Network(NamedTuple):
 
 def network_of(config: Config, data: Dataset) -> Network:
     """Return the network that a config asks for, for the classes of some data."""
-    model = alexnet.AlexNet(len(data.class_names), dtype=jnp.dtype(config.precision))
+    architecture = ARCHITECTURES[config.model]
+    dtype = jnp.dtype(config.precision)
+    model = architecture.build(len(data.class_names), dtype=dtype)
     shapes = param_shapes(model)
-    trainable = optim.trainable_tree(shapes, FREEZE[config.freeze])
+    patterns = architecture.freezing_patterns(config.freeze)
+    trainable = optim.trainable_tree(shapes, patterns)
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     schedule = optim.step_decay(
         config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
@@ -80,6 +83,7 @@ def job_of(
     if store is not None:
         split_inputs = inputs.feature_inputs(
             split_inputs,
+            ARCHITECTURES[config.model],
             network.model,
             state.params,
             data,
@@ -90,6 +94,7 @@ def job_of(
             progress=terminal.progress_bar,
             log=terminal.log,
         )
+    frozen = ARCHITECTURES[config.model].frozen(config.freeze)
     return Job(
         inputs=split_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
@@ -98,6 +103,7 @@ def job_of(
             network.optimizer,
             network.trainable,
             class_weights=class_weights,
+            frozen=frozen[-1] if frozen else None,
         ),
         eval_step=step.make_eval_step(split_inputs["test"].apply_fn),
         rate=network.rate,

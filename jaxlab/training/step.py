@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from jaxlab.data.loaders import Batch
+from jaxlab.models.chain import takes
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,6 +28,11 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     step: jax.Array
+
+    @property
+    def other_variables(self) -> dict[str, Any]:
+        """The variables beside the params: running statistics, if there are any."""
+        return {"batch_stats": self.batch_stats} if self.batch_stats else {}
 
 
 class Metrics(NamedTuple):
@@ -55,19 +61,25 @@ def make_train_step(
     trainable: Any,
     penalty: Callable[[Any], jax.Array | float] = lambda params: 0.0,
     class_weights: jax.Array | None = None,
+    frozen: str | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Return the jitted step `(state, batch, key) -> (state, metrics)`; donates state.
 
     The loss is the mean cross entropy over the examples of weight 1, plus `penalty` of
     the params, which the metrics leave out. With `class_weights` float[classes] it is
     the mean weighted by each example's class, as torch's CrossEntropyLoss(weight) has
-    it; the metrics stay unweighted. Gradients are computed for the leaves where
-    the tree `trainable` is True and for no others; frozen leaves leave the step as they
-    entered it, bit for bit. Dropout's key is `key` folded with the step's number, so
-    the caller passes the same key all along. The metrics are those of the forward pass
-    in training mode, before the update.
+    it; the metrics stay unweighted. A network that takes `weights` gets the batch's,
+    and one that takes `frozen` the child up to which it is so (see
+    `jaxlab.models.chain`); others are called without. Gradients are computed for the
+    leaves where the tree `trainable` is True and for no others; frozen leaves leave the
+    step as they entered it, bit for bit. Dropout's key is `key` folded with the step's
+    number, so the caller passes the same key all along. The metrics are those of the
+    forward pass in training mode, before the update.
     """
     trainable = flax.traverse_util.flatten_dict(trainable)
+    if frozen is not None and not takes(apply_fn, "frozen"):
+        raise ValueError(f"frozen: {frozen!r}, but the network takes no such argument")
+    takes_weights = takes(apply_fn, "weights")
 
     def train_step(state, batch, key):
         flat = flax.traverse_util.flatten_dict(state.params)
@@ -81,6 +93,8 @@ def make_train_step(
                 train=True,
                 rngs={"dropout": jax.random.fold_in(key, state.step)},
                 mutable=["batch_stats"],
+                **({"weights": batch.weights} if takes_weights else {}),
+                **({"frozen": frozen} if frozen is not None else {}),
             )
             metrics = _metrics(logits, batch)
             counted = metrics

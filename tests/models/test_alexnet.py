@@ -13,9 +13,11 @@ from jaxlab import AlexNet
 from jaxlab.models import alexnet, layers
 from pretrained import to_flax
 from pretrained.tables import alexnet as alexnet_rows
+from pretrained.tables import children
 from tests.conftest import (
     FORWARD_FLOAT32,
     FORWARD_FLOAT64,
+    random_params,
     relative_error,
     torch_alexnet,
     with_imagenet_convolutions,
@@ -256,16 +258,18 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
     assert (logits(True, 1) != logits(False)).all()
 
 
-def test_features_then_classify_is_the_whole_network():
+def test_a_part_and_the_rest_are_the_whole_network_behind_every_child():
     model, images = AlexNet(10, **NARROW), random_images((63, 63))
-    variables = {
-        "params": to_flax(
-            torch_alexnet(10, **NARROW).state_dict(), alexnet_rows(**NARROW)
-        )
-    }
-    features = model.apply(variables, images, method="features")
-    assert features.shape == (4, 6, 6, 12)
-    np.testing.assert_array_equal(
-        model.apply(variables, features, train=False, method="classify"),
-        model.apply(variables, images, train=False),
-    )
+    variables = {"params": random_params(model)}
+    whole = model.apply(variables, images, train=False)
+    shapes = {}
+    for child in children(alexnet_rows(**NARROW)):
+        part = model.apply(variables, images, train=False, until=child)
+        shapes[child] = part.shape[1:]
+        if child != "fc8":
+            part = model.apply(variables, part, train=False, after=child)
+        np.testing.assert_array_equal(part, whole)
+    assert shapes["conv1"] == (7, 7, 8) and shapes["conv5"] == (6, 6, 12)
+    assert shapes["fc7"] == (32,) and shapes["fc8"] == (10,)
+    with pytest.raises(ValueError, match="'conv9' is no child; pass one of conv1, "):
+        model.apply(variables, images, train=False, until="conv9")

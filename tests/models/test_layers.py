@@ -49,9 +49,10 @@ def running(module, steps=3):
     variables = {"params": params, "batch_stats": stats}
     ours.append(module.apply(variables, batches[0], train=False))
     theirs.append(oracle(torch.from_numpy(batches[0])).detach().numpy())
-    mean, var = jax.tree.leaves(stats)
-    ours += [mean, var]
+    stats = stats.get("BatchNorm_0", stats)  # the control's own
+    ours += [stats["mean"], stats["var"]]
     theirs += [oracle.running_mean.numpy(), oracle.running_var.numpy()]
+    assert int(stats.get("count", steps)) == int(oracle.num_batches_tracked) == steps
     return [relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]
 
 
@@ -73,6 +74,32 @@ def test_batch_norm_over_images_has_one_statistic_a_channel(x64):
     theirs = torch.nn.BatchNorm2d(5).double()(torch.from_numpy(x).permute(0, 3, 1, 2))
     theirs = theirs.permute(0, 2, 3, 1).detach().numpy()
     assert relative_error(ours, theirs) <= FORWARD_FLOAT64
+
+
+def test_examples_that_fill_a_batch_up_are_not_counted(x64):
+    """Beside torch, which gets the batch without them."""
+    random = np.random.default_rng(0)
+    x = 3 * random.standard_normal((7, 3, 4, 5)) + 2
+    padded = np.concatenate([x, 100 * x[:3]])
+    weights = jnp.array([1.0] * 7 + [0.0] * 3)
+    oracle = torch.nn.BatchNorm2d(5).double()
+    theirs = oracle(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), x, train=False)
+
+    def errors(**kwargs):
+        ours, updated = module.apply(
+            variables, padded, train=True, mutable=["batch_stats"], **kwargs
+        )
+        stats = updated["batch_stats"]
+        return [
+            relative_error(ours[:7], theirs.detach().numpy()),
+            relative_error(stats["mean"], oracle.running_mean.numpy()),
+            relative_error(stats["var"], oracle.running_var.numpy()),
+        ]
+
+    assert max(errors(weights=weights)) <= FORWARD_FLOAT64
+    assert min(errors()) > 0.1  # the control: all are counted
 
 
 def test_batch_norm_refuses_one_value_a_channel_as_torch_does():

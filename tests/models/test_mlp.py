@@ -56,7 +56,9 @@ def as_variables(tensors):
         value = value.detach().numpy()
         if leaf in ("running_mean", "running_var"):
             stats.setdefault(layer, {})[leaf.removeprefix("running_")] = value.copy()
-        elif layer.startswith("bn") and leaf != "num_batches_tracked":
+        elif leaf == "num_batches_tracked":
+            stats.setdefault(layer, {})["count"] = value.astype(np.int32)
+        elif layer.startswith("bn"):
             names = {"weight": "scale", "bias": "bias"}
             params.setdefault(layer, {})[names[leaf]] = value.copy()
         elif layer.startswith("fc"):
@@ -189,13 +191,13 @@ def test_forty_steps_equal_torchs(name, optimizer, x64):
 
 
 def test_a_biased_running_variance_fails_the_bar(monkeypatch, x64):
-    def flax_batch_norm(name):
-        def call(x, *, train):
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+    class Flax(nn.BatchNorm):
+        momentum: float = 0.9
 
-        return call
+        def __call__(self, x, *, train, weights=None):
+            return super().__call__(x, use_running_average=not train)
 
-    monkeypatch.setattr(mlp, "BatchNorm", flax_batch_norm)
+    monkeypatch.setattr(mlp, "BatchNorm", Flax)
     variant = VARIANTS["batchnorm"]
     oracle = torch_mlp(variant)
     start = as_variables(oracle.state_dict())

@@ -9,6 +9,7 @@ were trained on, and how many seconds a save or a deletion took.
 """
 
 import functools
+import operator
 import os
 import signal
 import sys
@@ -64,31 +65,17 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def narrow(put: Callable = setattr, **widths: Any) -> None:
+def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
     """Let the commands build, read and write AlexNet with other widths: NARROW's.
 
-    `put(owner, name, value)` sets an attribute.
+    `put(mapping, name, value)` sets an item: of the architectures, and the key tables.
     """
-    import pretrained
-    from jaxlab.models import alexnet
-    from jaxlab.training import initial_weights
-    from pretrained import files, layout, tables
+    from jaxlab.models.architecture import ARCHITECTURES
+    from pretrained import tables
 
     widths = widths or NARROW
-    rows = tables.alexnet(**widths)
-
-    def narrowed(function: Callable) -> Callable:
-        return lambda value, table=rows: function(value, table)
-
-    put(alexnet, "AlexNet", functools.partial(alexnet.AlexNet, **widths))
-    for name, owners in {
-        "to_torch": (pretrained, layout),
-        "flat_params": (layout,),
-        "read_weights": (files, initial_weights),
-    }.items():
-        function = narrowed(getattr(owners[-1], name))
-        for owner in owners:
-            put(owner, name, function)
+    put(ARCHITECTURES, "alexnet", ARCHITECTURES["alexnet"]._replace(fields=widths))
+    put(tables.TABLES, "alexnet", tables.alexnet(**widths))
 
 
 def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:

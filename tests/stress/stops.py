@@ -35,7 +35,8 @@ JOB = (*chaos.JOB, "--freeze", "features", "--train-size", "1000", "--test-size"
 # What the run tells when a phase begins.
 PHASES = ("features", "compiling", "trained", "testing", "saving", "exporting")
 DOWNLOADING = "downloading"
-TOLD = {*PHASES, "deleting", "done", "interrupted"}  # and nothing else, on stderr
+# And nothing else, on stderr.
+TOLD = {*PHASES, "deleting", "in", "done", "interrupted"}
 SAME = ("arrays", "model", "metrics")  # of a run, however it got there
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from jaxlab import AlexNet
 from jaxlab.finetune import main
+from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.training.initial_weights import initial_params
 from pretrained import DownloadError, to_flax
 from pretrained.sources import SOURCES
@@ -24,6 +25,7 @@ from tests.pretrained.server import Server
 from tests.stress.narrow import NARROW, narrow
 
 MODEL, TABLE = AlexNet(10, **NARROW), alexnet(**NARROW)
+ALEXNET = ARCHITECTURES["alexnet"]
 JOB = ["--train-size", "40", "--test-size", "50", "--image-size", "63"]
 JOB += ["--epochs", "1", *NO_CHECKPOINTS]
 
@@ -40,7 +42,7 @@ def trained(whole, tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("runs") / "first", io.StringIO()
     flags = ["--weights", str(whole), "--freeze", "backbone", "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        narrow(patch.setattr)
+        narrow(patch.setitem)
         main([*JOB, *flags])
     return out.getvalue(), folder
 
@@ -100,9 +102,9 @@ def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
 
 def assert_fresh_layers_are_the_same(model, weights, loaded):
     key = jax.random.key(3)
-    fresh, record = initial_params(model, key, "none")
+    fresh, record = initial_params(ALEXNET, model, key, "none")
     assert set(record["layers"].values()) == {"fresh"} and list(fresh)[0] == "conv1"
-    partly, record = initial_params(model, key, weights)
+    partly, record = initial_params(ALEXNET, model, key, weights)
     assert [layer for layer in fresh if record["layers"][layer] != "fresh"] == loaded
     assert_equal(partly, fresh, [layer for layer in fresh if layer not in loaded])
     assert not np.array_equal(partly["conv1"]["kernel"], fresh["conv1"]["kernel"])
@@ -136,9 +138,11 @@ def test_imagenet_is_downloaded_once_checked_and_known(
     monkeypatch.setitem(SOURCES, "imagenet", published)
     key = jax.random.key(0)
     with pytest.raises(DownloadError, match="offline it cannot be fetched"):
-        initial_params(MODEL, key, "imagenet", offline=True)
+        initial_params(ALEXNET, MODEL, key, "imagenet", offline=True)
     for offline in (False, True):
-        params, record = initial_params(MODEL, key, "imagenet", offline=offline)
+        params, record = initial_params(
+            ALEXNET, MODEL, key, "imagenet", offline=offline
+        )
         assert_equal(params, params_of(whole), BACKBONE)
         bound = NARROW["hidden"] ** -0.5  # torch's 1/√fan_in
         assert 0 < np.abs(params["fc8"]["kernel"]).max() <= bound

@@ -14,10 +14,10 @@ from jaxlab import (
     runtime,
     trainable_tree,
 )
-from jaxlab.config import FREEZE
 from jaxlab.data.dataset import no_progress
 from jaxlab.data.digits import mnist5k
 from jaxlab.data.loaders import epoch_order
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 from jaxlab.runtime import Clock
 from jaxlab.training import inputs
 from jaxlab.training.epoch import evaluate_split, train_epoch
@@ -25,6 +25,8 @@ from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.step import init_state
 from tests.conftest import FORWARD_FLOAT64, random_params, relative_error
 from tests.stress.narrow import NARROW
+
+patterns_of = ARCHITECTURES["alexnet"].freezing_patterns
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -62,6 +64,7 @@ class Narrow:
     def stored(self, trainable):
         return inputs.feature_inputs(
             self.images,
+            ARCHITECTURES["alexnet"],
             self.model,
             self.params,
             self.data,
@@ -129,7 +132,7 @@ def test_training_on_stored_outputs_is_training_on_images(depth, narrow):
 
 @pytest.mark.parametrize("freeze", FREEZE)
 def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
-    trainable = trainable_tree(narrow.params, FREEZE[freeze])
+    trainable = trainable_tree(narrow.params, patterns_of(freeze))
     stored = narrow.stored(trainable)
     shapes = {
         name: next(iter(stored[name].load(np.arange(2), 2))).inputs.shape
@@ -152,7 +155,7 @@ def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
 def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypatch):
     """The control: all convolutions stored where only three of them are frozen."""
     trainable = narrow.trainable(LAYERS[:3])
-    monkeypatch.setattr(inputs, "_last_frozen", lambda cuts, trainable: cuts[0])
+    monkeypatch.setattr(inputs, "frozen_children", lambda *_: list(LAYERS[:5]))
     with pytest.raises(ValueError) as raised:
         narrow.stored(trainable)
     assert str(raised.value).startswith(
@@ -174,18 +177,19 @@ def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
     images = inputs.image_inputs(model, data, Preprocess(63), workers=0)
     output = jax.eval_shape(
         lambda: model.apply(
-            {"params": params}, jnp.zeros((12, 63, 63, 3)), method="features"
+            {"params": params}, jnp.zeros((12, 63, 63, 3)), train=False, until="conv5"
         )
     )
     monkeypatch.setattr(runtime, "memory_bytes", lambda: 0)
     said = []
     found = inputs.feature_inputs(
         images,
+        ARCHITECTURES["alexnet"],
         model,
         params,
         data,
         Preprocess(63),
-        trainable_tree(params, FREEZE["features"]),
+        trainable_tree(params, patterns_of("features")),
         ArrayStore(tmp_path / "features", 4 * output.size),
         clock=Clock(),
         progress=no_progress,

@@ -18,14 +18,16 @@ import pytest
 import torch
 
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
-from jaxlab.config import FREEZE
 from jaxlab.data.loaders import Batch
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 from jaxlab.training.optim import step_decay
 from jaxlab.training.step import init_state
 from pretrained import to_flax
 from pretrained.tables import ALEXNET, alexnet
 from tests.conftest import TRAJECTORY_FLOAT64, relative_error, torch_alexnet
 from tests.stress.narrow import NARROW
+
+patterns_of = ARCHITECTURES["alexnet"].freezing_patterns
 
 STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
 # Of the full-size network, in the suite: as many epochs, of one step.
@@ -104,7 +106,7 @@ def our_optimizer(optimizer, trainable):
 
 def our_run(model, params, freeze, optimizer, tx=None):
     """The same through jaxlab; returns losses, params, the optimiser's trees."""
-    trainable = trainable_tree(params, FREEZE[freeze])
+    trainable = trainable_tree(params, patterns_of(freeze))
     tx = tx or our_optimizer(optimizer, trainable)
     step = make_train_step(model.apply, tx, trainable)
     state = init_state(params, tx)
@@ -179,7 +181,7 @@ def assert_same_trajectory(case, freeze, optimizer, folder):
         assert_same_tree(our_buffers.pop(), theirs, name)
         del theirs
 
-    trainable = trainable_tree(start, FREEZE[freeze])
+    trainable = trainable_tree(start, patterns_of(freeze))
     for layer, leaves in start.items():
         for leaf, before in leaves.items():
             after = np.asarray(our_params[layer][leaf])
@@ -249,7 +251,7 @@ def test_wrong_optimizers_fail_the_bar(x64):
     case = narrow()
     start = case.params(case.torch.state_dict())
     their_losses, _, _ = torch_run(case.torch, "features", "adam")
-    trainable = trainable_tree(start, FREEZE["features"])
+    trainable = trainable_tree(start, patterns_of("features"))
     everything = jax.tree.map(lambda _: True, trainable)
     schedule = step_decay(RATE["adam"], STEP_EPOCHS, GAMMA, STEPS_PER_EPOCH)
 

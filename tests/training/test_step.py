@@ -9,11 +9,13 @@ import torch
 from jax import export
 
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
-from jaxlab.config import FREEZE
 from jaxlab.data.loaders import Batch
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 from jaxlab.training.initial_weights import param_shapes
 from jaxlab.training.step import init_state
 from tests.training.linear import linear_job
+
+patterns_of = ARCHITECTURES["alexnet"].freezing_patterns
 
 
 def test_a_padded_batch_takes_the_step_of_the_short_one():
@@ -72,7 +74,7 @@ def step_of(freeze, batch_size):
     model = AlexNet(10)
     images = jax.ShapeDtypeStruct((batch_size, 63, 63, 3), jnp.float32)
     shapes = param_shapes(model)
-    trainable = trainable_tree(shapes, FREEZE[freeze])
+    trainable = trainable_tree(shapes, patterns_of(freeze))
     tx = make_optimizer("sgd", 0.1, trainable=trainable)
     step = make_train_step(model.apply, tx, trainable)
     state = jax.eval_shape(lambda params: init_state(params, tx), shapes)
