@@ -32,7 +32,7 @@ class Line(NamedTuple):
 LINES = [
     Line(
         "jaxlab/models/alexnet.py",
-        "x = self.drop7(x, deterministic=not train)",
+        "x = self.drop7(x, deterministic=not mode.train)",
         "x = self.drop7(x, deterministic=True)",
         "training/test_parity.py",
     ),
@@ -79,9 +79,21 @@ LINES = [
         "training/test_step.py",
     ),
     Line(
+        "jaxlab/models/architecture.py",
+        "return frozen[:first]",
+        "return frozen",
+        "models/test_architecture.py",
+    ),
+    Line(
+        "jaxlab/models/chain.py",
+        "frozen=i < thawed",
+        "frozen=i <= thawed",
+        "models/test_chain.py",
+    ),
+    Line(
         "jaxlab/training/inputs.py",
-        '_last_frozen(_CUTS[:1] if name == "train" else _CUTS, trainable)',
-        "_last_frozen(_CUTS, trainable)",
+        "if any(jax.tree.leaves(trainable[name]))",
+        "if all(jax.tree.leaves(trainable[name]))",
         "training/test_inputs.py",
     ),
     Line(
@@ -116,8 +128,8 @@ LINES = [
     ),
     Line(
         "jaxlab/runs/resume.py",
-        'if record["dataset"].get("sha256") != data.fingerprint():',
-        'if not record["dataset"].get("sha256"):',
+        "if then.sha256 != data.fingerprint():",
+        "if not then.sha256:",
         "runs/test_resume.py",
     ),
     Line(
@@ -214,6 +226,12 @@ LINES = [
         "pretrained/tables/row.py",
         "weight = weight.reshape(-1, channels, height, width)  # [out, C, H, W]",
         "weight = weight.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)",
+        "pretrained/test_layout.py",
+    ),
+    Line(
+        "pretrained/layout.py",
+        'moved.astype(np.int32 if way == "to_flax" else np.int64)',
+        "moved.astype(np.int64)",
         "pretrained/test_layout.py",
     ),
     Line(
