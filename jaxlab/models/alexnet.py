@@ -22,11 +22,11 @@ class AlexNet(nn.Module):
     are those of the five convolutions, `hidden` the units of fc6 and of fc7: by default
     torchvision's; a narrow copy is for tests.
 
-    In float32 and float64 it can be differentiated in reverse mode only, as often as
-    wanted (`jax.grad`, `jax.vjp`, `jax.hessian` not): a CPU's convolutions and pools
-    have gradients of their own, and no forward-mode derivatives (`jax.jvp`,
-    `jax.jacfwd`, `jax.linearize`), on whatever device. `jaxlab.models.ops.plain` has
-    them, slower on a CPU.
+    In float32 and float64 it can be differentiated in reverse mode only (`jax.grad`,
+    `jax.vjp`), as often as wanted. `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
+    `jax.hessian` raise TypeError on every device, because the convolutions and pools
+    that run on a CPU have gradients of their own. Within `jaxlab.models.ops.plain()`
+    they work, with slower convolutions on a CPU.
 
     Raises ValueError for inputs of another shape, too small, or not floating-point.
     Unlike torch's, images are channels last, and fc6's input is flattened so.
