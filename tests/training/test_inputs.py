@@ -152,6 +152,13 @@ def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
         assert_same_training(found, narrow.train(narrow.images, trainable))
 
 
+def test_a_layer_of_which_a_part_is_trained_is_not_stored(narrow):
+    trainable = narrow.trainable(LAYERS[:5])
+    trainable["conv3"] = {"kernel": False, "bias": True}
+    batch = next(narrow.stored(trainable)["train"].load(np.arange(2), 2))
+    assert batch.inputs.shape == (2, 3, 3, 12)  # conv2's
+
+
 def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypatch):
     """The control: all convolutions stored where only three of them are frozen."""
     trainable = narrow.trainable(LAYERS[:3])
