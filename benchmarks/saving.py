@@ -75,9 +75,18 @@ def in_turn(*writers: Callable) -> Callable:
         if path.name == STATE and path.parent.stem != FROZEN:
             writer = writers[count % len(writers)]
             count += 1
+            forget(path.parent.parent)
         writer(path, *arguments)
 
     return write
+
+
+def forget(folder: Path) -> None:
+    """Give up the pages of all earlier steps, as the program does for its own."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_by_orbax() -> Callable:
@@ -97,11 +106,6 @@ def write_by_orbax() -> Callable:
     )
 
     def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-        # As is done for ours: the pages of earlier steps are not needed any more.
-        for file in path.parent.parent.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         folder = path.with_suffix(".orbax").absolute()
         ocp.Checkpointer(handler).save(folder, dict(tensors))
 
