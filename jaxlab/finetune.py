@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 def finetune(config: Config) -> Result:
     """Run one job, of a config whose every setting is resolved; returns its result."""
-    folder = run_folder.resolve_folder(
-        config.out, config.overwrite, bool(config.resume)
-    )
+    resuming = config.resume is not None
+    folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
     accuracy = None
     if config.resume == LAST:
         accuracy = resume.final_accuracy(folder, config.epochs)
@@ -312,23 +311,16 @@ def _draw_missing(
     config: Config, data: Any, preprocess: Any, accuracy: float
 ) -> Result:
     """Draw what a finished run lacks, from its model and its rows."""
-    import jax
-
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training import inputs
     from jaxlab.training.epoch import evaluate_split
-    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.initial_weights import whole_network
     from jaxlab.training.job import network_of
     from jaxlab.training.step import TrainState, make_eval_step
 
     folder = Path(config.out)
     model = network_of(config, data).model
-    params, _ = initial_params(
-        ARCHITECTURES[config.model],
-        model,
-        jax.random.key(0),
-        str(folder / run_folder.MODEL),
-    )
+    params = whole_network(str(folder / run_folder.MODEL), config.model).params
     test = inputs.image_inputs(model, data, preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
         make_eval_step(test.apply_fn),

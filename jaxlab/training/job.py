@@ -78,12 +78,13 @@ def job_of(
     With a `store` the outputs of frozen layers are computed once and kept there;
     `class_weights` are those of `make_train_step`.
     """
+    architecture = ARCHITECTURES[config.model]
     clock = runtime.Clock()
     split_inputs = inputs.image_inputs(network.model, data, preprocess, config.workers)
     if store is not None:
         split_inputs = inputs.feature_inputs(
             split_inputs,
-            ARCHITECTURES[config.model],
+            architecture,
             network.model,
             state.params,
             data,
@@ -94,7 +95,7 @@ def job_of(
             progress=terminal.progress_bar,
             log=terminal.log,
         )
-    frozen = ARCHITECTURES[config.model].frozen(config.freeze)
+    frozen = inputs.frozen_children(architecture.children, network.trainable)
     return Job(
         inputs=split_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
