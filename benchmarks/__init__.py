@@ -1,1 +1,1 @@
-"""What the README states, measured: `python -m benchmarks.NAME`."""
+"""Measure the figures that the README states: `python -m benchmarks.NAME`."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks [NAME …] [--pairs N] [--gpu]
 
-Every result is a JSON line in benchmarks/results.jsonl, one a name; the table is made
-of these lines, so benchmarks can be run one at a time.
+Each result is a JSON line in benchmarks/results.jsonl and replaces the one of the same
+name. The table is made of these lines, so benchmarks can be run one at a time.
 """
 
 import argparse
@@ -20,14 +20,17 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 
 def main() -> None:
-    """Run what is named, all by default."""
+    """Run the named benchmarks; by default all, or with --gpu those that support it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--gpu", action="store_true", help="on an NVIDIA GPU")
+    parser.add_argument("--gpu", action="store_true", help="run on an NVIDIA GPU")
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
-        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(NAMES)}")
+        parser.error(
+            f"{', '.join(sorted(unknown))}: unknown benchmark; pass one of "
+            f"{', '.join(NAMES)}"
+        )
     for name in options.names or (WITH_GPU if options.gpu else NAMES):
         flags = [] if name == "memory" else ["--pairs", str(options.pairs)]
         flags += ["--gpu"] if options.gpu and name in WITH_GPU else []
@@ -36,7 +39,7 @@ def main() -> None:
 
 
 def record(results: list[dict[str, Any]]) -> None:
-    """Put results in the place of older ones of their names, and rewrite the table."""
+    """Store the results, replacing those of the same names, and rewrite the table."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     held = {result["name"]: result for result in map(json.loads, lines)}
     held |= {result["name"]: result for result in results}
@@ -47,7 +50,7 @@ def record(results: list[dict[str, Any]]) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table, with a row for what was not measured."""
+    """Return the results as a Markdown table, with rows for missing GPU results."""
     rows = [
         "| benchmark | ours | PyTorch | ratio (range) | of the roofline "
         "| PyTorch's way | date, machine |",

@@ -1,11 +1,11 @@
-"""What the default fine-tuning run reaches, over several seeds.
+"""Measure the test accuracy of the default fine-tuning run for several seeds.
 
     python -m benchmarks.accuracy --mnist-test FOLDER
 
-Runs `python -m jaxlab.finetune` once a seed and prints the accuracy on its 1,000
-held-out digits, the wall time and the peak memory of the whole process. With a folder
-that holds MNIST's own t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, also the
-accuracy on those 10,000 images, on which nothing was tuned. The last line is JSON.
+Runs `python -m jaxlab.finetune` once per seed and prints the accuracy on its 1,000
+held-out digits, the wall time and the peak memory of the process. If FOLDER contains
+MNIST's own t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, it also prints the
+accuracy on these 10,000 images, on which nothing was tuned. The last line is JSON.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pretrained import to_flax
 
 
 def main() -> None:
-    """Run all seeds and print the table."""
+    """Run the job with each seed, and print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--mnist-test", type=Path, metavar="FOLDER")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def run(seed: int, folder: Path) -> dict[str, float]:
-    """Run the default job in a process of its own; return what it reached and took."""
+    """Run the default job in a new process; return its accuracy, seconds and memory."""
     command = [sys.executable, "-m", "jaxlab.finetune", "--seed", str(seed)]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -66,19 +66,19 @@ def run(seed: int, folder: Path) -> dict[str, float]:
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"error: seed {seed}: the run failed; see above")
+        raise SystemExit(f"error: seed {seed}: the run failed; see the error above")
     last = output.splitlines()[-1].split()[0]
     return {
         "seed": seed,
         "held_out": float(last.removeprefix("test_accuracy=")),
         "seconds": time.perf_counter() - started,
-        "peak_gb": usage.ru_maxrss * 1024 / 1e9,  # Linux counts kibibytes
+        "peak_gb": usage.ru_maxrss * 1024 / 1e9,  # Linux reports KiB
     }
 
 
 def read_mnist_test(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read MNIST's own test files: images uint8[10000, 28, 28, 1], labels int32."""
-    # The IDX header: 4 bytes of type and rank, then 4 bytes a dimension.
+    """Read MNIST's test files: images uint8[10000, 28, 28, 1], labels int32[10000]."""
+    # An IDX header is 4 bytes for dtype and rank, then 4 bytes for each dimension.
     images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
     return (
@@ -88,7 +88,7 @@ def read_mnist_test(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_mnist_test(folder: Path, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return a run's accuracy on given images."""
+    """Return the accuracy of the model of a run on the given images."""
     preprocess, model = Preprocess(), AlexNet(10)
     params = to_flax(load_file(folder / "model.safetensors"))
 

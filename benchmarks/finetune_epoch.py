@@ -1,13 +1,14 @@
-"""An epoch of the command, from the second on, beside the same epoch in PyTorch.
+"""Compare an epoch of fine-tuning, from the second on, with PyTorch's.
 
     python -m benchmarks.finetune_epoch
 
-The default job's 4,000 digits trained on once and the 1,000 tested: with the
-convolutions frozen, with all but the head frozen, and (on a fourth of the images) with
-nothing frozen. Ours has the features of frozen layers already, as from the second epoch
-on, or the second run. PyTorch's has its DataLoader with the transforms, at its best of
-0 and 1 further processes. Its fused Adam is fast, and not what one gets unasked: with
-the convolutions frozen, where it matters most, the plain one is a row of its own.
+An epoch trains on the default job's 4,000 digits once and tests on its 1,000: with the
+convolutions frozen, with all layers but the head frozen, and (on a fourth of the
+images) with nothing frozen. Ours already has the stored outputs of the frozen layers,
+as in every epoch but the first of a first run. PyTorch's side uses its DataLoader with
+the transforms, and the faster of 0 and 1 worker processes. Its fused Adam is fast, but
+not the default: with the convolutions frozen, where Adam matters most, a further row
+has the plain one.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from benchmarks.harness.sides import describe, side, torch_at_its_best
 
 BATCH = 64
 WHOLE = {"train_size": 4000, "test_size": 1000}
-# Whole batches of a fourth: a last one of 40 images would cost ours another 24, which
-# the whole job has once in 63 batches.
+# A fourth, in full batches: ours would pad a last batch of 40 images with 24 more, but
+# the full job has one padded batch in 63.
 FOURTH = {"train_size": 960, "test_size": 200}
 JOBS = {
     "features": {"freeze": "features", **WHOLE},
@@ -30,7 +31,7 @@ JOBS = {
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--jobs", choices=JOBS, nargs="*", default=list(JOBS))

@@ -1,9 +1,10 @@
-"""AlexNet's forward pass, images a second, beside PyTorch at its best.
+"""Compare AlexNet's forward pass, in images per second, with PyTorch's fastest.
 
     python -m benchmarks.forward
 
-A batch of normalised images in memory, logits out. With --gpu the same on an NVIDIA
-GPU, in float32 (TF32 products on both sides) and bfloat16, at batches of 128 to 1024.
+The input is a batch of normalised images in memory, and the output is the logits. With
+--gpu it runs on an NVIDIA GPU, in float32 (with TF32 matrix products on both sides) and
+bfloat16, with batch sizes from 128 to 1024.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ JOB = "forward"
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     return network.run(JOB, argv, about=__doc__)
 
 

@@ -1,15 +1,16 @@
-"""Images a second into the network's input, beside torchvision's DataLoader.
+"""Compare the input pipeline, in images per second, with torchvision's DataLoader.
 
     python -m benchmarks.input_pipeline
 
-Two jobs. Digits: 28×28 uint8 in memory to normalised float32 [64, 224, 224, 3]; ours
-inside jit, theirs ToPILImage, Grayscale(3), Resize, ToTensor, Normalize. Photographs:
-JPEGs of 500×375 on the disk through Resize(256), CenterCrop(224), ToTensor, Normalize;
-ours streamed by Grain and Pillow, theirs ImageFolder. Theirs runs with 0, 1, 2 and 4
-workers, and the best counts. Ours and theirs take turns after a warm-up. "Resized only"
-is ours up to the uint8 pixels, before the twelve times larger floats are written. The
-memory is how far this process's peak rises over three epochs of ours after the warm-up.
-The JSON lines' ratios above 1 say that ours is faster.
+There are two jobs. Digits: 28×28 uint8 images in memory become normalised float32
+[64, 224, 224, 3]; ours works inside jit, theirs uses ToPILImage, Grayscale(3), Resize,
+ToTensor and Normalize. Photographs: JPEGs of 500×375 on disk go through Resize(256),
+CenterCrop(224), ToTensor and Normalize; ours streams them with Grain and Pillow, theirs
+uses ImageFolder. Theirs is measured with 0, 1, 2 and 4 workers, and the fastest is
+used. After a warm-up, ours and theirs run in turn. "Resized only" measures ours up to
+the uint8 pixels, before the floats, which are twelve times larger, are written. Memory
+growth is the increase of this process's peak over three epochs of ours after the
+warm-up. Ratios above 1 in the JSON lines mean that ours is faster.
 """
 
 import argparse
@@ -43,8 +44,8 @@ def main() -> None:
     """Run both jobs and print a table and a JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--digits", type=int, default=2000, help="images an epoch")
-    parser.add_argument("--photographs", type=int, default=600, help="images an epoch")
+    parser.add_argument("--digits", type=int, default=2000, help="images per epoch")
+    parser.add_argument("--photographs", type=int, default=600, help="images per epoch")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder), options.photographs)
@@ -66,7 +67,7 @@ def compare(
     theirs: dict[int, Callable[[], int]],
     pairs: int,
 ) -> None:
-    """Time an epoch of each in turn, and print."""
+    """Time an epoch of each side in turn, and print every pair and the JSON line."""
     ours()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
@@ -101,19 +102,19 @@ def compare(
 
 
 def rate(epoch: Callable[[], int]) -> float:
-    """Return images a second over one epoch."""
+    """Run one epoch; return its images per second."""
     started = time.perf_counter()
     count = epoch()
     return count / (time.perf_counter() - started)
 
 
 def our_digits(count: int) -> Callable[[], int]:
-    """Return an epoch of ours over the first `count` digits."""
+    """Return our epoch over the first `count` digits."""
     return _epoch(_digits(count), jax.jit(Preprocess()), count)
 
 
 def our_resized(count: int) -> Callable[[], int]:
-    """Return an epoch that ends with the resized pixels; its program is compiled."""
+    """Return an epoch that only resizes the digits; its program is already compiled."""
     resize = jax.jit(resize_bilinear, static_argnums=(1, 2))
     epoch = _epoch(_digits(count), lambda images: resize(images, 224, 224), count)
     epoch()
@@ -121,7 +122,7 @@ def our_resized(count: int) -> Callable[[], int]:
 
 
 def our_photographs(folder: Path) -> Callable[[], int]:
-    """Return an epoch of ours over all files, decoded anew."""
+    """Return our epoch over all files, which decodes each of them."""
     preprocess = Preprocess(crop=True)
     paths = tuple(sorted(folder.rglob("*.jpg")))
     digests = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
@@ -190,7 +191,7 @@ def _torch_epochs(dataset: Any) -> dict[int, Callable[[], int]]:
     torch, _ = import_torch()
 
     def epoch(workers: int) -> Callable[[], int]:
-        # Workers start once and stay, the kindest way to count them.
+        # Persistent workers start only once, which is the fastest way for PyTorch.
         loader = torch.utils.data.DataLoader(
             dataset, BATCH, num_workers=workers, persistent_workers=workers > 0
         )
@@ -200,7 +201,7 @@ def _torch_epochs(dataset: Any) -> dict[int, Callable[[], int]]:
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Write JPEGs with a photograph's size and detail, in two classes."""
+    """Write JPEGs with the size and detail of photographs, in two class folders."""
     random = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))

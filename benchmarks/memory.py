@@ -1,9 +1,10 @@
-"""Peak memory of a short run, and the optimiser's, by what is frozen; beside PyTorch.
+"""Compare the peak memory of a short run, and the optimizer's, with PyTorch's.
 
     python -m benchmarks.memory
 
-One epoch of 640 digits and a test of 100, the whole process at its peak. The optimiser
-holds two moments of each trainable parameter, and nothing for a frozen one.
+Each is measured with different layers frozen. The peak is that of the entire process,
+which trains one epoch on 640 digits and tests on 100. The optimizer stores two moments
+of each trainable parameter, and nothing for a frozen one.
 """
 
 import argparse
@@ -18,7 +19,7 @@ SIZES = ("--epochs", "1", "--train-size", "640", "--test-size", "100")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.parse_args(argv)
     results = []
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def optimizer_bytes(freeze: str) -> tuple[int, int]:
-    """Return the bytes of Adam's state after a step, ours and PyTorch's."""
+    """Return the size of Adam's state after a step in bytes, ours and PyTorch's."""
     import jax
     import jax.numpy as jnp
 

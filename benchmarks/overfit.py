@@ -1,11 +1,11 @@
-"""The whole regularisation lab beside the same lab written in PyTorch.
+"""Compare the entire regularisation lab with the same lab written in PyTorch.
 
     python -m benchmarks.overfit
 
-Both sides run 8 variants × 10 seeds × 40 epochs as processes of their own, start to
-end, imports and (ours) compilation included, in turn: ours, torch, ours, …. PyTorch's
-side is a loop over variants and seeds, as its users write it, with data in memory. The
-last line is JSON; ratios above 1 say that ours is faster.
+Both sides run 8 variants × 10 seeds × 40 epochs. Each run is a new process, timed from
+start to end, including imports and (for ours) compilation. The sides run in turn: ours,
+torch, ours, …. PyTorch's side is a loop over variants and seeds, as its users write it,
+with data in memory. The last line is JSON; ratios above 1 mean that ours is faster.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from jaxlab.overfit import VARIANTS, Config
 
 
 def main() -> None:
-    """Run the pairs and print the table, or, with --torch, PyTorch's side alone."""
+    """Run the pairs and print the table; with --torch, run only PyTorch's side."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=Config.seeds)
-    parser.add_argument("--torch", action="store_true", help="PyTorch's side alone")
+    parser.add_argument("--torch", action="store_true", help="run only PyTorch's side")
     arguments = parser.parse_args()
     if arguments.torch:
         return print(json.dumps(torch_lab(arguments.seeds)))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Return the median of each column, and the range of the ratios."""
+    """Return the median of each column and the range of each ratio."""
     result = {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
     for key in ("ratio", "ratio_without_compile"):
         values = [row[key] for row in rows]
@@ -68,7 +68,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
 
 
 def run_ours(seeds: int) -> tuple[float, float, dict[str, float]]:
-    """Return seconds, seconds of compilation, test accuracy by variant."""
+    """Run ours; return seconds, seconds of compilation, test accuracy by variant."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["jaxlab.overfit", "--seeds", str(seeds), "--out", folder]
         started = time.perf_counter()
@@ -76,7 +76,7 @@ def run_ours(seeds: int) -> tuple[float, float, dict[str, float]]:
             [sys.executable, "-m", *command],
             check=True,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "JAXLAB_HOME": f"{folder}/home"},  # nothing compiled yet
+            env={**os.environ, "JAXLAB_HOME": f"{folder}/home"},  # an empty cache
         )
         seconds = time.perf_counter() - started
         results = json.loads((Path(folder) / "results.json").read_text())["variants"]
@@ -89,7 +89,7 @@ def run_ours(seeds: int) -> tuple[float, float, dict[str, float]]:
 
 
 def run_torch(seeds: int) -> tuple[float, dict[str, float]]:
-    """Return seconds and test accuracy by variant."""
+    """Run PyTorch's side; return seconds and test accuracy by variant."""
     command = ["benchmarks.overfit", "--torch", "--seeds", str(seeds)]
     started = time.perf_counter()
     process = subprocess.run(

@@ -1,12 +1,13 @@
-"""How much a checkpoint holds up the training beside it, ours and one by Orbax.
+"""Measure how much writing a checkpoint slows down training, compared with Orbax.
 
     python -m benchmarks.saving
 
-The default job with a checkpoint after every second epoch, in turn as the program
-writes it and with its arrays written by Orbax: each epoch beside which one is written,
-and the one before, beside which none is. An epoch's seconds are those of metrics.jsonl:
-they begin before the state is copied, and end after the test. The first checkpoint of
-each kind, whose memory is new, is a warm-up.
+The default job saves a checkpoint after every second epoch. The program's own writer
+and one that writes the arrays with Orbax are used in turn. Each epoch during which a
+checkpoint is written is compared with the epoch before it, during which none is. An
+epoch's seconds are those in metrics.jsonl: they begin before the state is copied and
+end after the test. The first checkpoint of each kind is a warm-up, because its memory
+is newly allocated.
 """
 
 import argparse
@@ -28,7 +29,7 @@ KINDS = ("ours", "orbax")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run, print, and return the result."""
+    """Run the benchmark, and print and return the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args(argv)
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     from jaxlab.runs.record import read_rows
     from pretrained import disk
 
-    # An epoch to warm up, then two for each checkpoint: one without, one beside it.
+    # One epoch to warm up, then two for each checkpoint: before and during writing.
     epochs = 1 + 2 * len(KINDS) * (1 + options.pairs)
     disk.write_tensors = in_turn(disk.write_tensors, write_by_orbax())
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +65,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def in_turn(*writers: Callable) -> Callable:
-    """Return a writer of files that takes the given ones in turn for saved states."""
+    """Return a writer that uses the given writers in turn for the checkpoints' states.
+
+    It writes all other files with the first one.
+    """
     from jaxlab.runs.checkpoint import FROZEN, STATE
 
     count = 0
@@ -82,7 +86,7 @@ def in_turn(*writers: Callable) -> Callable:
 
 
 def forget(folder: Path) -> None:
-    """Give up the pages of all earlier steps, as the program does for its own."""
+    """Release the cached pages of a folder's files, as the program does for its own."""
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb") as opened:
@@ -90,16 +94,16 @@ def forget(folder: Path) -> None:
 
 
 def write_by_orbax() -> Callable:
-    """Return a writer that leaves a folder of Orbax's where ours leaves a file."""
+    """Return a writer that writes a folder in Orbax's format instead of a file."""
     from orbax import checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
-    # It warns of a kind of checkpoint that is not asked for.
+    # Orbax warns about a kind of checkpoint that is not used here.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     arrays = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False,  # a file an array
-        use_compression=False,  # trained weights do not get smaller
+        use_ocdbt=False,  # one file per array
+        use_compression=False,  # it does not make trained weights smaller
         type_handler_registry=type_handlers.create_type_handler_registry(
             (np.ndarray, arrays)
         ),

@@ -1,10 +1,10 @@
-"""From the start of the process to its first finished step, beside PyTorch's.
+"""Compare the time from process start to the end of the first step with PyTorch's.
 
     python -m benchmarks.startup
 
-The default job on 64 digits. Cold: ours with an empty cache folder, so all is compiled;
-warm: with the folder a run has left. PyTorch's compiles nothing. Both end right after
-the step.
+The default job runs on 64 digits. Cold: ours has an empty cache folder, so everything
+is compiled. Warm: ours has the cache folder of an earlier run. PyTorch's side compiles
+nothing. Both sides end right after the step.
 """
 
 import argparse
@@ -19,17 +19,17 @@ SIZES = ("--train-size", "64", "--test-size", "64")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--first-step", nargs="*", help="ours alone, with these flags")
+    parser.add_argument("--first-step", nargs="*", help="run only our first step")
     options, flags = parser.parse_known_args(argv)
     if options.first_step is not None:
         first_step(flags)
         return []
     rows = []
     torch_flags = (*SIZES, "--channels-last", "--first-step")
-    run("benchmarks.harness.peers", *torch_flags)  # so that all files are in memory
+    run("benchmarks.harness.peers", *torch_flags)  # fills the file cache
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as home:
             ours = ("benchmarks.startup", "--first-step", *SIZES)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def first_step(flags: list[str]) -> None:
-    """Run the command up to the first finished step."""
+    """Run our command up to the end of the first step."""
     from jaxlab import finetune
     from jaxlab.training import fit
 
@@ -58,13 +58,13 @@ def first_step(flags: list[str]) -> None:
     def stop(*_):
         raise Finished
 
-    fit._update_bar = stop  # what the command calls after each step
+    fit._update_bar = stop  # the command calls it after each step
     with tempfile.TemporaryDirectory() as out:
         try:
             finetune.main([*flags, "--epochs", "1", "--out", f"{out}/run"])
         except Finished:
             return
-    sys.exit("no step was taken")
+    sys.exit("the command ended before its first step")
 
 
 if __name__ == "__main__":

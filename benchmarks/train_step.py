@@ -1,10 +1,10 @@
-"""A training step of the whole AlexNet, images a second, beside PyTorch at its best.
+"""Compare a training step of all of AlexNet, in images per second, with PyTorch's.
 
     python -m benchmarks.train_step
 
-Adam, nothing frozen, on a batch of normalised images in memory. With --gpu the same on
-an NVIDIA GPU, in float32 (TF32 products on both sides) and bfloat16, at batches of 128
-to 1024.
+A step of Adam with nothing frozen runs on a batch of normalised images in memory, with
+PyTorch's fastest settings. With --gpu it runs on an NVIDIA GPU, in float32 (with TF32
+matrix products on both sides) and bfloat16, with batch sizes from 128 to 1024.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ JOB = "step"
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     return network.run(JOB, argv, about=__doc__)
 
 

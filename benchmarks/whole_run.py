@@ -1,12 +1,12 @@
-"""The whole default run beside the same job in PyTorch, process start to end.
+"""Compare the entire default run, from process start to end, with PyTorch's.
 
     python -m benchmarks.whole_run
 
-Five epochs, three times in turn: `python -m jaxlab.finetune` with an empty cache
-folder, the same once more, and `python -m benchmarks.harness.peers` with its best
-memory layout, Adam and loader, eager. Ours also writes checkpoints, weights, curves and
-a confusion matrix; PyTorch's writes its weights. All of ours must write the same
-weights, to the byte.
+Three runs of five epochs take turns: `python -m jaxlab.finetune` with an empty cache
+folder, the same command again, and `python -m benchmarks.harness.peers`, eager, with
+its fastest memory layout, Adam and loader. Ours also writes checkpoints, weights,
+curves and a confusion matrix; PyTorch's side writes its weights. All runs of ours must
+write byte-identical weights.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from benchmarks.harness.sides import describe, torch_at_its_best
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, and return the results."""
+    """Run the benchmark, and print and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args(argv)
-    # Eager: what compiling takes, five epochs do not bring back.
+    # Eager, because compiling takes longer than it saves in five epochs.
     way = torch_at_its_best(job="epoch", freeze="features", eager=True)
     flags = ["--workers", str(way["workers"])]
     flags += ["--channels-last"] if way["channels_last"] else []
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             flush=True,
         )
     if len(weights) > 1:
-        raise RuntimeError(f"ours wrote {len(weights)} different files of weights")
-    print(f"the same weights after each of {2 * len(rows)} runs of ours", flush=True)
+        raise RuntimeError(
+            f"model.safetensors: runs of ours wrote {len(weights)} different files"
+        )
+    print(f"all {2 * len(rows)} runs of ours wrote the same weights", flush=True)
     return [
         *(
             summary(
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def run(module: str, *flags: str, **environment: str) -> tuple[float, int]:
-    """Run a command; return its seconds and its peak memory in MB."""
+    """Run a command; return its seconds and its peak memory in MiB."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", module, *flags],
@@ -84,7 +86,7 @@ def run(module: str, *flags: str, **environment: str) -> tuple[float, int]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{module}: exit code {process.returncode}")
+        raise RuntimeError(f"{module}: failed with exit code {process.returncode}")
     return time.perf_counter() - started, usage.ru_maxrss >> 10
 
 

@@ -1,4 +1,4 @@
-"""Transfer learning for vision in functional JAX, proven equal to torchvision."""
+"""Transfer learning for vision in functional JAX, tested against torchvision."""
 
 import importlib
 
@@ -22,7 +22,8 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str):
-    # Lazy, so that `--help` and `import jaxlab` do not wait for JAX.
+    # Names are imported on first use, so that `--help` and `import jaxlab` do not
+    # wait for JAX.
     if name not in _HOME:
         raise AttributeError(f"module 'jaxlab' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""Every flag of the fine-tuning command, and what they may not mean together."""
+"""The flags of the fine-tuning command, and the checks of their combinations."""
 
 import dataclasses
 import os
@@ -14,104 +14,111 @@ WEIGHTS = ("imagenet-conv", "imagenet", "none")
 CLASS_WEIGHTS = ("none", "balanced")
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = min(each.min_image_size for each in ARCHITECTURES.values())
-MAX_IMAGE_SIZE = 2048  # beyond, one batch of the first layer alone takes 10 GB
+MAX_IMAGE_SIZE = 2048  # above this, the first layer needs over 10 GB for a batch
 
-LAST = "last"  # what --resume without a step stands for
+LAST = "last"  # the value of --resume without a step
 
-# What a setting may do when a run goes on; one that says nothing must be the run's.
-# A process's own, which the next one does not take over.
+# How `--resume` treats a setting. One with none of these must equal the run's setting.
+# It concerns a single process and is not restored.
 PER_PROCESS = "per process"
-# Taken over unless it is given: it decides nothing of what a run computes, or how far
-# it goes. (With too little room for features, layers run anew and round otherwise;
-# that is said.)
+# It is restored unless the flag is given. It may differ, since it affects at most how
+# many epochs are trained. (If the features do not fit into the cache, the frozen layers
+# run again in each epoch, which rounds differently; the run logs a warning.)
 NOT_COMPARED = "not compared"
-# Must be the run's when it is settled, which is when the data is there.
+# It must equal the run's setting, but its final value depends on the loaded data.
 RESOLVED_FROM_DATA = "resolved from data"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every flag of the command, and its default."""
+    """The flags of the command and their defaults."""
 
     dataset: str = flag(
         "mnist5k",
-        "mnist5k (embedded), a name of TensorFlow Datasets', such as mnist or "
-        "fashion_mnist, or a folder of class folders",
+        "mnist5k (embedded), the name of a TensorFlow Datasets (TFDS) dataset such as "
+        "mnist or fashion_mnist, or a folder with one subfolder per class",
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
     manual_dir: str | None = flags.manual_dir(on_resume=NOT_COMPARED)
     val_fraction: float = flag(
-        0.2, "part to test with, of data without a split", above=0, below=1
+        0.2, "fraction to test with if there is no test split", above=0, below=1
     )
     model: str = flag("alexnet", "network", choices=tuple(ARCHITECTURES))
     weights: str | None = flag(
         None,
-        "imagenet-conv: embedded convolutions, fresh fc layers; imagenet: the whole of "
-        "torchvision's network, downloaded once; none: all fresh; or a .pth or "
-        ".safetensors file",
+        "imagenet-conv: embedded ImageNet convolutions, randomly initialised fc "
+        "layers; imagenet: all layers of torchvision's network, downloaded once; none: "
+        "all layers randomly initialised; or a .pth or .safetensors file",
         default_help=", ".join(
             f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
         ),
     )
     freeze: str | None = flag(
         None,
-        "layers kept as they are: features (all convolutions), backbone (all but the "
-        "head), none, or a layer's name: it and all before it",
+        "layers to freeze: features (all convolutions), backbone (all layers but the "
+        "head), none, or a layer's name, which freezes it and all layers before it",
         default_help="features; none with --weights none",
     )
     epochs: int = flag(
         5, "passes over the training images", at_least=1, on_resume=NOT_COMPARED
     )
     batch_size: int = flag(
-        64, "images a step", at_least=1, on_resume=RESOLVED_FROM_DATA
+        64, "images per step", at_least=1, on_resume=RESOLVED_FROM_DATA
     )
     optimizer: str = flag("adam", "update rule", choices=tuple(LEARNING_RATE))
     lr: float | None = flag(
         None, "learning rate", above=0, default_help="0.0001 for adam, 0.01 for sgd"
     )
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
-    l2: float = flag(5e-4, "L2, as torch's weight_decay", at_least=0)
+    l2: float = flag(5e-4, "L2 penalty, as weight_decay of torch.optim", at_least=0)
     class_weights: str = flag(
-        "none", "of the loss; balanced: rare classes count more", choices=CLASS_WEIGHTS
+        "none",
+        "class weights of the loss; balanced: rare classes have larger weights",
+        choices=CLASS_WEIGHTS,
     )
-    lr_step: int = flag(3, "epochs between decays of the rate", at_least=1)
+    lr_step: int = flag(3, "epochs between learning rate decays", at_least=1)
     lr_gamma: float = flag(0.1, "factor of each decay", above=0, at_most=1)
-    seed: int = flag(0, "of fresh layers, order and dropout", at_least=0, below=2**32)
+    seed: int = flag(
+        0, "seed of initial weights, data order and dropout", at_least=0, below=2**32
+    )
     image_size: int = flag(
-        224, "side in pixels", at_least=MIN_IMAGE_SIZE, at_most=MAX_IMAGE_SIZE
+        224,
+        "side of the square input images in pixels",
+        at_least=MIN_IMAGE_SIZE,
+        at_most=MAX_IMAGE_SIZE,
     )
     crop: bool = flag(
-        False, "resize the short side and cut the centre out, instead of squashing"
+        False, "resize the shorter side and crop the centre; keeps the aspect ratio"
     )
     train_size: int | None = flag(
         None,
-        "train on the first N images",
+        "images to train on; always the same class-balanced subset",
         at_least=1,
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
     test_size: int | None = flag(
         None,
-        "test on the first N images",
+        "images to test on; always the same class-balanced subset",
         at_least=1,
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
     precision: str = flag(
-        "float32", "of the network's arithmetic", choices=("float32", "bfloat16")
+        "float32", "dtype of the computation", choices=("float32", "bfloat16")
     )
     workers: int = flag(
         0,
-        "processes that decode pictures; 0: threads",
+        "processes that decode images; 0: use threads",
         at_least=0,
         at_most=64,
         on_resume=NOT_COMPARED,
     )
-    offline: bool = flag(False, "open no connection", on_resume=PER_PROCESS)
-    feature_cache: bool = flag(True, "run frozen layers anew in every epoch")
+    offline: bool = flag(False, "open no network connection", on_resume=PER_PROCESS)
+    feature_cache: bool = flag(True, "run the frozen layers in every epoch")
     feature_cache_size: float = flag(
         5,
-        "GB of frozen layers' outputs to keep for later runs",
+        "maximum GB of frozen layers' outputs to keep for later runs",
         at_least=0,
         at_most=1e6,
         on_resume=NOT_COMPARED,
@@ -119,7 +126,7 @@ class Config:
     out: str | None = flag(
         None,
         "folder of the run",
-        default_help="runs/ and the time",
+        default_help="a new folder in runs/",
         on_resume=PER_PROCESS,
     )
     overwrite: bool = flag(
@@ -127,9 +134,9 @@ class Config:
     )
     resume: str | None = flag(
         None,
-        "go on with the run in --out, from its last step saved or from step STEP; its "
-        "settings need not be given again",
-        default_help="begin anew",
+        "resume the run in --out from its latest checkpoint, or from the checkpoint of "
+        "the given step; the settings of the run are restored",
+        default_help="start a new run",
         const=LAST,
         on_resume=PER_PROCESS,
     )
@@ -138,7 +145,7 @@ class Config:
     )
     keep: int = flag(
         2,
-        "checkpoints to keep while it runs, the last ones; at its end one stays",
+        "latest checkpoints to keep during a run; only the last is kept at its end",
         at_least=1,
         on_resume=NOT_COMPARED,
     )
@@ -146,7 +153,7 @@ class Config:
 
 
 def fields_that(on_resume: str | None) -> frozenset[str]:
-    """Return the names of the settings that may do something when a run goes on."""
+    """Return the names of the settings that have this value of `on_resume`."""
     return frozenset(
         field.name
         for field in dataclasses.fields(Config)
@@ -155,13 +162,14 @@ def fields_that(on_resume: str | None) -> frozenset[str]:
 
 
 def resolved(config: Config) -> Config:
-    """Return it with the defaults that depend on other flags filled in.
+    """Return the config with the defaults that depend on other flags filled in.
 
-    Raises UsageError for what cannot be meant; says on stderr what hardly can.
+    Raises UsageError for invalid or contradictory settings, and prints a warning to
+    stderr for settings that are probably a mistake.
     """
     architecture = ARCHITECTURES[config.model]
     weights = architecture.weights if config.weights is None else config.weights
-    # Of a run that is resumed, the weights are among what was saved.
+    # A resumed run has its weights in the checkpoint and does not need the file.
     known = weights in WEIGHTS or config.resume is not None
     if not known and not os.path.lexists(weights):
         raise UsageError(
@@ -170,8 +178,8 @@ def resolved(config: Config) -> Config:
         )
     if config.image_size < architecture.min_image_size:
         raise UsageError(
-            f"--image-size: {config.image_size} is out of range; pass a number at "
-            f"least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
+            f"--image-size: {config.image_size} is out of range; pass a number that is "
+            f"at least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
     freeze = config.freeze
     if freeze is None:
@@ -182,9 +190,10 @@ def resolved(config: Config) -> Config:
 
 
 def _check_freeze(architecture: Architecture, freeze: str, weights: str) -> None:
-    """Refuse, with UsageError, to freeze what is no layer, or is fresh and connected.
+    """Raise UsageError if a frozen layer is unknown, or is a fresh fc layer.
 
-    Says on stderr where fresh convolutions stay as they are.
+    A fresh layer has random initial weights. Prints a warning to stderr if fresh
+    convolutions are frozen.
     """
     known = (*FREEZE, *architecture.children[:-1])
     try:
@@ -198,13 +207,13 @@ def _check_freeze(architecture: Architecture, freeze: str, weights: str) -> None
     if weights in ("imagenet-conv", "none"):
         if fresh := [name for name in frozen if name not in convolutions]:
             raise UsageError(
-                f"--freeze {freeze}: with --weights {weights} {' and '.join(fresh)} "
-                f"{'are' if len(fresh) > 1 else 'is'} fresh and would stay random; use "
-                "--freeze features, or --weights imagenet"
+                f"--freeze {freeze}: with --weights {weights}, {' and '.join(fresh)} "
+                f"{'are' if len(fresh) > 1 else 'is'} randomly initialised and would "
+                "not be trained; pass --freeze features, or --weights imagenet"
             )
     if weights == "none" and frozen:
         print(
-            f"warning: --freeze {freeze} with --weights none: the convolutions are "
-            "fresh and stay random",
+            f"warning: --freeze {freeze} with --weights none: the frozen layers are "
+            "randomly initialised and not trained; pass --freeze none to train them",
             file=sys.stderr,
         )

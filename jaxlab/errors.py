@@ -1,6 +1,6 @@
-"""What a command can report in one line; each class names its exit code.
+"""Errors that a command reports in one line; each class defines its exit code.
 
-A message reads `WHAT: why; what to do`.
+A message has the form `WHAT: why; what to do`.
 """
 
 import difflib
@@ -8,45 +8,45 @@ from collections.abc import Sequence
 
 
 class JaxlabError(Exception):
-    """The family; a command prints it as one line instead of a traceback."""
+    """Base class; a command prints the message as one line instead of a traceback."""
 
     exit_code = 1
 
 
 class UsageError(JaxlabError):
-    """A flag or setting that cannot be used."""
+    """A flag or setting is invalid."""
 
     exit_code = 2
 
 
 class InputError(JaxlabError):
-    """Data, or a package that carries data, that is absent or unusable."""
+    """Data, or a package that data come from, are missing or unusable."""
 
     exit_code = 3
 
 
 class CheckpointError(JaxlabError):
-    """A checkpoint that cannot be written, or cannot be resumed from."""
+    """A checkpoint cannot be written, or a run cannot be resumed from it."""
 
     exit_code = 5
 
 
 class CorruptionError(JaxlabError):
-    """Stored data that are not what was written: a checkpoint's, or features'.
+    """A stored checkpoint or cached features differ from what was written.
 
-    Whoever reads them says so and does without them.
+    The caller logs a warning and continues without them, or raises CheckpointError.
     """
 
     exit_code = 3
 
 
 class NetworkError(JaxlabError):
-    """Something that needs a network, and there is none."""
+    """A network connection is needed, but is unavailable or forbidden by --offline."""
 
     exit_code = 4
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error's line: the known name that was meant, or --help."""
+    """Return the end of an error message: a similar known name, or a hint to --help."""
     close = difflib.get_close_matches(name.split("=")[0], known, n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"

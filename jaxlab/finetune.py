@@ -1,7 +1,8 @@
-"""python -m jaxlab.finetune: fine-tune ImageNet's AlexNet on images.
+"""python -m jaxlab.finetune: fine-tune a pretrained network on images.
 
-The frozen part runs once over the data; the rest trains on its outputs. What the run
-was and what it reached goes to a folder, with weights that torchvision loads.
+The frozen layers run once over the data, and the other layers train on their outputs.
+The settings, the results and the weights, which torchvision can load, are written to
+the folder of the run.
 """
 
 import contextlib
@@ -26,18 +27,21 @@ from jaxlab.runs import resume
 from jaxlab.runs.record import Record, read_record, read_rows
 from pretrained import disk
 
-IMBALANCE = 10  # largest class to smallest, from where a warning is due
+IMBALANCE = 10  # warn if the largest class is more than this times the smallest
 
 
 class Result(NamedTuple):
-    """What a run reached: test accuracy in [0, 1], and its folder."""
+    """The result of a run: its test accuracy in [0, 1], and its folder."""
 
     test_accuracy: float
     folder: str
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
-    """Parse the flags and run; raises JaxlabError or WeightsError for what is wrong."""
+    """Parse the flags, run the job and return its result.
+
+    Raises JaxlabError or WeightsError with the message that the user sees.
+    """
     prog = "python -m jaxlab.finetune"
     given = flags.parse(Config, argv, prog=prog, about=__doc__)
     config = Config(**given)
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 
 def finetune(config: Config) -> Result:
-    """Run one job, of a config whose every setting is resolved; returns its result."""
+    """Run one job and return its result; `config` comes from `resolved`."""
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
     accuracy = None
@@ -65,12 +69,12 @@ def finetune(config: Config) -> Result:
     if accuracy is not None:
         steps = (folder / run_folder.CHECKPOINTS).glob("*")
         has_steps = any(path.name.isdecimal() for path in steps)
-        can = "; with more --epochs it can go on" if has_steps else ""
+        can = "; pass a larger --epochs to continue" if has_steps else ""
         print(f"the run is finished{can}")
         if not resume.missing_pictures(folder):
             return _told(accuracy, folder)
 
-    # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
     device = runtime.set_up()
     from jaxlab.data.preprocess import Preprocess
 
@@ -91,18 +95,19 @@ def finetune(config: Config) -> Result:
 
 
 def _record_to_resume(config: Config, data: Any) -> Record | None:
-    """Return the record of the run in a folder that is held; None to begin one.
+    """Return the record of the run in the locked folder; None to start a new run.
 
-    Raises UsageError or CheckpointError where the run is another one.
+    Raises UsageError if the folder cannot be used or the settings differ from the
+    run's, CheckpointError if the data differ or if no run contains the given step.
     """
     folder, resuming = Path(config.out), config.resume is not None
-    # Once more: another process may have been there meanwhile.
+    # Checked again, because another process may have used the folder before the lock.
     run_folder.resolve_folder(config.out, config.overwrite, resuming)
     then = read_record(folder / run_folder.CONFIG) if resuming else None
     if then is None and config.resume not in (None, LAST):
         raise CheckpointError(
-            f"{folder}: no run has begun there, so it has no step {config.resume}; "
-            "pass another --out, or --resume without a step, which begins"
+            f"{folder}: contains no run, so there is no step {config.resume}; pass "
+            "another --out, or pass --resume without a step to start a run"
         )
     if then is not None:
         resume.check_settings(config, then.settings, RESOLVED_FROM_DATA)
@@ -131,7 +136,7 @@ def _load(config: Config, preprocess: Any) -> Any:
 def _run(
     config: Config, data: Any, preprocess: Any, device: str, then: Record | None
 ) -> Result:
-    """Run in a folder that is held; `then` is the record of a run to resume."""
+    """Train in the locked folder; `then` is the record of the run to resume, if any."""
     import jax
 
     from jaxlab.runs.checkpoint import CheckpointManager
@@ -163,7 +168,7 @@ def _run(
     for name in (run_folder.CURVES, run_folder.CONFUSION):
         _draw(name, writer, config, data, rows, predictions)
     seconds = job.clock.compile_seconds
-    print(f"compilation: {seconds:.1f} s, left out of the times above")
+    print(f"compilation: {seconds:.1f} s, not included in the times above")
     return _told(rows[-1]["test_accuracy"], folder)
 
 
@@ -176,7 +181,10 @@ def _begin(
     writer: Any,
     checkpoints: Any,
 ) -> int:
-    """Write and tell what the run is; return the bytes that it will write at most."""
+    """Write the run's record, print a summary and return the disk space still needed.
+
+    It is in bytes and covers checkpoints and the model; 0 if checkpoints are off.
+    """
     from jaxlab.figures.text import layer_table
     from jaxlab.runs.checkpoint import check_disk_space
     from jaxlab.training.initial_weights import describe
@@ -184,7 +192,7 @@ def _begin(
     sizes = (checkpoints.folder, start.state, network.trainable, config.keep)
     kept = needed = 0
     if config.checkpoint_every:
-        check_disk_space(*sizes)  # before anything is removed
+        check_disk_space(*sizes)  # before any file is removed
     writer.begin(start.record, start.progress.rows, data.files)
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
@@ -199,14 +207,14 @@ def _begin(
     print(table, flush=True)
     if kept:
         log(
-            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder}, the last "
-            f"{config.keep}; at the end one"
+            f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder} for the latest "
+            f"{config.keep}; only the last one is kept at the end"
         )
     return needed
 
 
 def _feature_store(config: Config, needed: int) -> Any:
-    """Return where features are kept; `needed` bytes of the run's disk are left."""
+    """Return the cache of features; it leaves `needed` bytes free on the run's disk."""
     from jaxlab.training.feature_store import ArrayStore
 
     size = int(config.feature_cache_size * 1e9)
@@ -223,16 +231,16 @@ def _told(accuracy: float, folder: Path) -> Result:
 def _tell_how_to_go_on(config: Config, step: int | None) -> None:
     if config.checkpoint_every:
         print(
-            f"stopped after step {step}; to go on: --resume --out "
+            f"stopped after step {step}; to continue, pass --resume --out "
             f"{shlex.quote(config.out)}",
             flush=True,
         )
     else:
-        print("stopped; nothing is saved, as --checkpoint-every 0 asks for", flush=True)
+        print("stopped; nothing was saved, because of --checkpoint-every 0", flush=True)
 
 
 class Start(NamedTuple):
-    """What a run trains from: its state, how far it has come, and its record."""
+    """The starting point of a run: its state, its progress so far and its record."""
 
     state: Any
     progress: Any
@@ -248,7 +256,11 @@ def _start(
     network: Any,
     checkpoints: Any,
 ) -> Start:
-    """Return the newest step of the run to resume, else the first parameters."""
+    """Return where training starts: the checkpoint to resume, or the initial weights.
+
+    Raises UsageError if the checkpoint is beyond `config.epochs`, CheckpointError if no
+    usable one exists.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -271,8 +283,8 @@ def _start(
     progress = Progress.from_checkpoint(saved.about)
     if config.epochs < progress.epochs_begun:
         raise UsageError(
-            f"--epochs: step {saved.step} is of epoch {progress.epochs_begun}; pass "
-            f"{progress.epochs_begun} or more, or an earlier step to --resume"
+            f"--epochs: step {saved.step} belongs to epoch {progress.epochs_begun}; "
+            f"pass {progress.epochs_begun} or more, or pass an earlier step to --resume"
         )
     log(f"resumed from step {saved.step}")
     template = jax.eval_shape(
@@ -286,7 +298,7 @@ def _start(
 def _draw(
     name: str, writer: Any, config: Config, data: Any, rows: Any, predictions: Any
 ) -> None:
-    """Draw a picture of a finished run."""
+    """Draw one of the figures of a finished run."""
     from jaxlab.figures.confusion import draw_confusion
     from jaxlab.figures.curves import draw_curves
 
@@ -310,7 +322,7 @@ def _draw(
 def _draw_missing(
     config: Config, data: Any, preprocess: Any, accuracy: float
 ) -> Result:
-    """Draw what a finished run lacks, from its model and its rows."""
+    """Draw the missing figures of a finished run, from its model and its metrics."""
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training import inputs
     from jaxlab.training.epoch import evaluate_split
@@ -347,14 +359,19 @@ def _memory_named(config: Config, device: str) -> Iterator[None]:
         if not known:
             raise
         raise JaxlabError(
-            f"memory: {device} has too little for batches of {config.batch_size} "
-            f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
-            "--image-size"
+            f"memory: {device} does not have enough memory for batches of "
+            f"{config.batch_size} images of {config.image_size}×{config.image_size}; "
+            "lower --batch-size or --image-size"
         ) from error
 
 
 def _class_weights(data: Any, kind: str) -> np.ndarray | None:
-    """Return float32[classes], n / (classes · n of the class); None for all equal."""
+    """Return class weights float32[classes] for the loss; None for equal weights.
+
+    Of n training images in k classes, a class of m images gets the weight n / (k · m);
+    classes without images do not count and get 0. Logs a warning if the classes are
+    imbalanced and `kind` is not "balanced".
+    """
     counts = np.bincount(data.train.labels, minlength=len(data.class_names))
     present = counts[counts > 0]
     if kind == "balanced":
@@ -363,8 +380,9 @@ def _class_weights(data: Any, kind: str) -> np.ndarray | None:
         return weights
     if present.max() > IMBALANCE * present.min():
         log(
-            f"warning: the largest class has {present.max():,} training images, the "
-            f"smallest {present.min():,}; --class-weights balanced weighs them alike"
+            f"warning: the largest class has {present.max():,} training images and "
+            f"the smallest has {present.min():,}; pass --class-weights balanced to "
+            "give all classes equal weight"
         )
     return None
 

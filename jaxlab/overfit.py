@@ -1,8 +1,9 @@
-"""python -m jaxlab.overfit: an MLP memorises a few digits; which cures help?
+"""python -m jaxlab.overfit: over-fit a small MLP and compare remedies.
 
-Two hidden layers train on 200 images, plainly and with each cure: L2, L1, dropout,
-batch normalisation, a step-decayed learning rate. All seeds of a variant are one
-compiled program: `vmap` over seeds of a `scan` over epochs of a `scan` over steps.
+An MLP with two hidden layers trains on 200 images without a remedy, with L2, L1,
+dropout, batch normalisation or a step-decayed learning rate, and with two combinations.
+All seeds of a variant are one compiled program: `vmap` over seeds of a `scan` over
+epochs of a `scan` over steps.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from jaxlab.runs import folder as run_folder
 
 
 class Variant(NamedTuple):
-    """Which cures are on; their strengths are flags, the same for all variants."""
+    """The remedies that are used. Their strengths are flags, equal for all variants."""
 
     l2: bool = False
     l1: bool = False
@@ -42,23 +43,28 @@ VARIANTS = {
     "batchnorm+step-decay": Variant(batch_norm=True, step_decay=True),
 }
 RULE = (
-    "under-fits: mean training accuracy below 95 %; over-fits: else, and more than 5 "
-    "points above the test accuracy; balanced: else"
+    "under-fits: mean training accuracy below 95 %; over-fits: at least 95 % and "
+    "more than 5 points above the mean test accuracy; balanced: all other cases"
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every flag of the command, and its default."""
+    """The flags of the command and their defaults."""
 
-    variants: str = flag("all", "names with commas between: " + ", ".join(VARIANTS))
-    seeds: int = flag(10, "runs of each variant", at_least=1)
+    variants: str = flag("all", "comma-separated names: " + ", ".join(VARIANTS))
+    seeds: int = flag(10, "runs of each variant, one per seed", at_least=1)
     epochs: int = flag(40, "passes over the training images", at_least=1)
-    train_size: int = flag(200, "train on the first N images", at_least=1)
-    test_size: int | None = flag(
-        None, "test on the first N images", at_least=1, default_help="all"
+    train_size: int = flag(
+        200, "images to train on, a fixed class-balanced choice", at_least=1
     )
-    batch_size: int = flag(10, "images a step", at_least=1)
+    test_size: int | None = flag(
+        None,
+        "images to test on, a fixed class-balanced choice",
+        at_least=1,
+        default_help="all",
+    )
+    batch_size: int = flag(10, "images per step", at_least=1)
     optimizer: str = flag("adam", "update rule", choices=("adam", "sgd"))
     lr: float = flag(1e-4, "learning rate", above=0)
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
@@ -67,24 +73,27 @@ class Config:
     l2: float = flag(1e-3, "l2: the λ of λ·Σw² in the loss", at_least=0)
     l1: float = flag(1e-4, "l1: the λ of λ·Σ|w| in the loss", at_least=0)
     dropout_rate: float = flag(
-        0.5, "dropout: part of the units dropped", at_least=0, below=1
+        0.5, "dropout: fraction of the units to drop", at_least=0, below=1
     )
     dataset: str = flag(
         "mnist5k",
-        "mnist5k (embedded), or a name of TensorFlow Datasets', such as fashion_mnist",
+        "mnist5k (embedded), or the name of a TensorFlow Datasets (TFDS) dataset such "
+        "as fashion_mnist",
     )
     data_dir: str | None = flags.data_dir()
     manual_dir: str | None = flags.manual_dir()
-    offline: bool = flag(False, "open no connection")
-    out: str | None = flag(None, "folder of the run", default_help="runs/ and the time")
+    offline: bool = flag(False, "do not use the network")
+    out: str | None = flag(
+        None, "folder of the run", default_help="a new folder in runs/"
+    )
     overwrite: bool = flag(False, "replace an earlier run in --out")
     debug: bool = flag(False, "show tracebacks")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Parse the flags and run; returns results.json's content.
+    """Parse the flags, run the lab and return the content of results.json.
 
-    Raises JaxlabError for what is wrong.
+    Raises JaxlabError with the message that the user sees.
     """
     given = flags.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
     config = Config(**given)
@@ -92,28 +101,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _chosen(config: Config) -> dict[str, Variant]:
-    """Return the variants asked for; refuse names and sizes that cannot work."""
+    """Return the requested variants.
+
+    Raises UsageError for an unknown name, and for batchnorm with a batch of one image.
+    """
     names = list(VARIANTS) if config.variants == "all" else config.variants.split(",")
     for name in names:
         if name not in VARIANTS:
             near = did_you_mean(name, list(VARIANTS))
-            raise UsageError(f"--variants: {name!r} is no variant{near}")
+            raise UsageError(f"--variants: unknown variant {name!r}{near}")
     chosen = {name: VARIANTS[name] for name in names}
     last = config.train_size % config.batch_size or config.batch_size
     if min(last, config.train_size) == 1 and any(v.batch_norm for v in chosen.values()):
         raise UsageError(
-            f"--batch-size: {config.batch_size} leaves a batch of one image, which has "
-            "no variance to normalise with; pass another, or leave batchnorm out of "
-            "--variants"
+            f"--batch-size: {config.batch_size} leaves a batch of one image, for which "
+            "batch normalisation has no variance; pass another batch size, or leave "
+            "batchnorm out of --variants"
         )
     return chosen
 
 
 def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
-    """Run the lab, print its table, write its files; returns results.json's content."""
+    """Run the lab, print and write its results, and return results.json's content."""
     folder = run_folder.resolve_folder(config.out, config.overwrite)
 
-    # Imported here, so that `--help` and a mistyped flag do not wait for JAX.
+    # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
     device = runtime.set_up()
     import jax.numpy as jnp
 
@@ -202,7 +214,7 @@ def _lab(
 
 
 def verdict(train_accuracy: float, test_accuracy: float) -> str:
-    """Judge by RULE, from mean accuracies in [0, 1] after the last epoch."""
+    """Return the verdict of RULE for mean accuracies in [0, 1] after the last epoch."""
     if train_accuracy < 0.95:
         return "under-fits"
     return "over-fits" if train_accuracy - test_accuracy > 0.05 else "balanced"

@@ -1,8 +1,9 @@
-"""python -m jaxlab.predict: what a trained network sees in pictures.
+"""python -m jaxlab.predict: classify pictures with a trained network.
 
-Pictures are files, folders (searched at any depth) or patterns such as "*.jpg". They
-are prepared exactly as the run prepared its own, and answered with its class names;
-with --weights imagenet by torchvision's AlexNet, with ImageNet's 1,000.
+Pictures are files, folders (searched recursively) or patterns such as "*.jpg". They are
+preprocessed exactly as in the run, and the predictions use the run's class names. With
+--weights imagenet, torchvision's published weights are used instead of a run, with
+ImageNet's 1,000 class names.
 """
 
 import csv
@@ -29,30 +30,33 @@ from jaxlab.runs import folder as run_folder
 from jaxlab.runs.record import parse_record
 from pretrained.errors import one_line
 
-BATCH = 32  # pictures a step; one shape, so that nothing compiles twice
+BATCH = 32  # pictures per call; with a fixed shape, only one program is compiled
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every argument of the command, and its default."""
+    """The arguments of the command and their defaults."""
 
     inputs: tuple[str, ...] = flag(
         (),
-        "the folder of a run, then pictures; with --weights pictures only",
+        "the folder of a run, then the pictures; with --weights, only the pictures",
         positional=True,
     )
     weights: str | None = flag(
-        None, "answer without a run", choices=("imagenet",), default_help="the run's"
+        None,
+        "published weights to use instead of a run",
+        choices=("imagenet",),
+        default_help="the run's",
     )
-    top: int = flag(3, "classes to name for each picture", at_least=1)
-    json: bool = flag(False, "print one JSON object a line")
+    top: int = flag(3, "number of classes to print for each picture", at_least=1)
+    json: bool = flag(False, "print one JSON object per line")
     csv: bool = flag(False, "print comma-separated values")
-    offline: bool = flag(False, "open no connection")
+    offline: bool = flag(False, "do not use the network")
     debug: bool = flag(False, "show tracebacks")
 
 
 class Network(NamedTuple):
-    """Parameters, what prepares pictures for them, and what their answers mean."""
+    """A network's parameters, with the preprocessing and class names that they need."""
 
     params: Any
     preprocess: Any
@@ -62,18 +66,21 @@ class Network(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer; raises InputError at the end when some pictures could not be read."""
+    """Classify the pictures and print the predictions.
+
+    Raises InputError at the end if some pictures could not be read.
+    """
     given = flags.parse(Config, argv, prog="python -m jaxlab.predict", about=__doc__)
     config = Config(**given)
     if config.json and config.csv:
-        raise UsageError("--csv: not together with --json; pass one of them")
+        raise UsageError("--csv: cannot be combined with --json; pass one of them")
     run, patterns = None, config.inputs
     if config.weights is None:
         if not config.inputs:
-            raise UsageError("RUN: none given; pass a run's folder, then pictures")
+            raise UsageError("RUN: missing; pass the folder of a run, then pictures")
         run, *patterns = config.inputs
     if not patterns:
-        raise UsageError("pictures: none given; pass files, folders or patterns")
+        raise UsageError("pictures: missing; pass files, folders or patterns")
     runtime.set_up()
     paths = _paths(patterns)
     network = _of_run(Path(run)) if run else _published(config)
@@ -96,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {one_line(line)}", file=sys.stderr)
     if bad:
         raise InputError(
-            f"pictures: {len(bad):,} of {total:,} could not be answered, named above; "
-            "the others were"
+            f"pictures: {len(bad):,} of {total:,} could not be read, the others were "
+            "classified; check the files named above"
         )
 
 
@@ -107,10 +114,11 @@ def predict(
     on_bad: Callable[[str], None],
     on_unusual: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield each path with its classes' probabilities, float32[classes], in order.
+    """Yield each path with its class probabilities, float32[classes], in order.
 
-    `on_bad` gets a line for each file that is no good picture; it is left out.
-    `on_unusual` gets one for each that is unusual but answered.
+    `on_bad` is called with a line for each file that cannot be used as a picture, and
+    the file is skipped. `on_unusual` is called, in a worker thread, with a line for
+    each picture that is unusual but is classified.
     """
     import jax
     import jax.numpy as jnp
@@ -131,13 +139,13 @@ def predict(
         try:
             picture = decode(read(path))
             if picture.info["animated"]:
-                on_unusual(f"{path}: is animated; its first frame is used")
+                on_unusual(f"{path}: is animated; only its first frame is used")
             return network.preprocess.resize(picture)
         except BadPicture as problem:
             return f"{path}: {problem}"
 
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+        warnings.simplefilter("ignore")  # Pillow's, about unusual metadata
         for start in range(0, len(paths), BATCH):
             chunk = paths[start : start + BATCH]
             images = list(pool.map(prepared, chunk))
@@ -153,7 +161,10 @@ def predict(
 
 
 def _paths(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that the arguments stand for, each once, in their order."""
+    """Return the files that the arguments name, in order and without duplicates.
+
+    Raises InputError for an argument that names no file or no picture.
+    """
     from jaxlab.data.pictures import ENDINGS, files_in
 
     found: dict[Path, None] = {}
@@ -170,7 +181,7 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
             else:
                 pictures.append(path)
         if not pictures:
-            raise InputError(f"{pattern}: holds no pictures; pass another folder")
+            raise InputError(f"{pattern}: contains no pictures; pass another folder")
         found |= dict.fromkeys(pictures)
     return list(found)
 
@@ -186,24 +197,24 @@ def _of_run(folder: Path) -> Network:
         precision = record.precision
     except OSError as error:
         raise InputError(
-            f"{folder}: is no run: {run_folder.CONFIG} cannot be read "
+            f"{folder}: not the folder of a run: {run_folder.CONFIG} cannot be read "
             f"({error.strerror}); pass the folder of a run, then pictures"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder}: its {run_folder.CONFIG} is no run's: {error}; pass another run"
+            f"{folder}: invalid {run_folder.CONFIG}: {error}; pass another run"
         ) from error
     model = folder / run_folder.MODEL
     if not model.exists():
         raise InputError(
-            f"{folder}: holds no {run_folder.MODEL}: the run has not ended; pass "
+            f"{folder}: contains no {run_folder.MODEL}: the run is not finished; pass "
             "another run"
         )
     params = read_weights(model, architecture.name).params
     classes = len(params[architecture.head]["bias"])
     if classes != len(record.class_names):
         raise InputError(
-            f"{folder}: the model has {classes} classes, {run_folder.CONFIG} names "
+            f"{folder}: the model has {classes} classes, but {run_folder.CONFIG} names "
             f"{len(record.class_names)}; pass another run"
         )
     return Network(params, preprocess, record.class_names, architecture, precision)
@@ -215,14 +226,14 @@ def _published(config: Config) -> Network:
     from pretrained.sources import imagenet_classes
 
     weights = whole_network(config.weights, offline=config.offline)
-    # As the published accuracies were measured.
     architecture = ARCHITECTURES[weights.network]
     names = imagenet_classes()
+    # The published accuracies were measured with a centre crop.
     return Network(weights.params, Preprocess(crop=True), names, architecture)
 
 
 def _writer(config: Config) -> Any:
-    """Return what prints one picture's answers."""
+    """Return a function `(path, answers)` that prints one picture's predictions."""
     if config.csv:
         table = csv.writer(sys.stdout, lineterminator="\n")
         table.writerow(["file", "rank", "class", "probability"])

@@ -1,4 +1,4 @@
-"""The process under a run: JAX's device, its memory, its compiled programs."""
+"""The process of a run: JAX's device, memory, compiled programs and a clock."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ from jaxlab.errors import JaxlabError
 from pretrained.disk import cache_folder
 from pretrained.errors import one_line
 
-# Whose versions a result may depend on.
+# The packages whose versions can change a result.
 _PACKAGES = (
     "jaxlab",
     "jax",
@@ -28,54 +28,60 @@ _PACKAGES = (
     "pillow",
     "safetensors",
 )
-COMPILED_BYTES = 1 << 30  # of compiled programs kept; a run leaves about 1 MB
+COMPILED_BYTES = 1 << 30  # limit of the compilation cache; a run adds about 1 MB
 
-_MEMORY_UNKNOWN = 8 << 30  # bytes: what a system without sysconf is taken to have
+_MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 
-# glibc's numbers for mallopt, of malloc.h.
+# Parameter numbers of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def set_up() -> str:
-    """Make JAX ready for a command; return the name of the device it computes on.
+    """Configure JAX for a command; return the name of the device it computes on.
 
-    Programs compiled once are kept in the cache folder and memory once used in the
-    process. To be called before JAX is imported, whose threads take their share of
-    memory then. Raises JaxlabError when the device that JAX_PLATFORMS asks for is not
-    there.
+    Compiled programs are stored in the cache folder, and freed memory is kept by the
+    process. Call this before JAX is imported, because JAX's threads set up their memory
+    arenas then. Raises JaxlabError if the device that JAX_PLATFORMS names is not
+    available.
     """
     _keep_freed_memory()
 
     try:
         device = device_name()
-    # JAX asserts, without a word, where the platform asked for has no plugin installed.
+    # JAX raises AssertionError without a message if the platform's plugin is missing.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise JaxlabError(
             f"JAX: found no device for JAX_PLATFORMS={asked}: "
-            f"{str(error) or 'its plugin is not installed'}; unset it, or for an "
-            "NVIDIA GPU pip install 'jaxlab[cuda]'"
+            f"{str(error) or 'its plugin is not installed'}; unset it, or run "
+            "pip install 'jaxlab[cuda]' for an NVIDIA GPU"
         ) from error
     _keep_compiled_programs()
     return device
 
 
 def device_name() -> str:
-    """Return what JAX computes on; of a CPU also the model, which decides last bits."""
+    """Return the name of JAX's device; for a CPU, with the processor's model.
+
+    The last bits of a result depend on the processor's model.
+    """
     import jax
 
     kind = jax.devices()[0].device_kind
     return f"{kind} ({processor()})" if jax.default_backend() == "cpu" else kind
 
 
-@functools.cache  # the system asks every core for each line
+@functools.cache  # reading is slow: the kernel queries every core
 def processor() -> str:
-    """Return the CPU's model and its widest instructions, where the system tells."""
+    """Return the CPU's model and widest vector instructions, from /proc/cpuinfo.
+
+    On a system without that file, return Python's name of the processor.
+    """
     if not os.path.exists("/proc/cpuinfo"):
         return platform.processor() or platform.machine()
     with open("/proc/cpuinfo") as file:
         lines = dict(line.split(":", 1) for line in file if ":" in line)
-    # Fields are padded with tabs.
+    # The names of the fields are padded with tabs.
     fields = {key.strip(): value.strip() for key, value in lines.items()}
     sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
     flags = fields.get("flags", "").split()
@@ -90,10 +96,10 @@ def versions() -> dict[str, str]:
 
 
 def memory_bytes() -> int:
-    """Return the memory of JAX's device: its own, or on a CPU the machine's."""
+    """Return the bytes of memory of JAX's device, or of the machine for a CPU."""
     import jax
 
-    # A CPU has no statistics.
+    # JAX has no memory statistics for a CPU.
     own = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in own:
         return own["bytes_limit"]
@@ -103,43 +109,45 @@ def memory_bytes() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed, instead of giving it back each time.
+    """Make glibc keep freed memory instead of returning it to the system each time.
 
-    XLA allocates the intermediate results of every call anew; glibc maps and unmaps
-    blocks of such sizes, and the system clears each page again. That was a fourth of
-    the time of a step. The peak grows by a few hundred MB, and stays.
+    XLA allocates intermediate results again in every call. By default glibc maps and
+    unmaps blocks of that size, and the system clears each page again, which took a
+    quarter of the time of a training step. The process keeps its peak memory, which
+    is a few hundred MB higher.
     """
     if os.name != "posix":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library, with its own ways
+    if mallopt is None:  # another C library
         return
-    mallopt(_M_ARENA_MAX, 1)  # the others map and unmap whatever is set below
+    mallopt(_M_ARENA_MAX, 1)  # other arenas ignore the two settings below
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)  # never; the largest number would mean 2 GB
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never trim; the largest value means only 2 GB
 
 
 def _keep_compiled_programs() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is not None:
-        return  # the user's own
+        return  # the user has set a cache folder
     folder = cache_folder() / "compiled"
     try:
-        # For the owner only: what lies here is run.
+        # Only the owner may write here, because the programs are executed.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         _remove_unfinished(folder)
     except OSError as error:
         print(
             one_line(
-                f"warning: {folder}: {error.strerror}; compiled programs are not kept "
-                "for the next run; set JAXLAB_HOME to a folder that can be written"
+                f"warning: {folder}: {error.strerror}; compiled programs are not saved "
+                "for the next run; set JAXLAB_HOME to a writable folder"
             ),
             file=sys.stderr,
         )
         return
-    # A full disk is said by whoever must write; a program is compiled again.
+    # JAX's warnings are noise: without its cache entry a program is compiled again.
+    # If the disk is full, the code that writes the results reports it.
     warnings.filterwarnings("ignore", "Error .*ing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
@@ -147,10 +155,11 @@ def _keep_compiled_programs() -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove compiled programs whose writing broke off: JAX never replaces an entry.
+    """Remove partly written cache entries, because JAX never replaces an entry.
 
-    It writes `KEY-cache` and then `KEY-atime`, holding `.lockfile`. (One that a process
-    reads which is running already gets its `-atime` by that, and stays.)
+    JAX writes `KEY-cache` and then `KEY-atime` while it holds `.lockfile`. (If another
+    process reads a partial entry first, JAX writes its `-atime`, and the entry is not
+    recognised as partial.)
     """
     with (
         contextlib.suppress(filelock.Timeout),
@@ -162,21 +171,21 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 class Clock:
-    """A clock, in seconds, that stands still while JAX compiles.
+    """A clock, in seconds, that is stopped while JAX compiles.
 
-    `compile_seconds` is how long it stood so far: tracing, compiling, or taking a
-    program from the cache.
+    `compile_seconds` is the total time for which it was stopped: JAX traced a function,
+    compiled it, or loaded a program from the cache.
     """
 
     def __init__(self):
-        """Start to listen to JAX."""
+        """Start to listen to JAX's compilation events."""
         import jax
 
         self.compile_seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def __call__(self) -> float:
-        """Return the time; only differences have a meaning."""
+        """Return the time; only the difference of two times is meaningful."""
         return time.perf_counter() - self.compile_seconds
 
     def _listen(self, event: str, seconds: float, **_) -> None:

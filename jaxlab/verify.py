@@ -1,8 +1,8 @@
-"""python -m jaxlab.verify: a certificate that weights give torchvision's results.
+"""python -m jaxlab.verify: certify that weights give torchvision's results.
 
-The same weights are loaded into torchvision's AlexNet, by torch, and into ours, by our
-own reading and conversion. The outputs of every named layer and the logits are compared
-on random images of several sizes, in float32 and float64.
+The same weights are loaded into torchvision's network by torch, and into this project's
+network by its own reader and conversion. The outputs of every named layer and the
+logits are compared on random images of several sizes, in float32 and float64.
 """
 
 import importlib
@@ -25,7 +25,8 @@ from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from pretrained.tables import TABLES, head
 
-# Bars on ‖ours - torch‖ / ‖torch‖: both sides sum the same products in another order.
+# Upper bounds of the relative error. It is not zero, because the two sides sum the same
+# products in different orders.
 BARS = {"float32": 1e-5, "float64": 1e-12}
 SIZES = ((63, 63), (192, 256), (224, 224))
 IMAGES = 2  # of each size
@@ -33,7 +34,7 @@ IMAGES = 2  # of each size
 
 @dataclass(frozen=True)
 class Config:
-    """Every argument of the command, and its default."""
+    """The arguments of the command and their defaults."""
 
     weights: str = flag(
         "imagenet-conv",
@@ -42,16 +43,21 @@ class Config:
     )
     against: str | None = flag(
         None,
-        "what torch loads: the original of a converted WEIGHTS",
+        "file for torch to load: the original that WEIGHTS was converted from",
         default_help="WEIGHTS itself",
     )
-    offline: bool = flag(False, "open no connection")
+    offline: bool = flag(False, "do not use the network")
     json: bool = flag(False, "print one JSON object instead of the table")
     debug: bool = flag(False, "show tracebacks")
 
 
 class Comparison(NamedTuple):
-    """How far one output of ours is from torch's."""
+    """The difference between one of our network's outputs and torch's.
+
+    `max_difference` is max |ours - torch|, `relative_error` is ‖ours - torch‖ /
+    ‖torch‖. `passed` means that the latter is at most BARS[precision] and, for the
+    logits, that the top-1 classes agree.
+    """
 
     precision: str
     size: str
@@ -63,7 +69,10 @@ class Comparison(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare and print; raises JaxlabError, exit code 1, when a bar is missed."""
+    """Compare both sides and print the certificate.
+
+    Raises JaxlabError, exit code 1, if a comparison fails.
+    """
     given = flags.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
     config = Config(**given)
     device = runtime.set_up()
@@ -93,16 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         worst = max(missed, key=lambda row: row.relative_error / BARS[row.precision])
         raise JaxlabError(
             f"{config.weights}: not equal to torchvision's: {len(missed)} of "
-            f"{len(comparisons)} comparisons miss their bar, {missed[0].layer} first, "
-            f"{worst.layer} by most ({worst.relative_error:.1e}); do not use these "
-            "weights"
+            f"{len(comparisons)} comparisons fail, {missed[0].layer} first and "
+            f"{worst.layer} worst (relative error {worst.relative_error:.1e}); do not "
+            "use these weights"
         )
 
 
 def import_torch() -> tuple[Any, Any]:
-    """Return the modules torch and torchvision; nothing else in jaxlab imports them.
+    """Return the modules torch and torchvision, which no other module here imports.
 
-    Raises InputError, with the remedy, when one is not installed.
+    Raises InputError, with the command that installs it, if one is not installed.
     """
     try:
         torch = importlib.import_module("torch")
@@ -115,9 +124,10 @@ def import_torch() -> tuple[Any, Any]:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-    # A torch of another build than torchvision's cannot load its compiled operators,
-    # for two of which torchvision registers more on import. Their schemas are enough:
-    # AlexNet uses neither.
+    # torch cannot load torchvision's compiled operators if the two come from different
+    # builds. The import then fails, because torchvision registers implementations of
+    # two of these operators. Defining their schemas is enough: no network here uses
+    # them.
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     global _schemas
@@ -129,13 +139,13 @@ def import_torch() -> tuple[Any, Any]:
     return torch, importlib.import_module("torchvision")
 
 
-_schemas: Any = None  # torch forgets the schemas when this is collected
+_schemas: Any = None  # torch removes the schemas when this is garbage-collected
 
 
 def _not_installed(package: str) -> InputError:
     return InputError(
-        f"{package}: not installed, and verify compares with it; "
-        "pip install 'torch==2.13.0' 'torchvision==0.28.0'"
+        f"{package}: not installed, but verify needs it for the comparison; "
+        "run pip install 'torch==2.13.0' 'torchvision==0.28.0'"
     )
 
 
@@ -228,10 +238,11 @@ def _both_sides(
 def compare(
     network: str, params: Any, state_dict: Mapping[str, Any]
 ) -> list[Comparison]:
-    """Run our network with `params`, and torchvision's with `state_dict`.
+    """Compare our network with `params` and torchvision's with `state_dict`.
 
-    Returns a row for each precision, image size and layer, and for the logits, which
-    must also name the same classes. Both sides see the same standard normal images.
+    Returns one comparison for each precision, image size and layer, and for the logits,
+    whose top-1 classes must also agree. Both sides get the same images, which are drawn
+    from a standard normal distribution.
     """
     import jax
 
@@ -258,14 +269,14 @@ def compare(
 def _torch_outputs(
     network: str, model: Any, images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return torchvision's outputs by our names for the layers, channels last."""
+    """Return torchvision's layer outputs and logits by our names, channels last."""
     import torch
 
     outputs = {}
 
     def keep(layer):
         def hook(_module, _inputs, output):
-            # A copy: the ReLU that follows works in place.
+            # The output is copied, because the ReLU that follows works in place.
             array = output.detach().clone().numpy()
             outputs[layer] = np.moveaxis(array, 1, -1)
 
@@ -289,7 +300,7 @@ def _torch_outputs(
 def _our_outputs(
     network: str, params: Any, images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return our outputs by layer, computed in the images' precision."""
+    """Return our layer outputs and logits, computed in the precision of the images."""
     import jax
 
     num_classes = params[head(TABLES[network])]["bias"].size
@@ -300,7 +311,7 @@ def _our_outputs(
         variables = {"params": jax.tree.map(lambda x: x.astype(images.dtype), params)}
         return model.apply(variables, images, train=False, capture_intermediates=True)
 
-    # TF32, which GPUs may take for float32, would be another arithmetic than torch's.
+    # GPUs may use TF32 for float32 products, which is less precise than torch on a CPU.
     with jax.default_matmul_precision("highest"):
         logits, captured = run(params, images)
     layers = {name: captured["intermediates"][name]["__call__"][0] for name in params}
@@ -321,7 +332,7 @@ def _row(
         ours.shape,
         float(difference.max()),
         error,
-        passed=bool(error <= BARS[precision] and same_class),  # false for not a number
+        passed=bool(error <= BARS[precision] and same_class),  # False for NaN
     )
 
 

@@ -1,8 +1,8 @@
-"""Pretrained weights as NumPy arrays: where they come from and how they convert."""
+"""Download, read and convert pretrained weights as NumPy arrays."""
 
 import importlib
 
-# Imported when first used: `python -m pretrained.convert` is one of these modules.
+# Imported on first use, so that `pretrained.convert --help` does not wait for NumPy.
 _HOME = {
     "DownloadError": "errors",
     "IntegrityError": "errors",

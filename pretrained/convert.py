@@ -1,9 +1,9 @@
-"""python -m pretrained.convert: weights files between torchvision's layout and Flax's.
+"""python -m pretrained.convert: convert weights between torchvision's and Flax's names.
 
-SOURCE is a .pth or a .safetensors file, or the name of published weights, which are
-downloaded when they are not in the cache. OUT gets Flax's names and layouts
-("conv1/kernel", HWIO), as .safetensors; with --reverse torchvision's, as .safetensors
-or .pth. The file says in its metadata which bytes it was made from.
+SOURCE is a .pth or .safetensors file, or the name of published weights, which are
+downloaded if they are not in the cache. OUT is a .safetensors file with Flax's names
+and layouts ("conv1/kernel", HWIO). With --reverse, it is a .safetensors or .pth file
+with torchvision's. The metadata of a .safetensors file names the file it was made from.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pretrained.sources import SOURCES
 
 
 class _UsageError(Exception):
-    """What is wrong with the command line."""
+    """Raised for an invalid command line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,13 +28,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; return the exit code: 0 done, 2 usage, 3 bad input, 4 network or hash.
+    """Convert SOURCE to OUT, and return the exit code.
 
-    Also 130 for an interruption, 141 where stdout's reader is gone. An error is one
-    line on stderr, and leaves OUT as it was.
+    It is 0 for success, 2 for a usage error, 3 for bad input or a failed write, 4 for a
+    failed download or a wrong hash, 130 after an interrupt, and 141 if the reader of
+    stdout has closed it. An error is one line on stderr; a failed conversion leaves OUT
+    unchanged.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # A terminal without Unicode gets ? for …, instead of a traceback.
+    # A terminal without Unicode shows "?" for "…", instead of a traceback.
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -47,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WeightsError as error:
         return _report(error, argv, error.exit_code)
     except BrokenPipeError:
-        # The reader of stdout is gone; keep the interpreter from flushing into it.
+        # The reader of stdout has closed it; keep the interpreter from flushing to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # of stdout, such as a full disk
+    except OSError as error:  # from writing to stdout, for example to a full disk
         return _report(error, argv, 3)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -65,12 +67,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     known = ", ".join(SOURCES)
-    parser.add_argument("source", metavar="SOURCE", help=f"file, or {known}")
+    parser.add_argument("source", metavar="SOURCE", help=f"file to read, or {known}")
     parser.add_argument("out", metavar="OUT", help="file to write", type=Path)
     flags = {
         "--reverse": "write torchvision's names and layouts",
-        "--overwrite": "replace OUT when it exists",
-        "--offline": "open no connection",
+        "--overwrite": "replace OUT if it exists",
+        "--offline": "do not use the network",
         "--debug": "show tracebacks",
     }
     for flag, help in flags.items():
@@ -82,22 +84,23 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         raise _UsageError(f"{unknown[0]}: unexpected argument; {advice}")
     endings = (".safetensors", ".pth") if options.reverse else (".safetensors",)
     if options.out.suffix not in endings:
-        hint = "" if options.reverse else ", or add --reverse for a .pth"
+        hint = "" if options.reverse else ", or add --reverse to write a .pth file"
         raise _UsageError(
-            f"{options.out}: cannot tell the format; end it in "
+            f"{options.out}: unknown file format; end the name in "
             f"{' or '.join(endings)}{hint}"
         )
     if os.path.lexists(options.out) and not options.overwrite:
         raise _UsageError(
-            f"{options.out}: exists already; pass another name, or --overwrite"
+            f"{options.out}: already exists; pass another name, or pass --overwrite to "
+            "replace it"
         )
     if not options.out.parent.is_dir():
-        raise _UsageError(f"{options.out.parent}: is no folder; create it first")
+        raise _UsageError(f"{options.out.parent}: not a directory; create it first")
     return options
 
 
 def _convert(options: argparse.Namespace) -> None:
-    # Imported here, so that --help and a mistyped flag do not wait for NumPy.
+    # These are imported here, so that --help and a mistyped flag do not load NumPy.
     from pretrained.download import open_published
     from pretrained.files import provenance, read_weights, write_safetensors
     from pretrained.layout import flat_params, to_torch
@@ -116,10 +119,10 @@ def _convert(options: argparse.Namespace) -> None:
     else:
         metadata = provenance(weights, os.path.basename(options.source))
         write_safetensors(options.out, tensors, metadata)
-    origin = weights.source.title if weights.source else "no published file"
+    origin = weights.source.title if weights.source else "not a published file"
     print(
         f"{options.out}: {len(tensors)} tensors, "
-        f"{sum(tensor.size for tensor in tensors.values()):,} parameters under "
+        f"{sum(tensor.size for tensor in tensors.values()):,} parameters with "
         f"{'torchvision' if options.reverse else 'Flax'}'s names, from "
         f"{options.source} (SHA-256 {weights.sha256[:16]}…, {origin})"
     )

@@ -1,7 +1,7 @@
-"""The disk: the cache folder, opening safely, and writing whole or not at all.
+"""The cache folder, and functions that open files safely and write them atomically.
 
-All that must not be found half-written goes through here, so this is also where a test
-puts a fault: it replaces `moment`.
+Every file that must never be found half-written is written by this module. Tests
+therefore inject faults here, by replacing `moment`.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from safetensors.numpy import save_file
 from pretrained.errors import WeightsError
 
 PARTIAL, DELETED = ".partial", ".deleted"
-# Asked for once: to ask is to set it, for all threads that create files meanwhile.
+# Read only once: reading the umask sets it, also for threads that are creating files.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
 def moment(name: str, path: Path) -> None:
-    """Do nothing, where a process may die amid a write; tests do something.
+    """Do nothing; tests replace this function to interrupt a write at this moment.
 
-    `name` is "begin" before anything of `path` is there, "written" when a file's bytes
-    are, "whole" before the path gets its name, "named" after that, "delete" before the
-    first file of a folder goes, and "deleted" after the last.
+    `name` is "begin" before anything of `path` exists, "written" after a file's bytes
+    are written, "whole" before the result is renamed to `path`, "named" after that,
+    "delete" before the first file of a folder is deleted, and "deleted" after the last.
     """
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: JAXLAB_HOME, else the user's cache folder."""
+    """Return the folder for downloads: JAXLAB_HOME, or else the user's cache folder."""
     home = os.environ.get("JAXLAB_HOME")
     return Path(home).expanduser() if home else platformdirs.user_cache_path("jaxlab")
 
 
 def on_one_disk(*paths: Path) -> bool:
-    """Return whether files lie on one disk, or will, where they are not there yet."""
+    """Return whether all paths are on one file system; they need not exist yet."""
     existing = [
         next(parent for parent in (path, *path.parents) if parent.exists())
         for path in map(Path.absolute, paths)
@@ -53,10 +53,10 @@ def on_one_disk(*paths: Path) -> bool:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading; a pipe without a writer is not waited for.
+    """Open a regular file for reading, without waiting for the writer of a pipe.
 
-    Raises OSError for what cannot be opened: NotRegular for a pipe or a device,
-    IsADirectoryError for a folder; ValueError for a path that no file system has.
+    Raises OSError if it cannot be opened: NotRegular for a pipe or a device, and
+    IsADirectoryError for a folder. Raises ValueError for an invalid path.
     """
     file = open(path, "rb", opener=_open_without_waiting)
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -66,7 +66,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 class NotRegular(OSError):
-    """A pipe, a device or a socket, where a file is needed."""
+    """Raised for a pipe or a device where a regular file is needed."""
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -75,11 +75,11 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield where to write a file; it takes the place of `path`, or is removed.
+    """Yield a temporary path to write; it then replaces `path`, or on error is removed.
 
-    A process that dies meanwhile leaves a folder beside the file, of its name, some
-    letters and `.partial`. Raises OSError, which names `path`, when the file system
-    refuses.
+    If the process dies before that, a folder remains next to `path`, whose name is that
+    of `path` followed by random characters and `.partial`. Raises OSError, which names
+    `path`, if the file cannot be written.
     """
     path = Path(path)
     moment("begin", path)
@@ -91,14 +91,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             yield partial
             moment("whole", path)
             partial.replace(path)
-    except OSError as error:  # of writing names the other file, or none
+    except OSError as error:  # a failed write names the temporary file, or none
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     moment("named", path)
 
 
 @contextlib.contextmanager
 def atomic_write_weights(path: str | os.PathLike) -> Iterator[Path]:
-    """`atomic_write`, but that it raises WeightsError, with the remedy."""
+    """Write like `atomic_write`, but raise WeightsError, which names a remedy."""
     try:
         with atomic_write(path) as partial:
             yield partial
@@ -111,10 +111,10 @@ def atomic_write_weights(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to fill; it takes the place of `path`, or is removed.
+    """Yield a new folder to fill; it then replaces `path`, or on error is removed.
 
-    Its name meanwhile is that of `path` with `.partial` behind it, and what an earlier
-    process left there is removed: two processes at a time need a lock. Raises OSError.
+    Its temporary name is that of `path` followed by `.partial`. What an earlier process
+    left there is removed, so concurrent processes need a lock. Raises OSError.
     """
     partial = path.with_name(path.name + PARTIAL)
     moment("begin", path)
@@ -127,12 +127,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             remove_folder(path)
         partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # whatever broke off the writing
+        shutil.rmtree(partial, ignore_errors=True)  # after an error of any kind
     moment("named", path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as UTF-8, not atomically: within one of the above."""
+    """Write a UTF-8 file, not atomically; use it inside one of the functions above."""
     path.write_text(text, "utf-8")
     moment("written", path)
 
@@ -142,24 +142,24 @@ def write_tensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, not atomically; arrays are C-contiguous, not copied.
+    """Write C-contiguous arrays to a safetensors file, without a copy; not atomically.
 
-    The same arrays give the same bytes, unless `metadata` holds several entries, which
+    The same arrays give the same bytes, unless `metadata` has several entries, which
     are written in no fixed order. Raises OSError.
     """
     try:
         save_file(dict(tensors), path, metadata=metadata and dict(metadata))
     except SafetensorError as error:
-        # What the system said comes as text, such as "… (os error 28)".
+        # The operating system's error is only in the text, such as "… (os error 28)".
         code = re.search(r"\(os error (\d+)\)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-    path.chmod(0o666 & ~_UMASK)  # not for its owner only
+    path.chmod(0o666 & ~_UMASK)  # safetensors lets only the owner read the file
     moment("written", path)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, which has its name no more before the first file goes."""
+    """Remove a folder; it is renamed before its first file is deleted."""
     to_delete = path.with_name(path.name + DELETED)
     path.rename(to_delete)
     moment("delete", to_delete)
@@ -168,7 +168,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
+    """Remove a file, a symbolic link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):

@@ -1,8 +1,8 @@
-"""A published file in the cache, fetched when it is not there, its hash always checked.
+"""Download published files to the cache, and check their SHA-256 on every use.
 
-The bytes arrive in a `.partial` file, which a broken transfer leaves to continue from;
-only what has the published size and SHA-256 gets the final name. On each later use the
-whole file is hashed again.
+The bytes are written to a `.partial` file, from which an interrupted download can
+continue. A file gets its final name only if it has the published size and SHA-256. On
+each later use the entire file is hashed again.
 """
 
 import contextlib
@@ -30,23 +30,24 @@ ATTEMPTS = 5
 CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte
 BACKOFF = 1.0  # seconds before the second attempt, doubled before each further one
-_CHUNK = 1 << 16  # bytes; what a cut connection can lose
+_CHUNK = 1 << 16  # bytes; at most this many are lost if the connection breaks
 
 
 def cached_path(source: Source) -> Path:
-    """Return where a published file is kept, whether it is there or not."""
+    """Return the path of a published file in the cache; it need not exist yet."""
     return cache_folder() / "weights" / source.file_name
 
 
 def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
-    """Open a published file whose bytes were just found to be the published ones.
+    """Open a published file in the cache after checking its SHA-256.
 
-    Takes it from the cache, else downloads it there, saying so on stderr; several
-    processes may do so at once, and one of them downloads. With `offline` no connection
-    is opened.
+    If the file is missing or damaged, it is first downloaded, with messages on stderr.
+    If several processes do this at once, only one of them downloads. With `offline`, no
+    connection is opened.
 
-    Raises DownloadError when the file cannot be had, IntegrityError when what was
-    received, or with `offline` what is cached, is not the published file.
+    Raises DownloadError if the file cannot be downloaded or the cache cannot be used,
+    and IntegrityError if the received file, or with `offline` the cached file, is not
+    the published one.
     """
     path = cached_path(source)
     with _cache_errors(path):
@@ -55,23 +56,23 @@ def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
         if offline:
             if path.exists():
                 raise IntegrityError(
-                    f"{path}: is not the published file, and offline it cannot be "
-                    f"fetched; run once with a network, or get it from {source.url}"
+                    f"{path}: is not the published file, and it cannot be downloaded "
+                    f"offline; run once with a network, or get it from {source.url}"
                 )
             raise DownloadError(
-                f"{source.title}: not in the cache, and offline it cannot be fetched; "
-                f"run once with a network, or put {source.url} at {path}"
+                f"{source.title}: not in the cache, and it cannot be downloaded "
+                f"offline; run once with a network, or save {source.url} as {path}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if file := _open_good(path, source):
-                return file  # another process was first
+                return file  # another process has downloaded it
             if path.exists():
-                print(f"{path}: is damaged; getting it again", file=sys.stderr)
+                print(f"{path}: is damaged; downloading it again", file=sys.stderr)
             partial = path.with_name(path.name + PARTIAL)
             _download(source, partial, path)
             os.replace(partial, path)
-        print(f"{path}: complete, SHA-256 as published", file=sys.stderr)
+        print(f"{path}: complete, with the published SHA-256", file=sys.stderr)
     return open_published(source, offline=True)
 
 
@@ -80,7 +81,7 @@ def _locked(path: Path):
     try:
         return lock.acquire(blocking=False)
     except filelock.Timeout:
-        print(f"{path}: waiting for the process that downloads it", file=sys.stderr)
+        print(f"{path}: waiting for another process to download it", file=sys.stderr)
         return lock.acquire()
 
 
@@ -88,7 +89,7 @@ def _locked(path: Path):
 def _cache_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # a request's errors do not come here
+    except OSError as error:  # errors of requests are handled in `_download`
         raise DownloadError(
             f"{path}: cannot be written or read: {error.strerror or error}; check the "
             "folder and the free space, or set JAXLAB_HOME to another folder"
@@ -96,7 +97,7 @@ def _cache_errors(path: Path) -> Iterator[None]:
 
 
 def _open_good(path: Path, source: Source) -> BinaryIO | None:
-    """Return the file opened, when it is there and is the published one."""
+    """Return the open file, or None if it is missing or is not the published one."""
     if not path.is_file():
         return None
     file = open(path, "rb")
@@ -113,8 +114,8 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def _download(source: Source, partial: Path, path: Path) -> None:
-    """Fill `partial` with the published bytes, in a bounded number of attempts."""
-    # Imported here: who has the file, or is offline, needs no HTTP.
+    """Download the published bytes to `partial`, in at most `ATTEMPTS` attempts."""
+    # These are imported here because a file in the cache needs no HTTP library.
     import requests
     from urllib3.exceptions import HTTPError
 
@@ -143,7 +144,7 @@ def _download(source: Source, partial: Path, path: Path) -> None:
         except _Again as error:
             reason = str(error)
             continue
-        # Redirects to what is no address fail in odd places, and as odd exceptions.
+        # A redirect to an invalid address can raise any of these exceptions.
         except (requests.RequestException, HTTPError, ValueError) as error:
             said = one_line(str(error))[:200]
             raise DownloadError(f"{source.url}: {said}; {_ELSEWHERE}") from error
@@ -154,29 +155,30 @@ def _download(source: Source, partial: Path, path: Path) -> None:
         partial.unlink()
         if restarted or not pieced:
             raise IntegrityError(
-                f"{source.url}: has SHA-256 {found}, published is {source.sha256}; "
-                "nothing was kept. Try again elsewhere; if it stays so, report it"
+                f"{source.url}: SHA-256 checksum mismatch: received {found}, expected "
+                f"{source.sha256}; the received file was deleted. Try another network; "
+                "if the mismatch remains, report it"
             )
-        # One of the pieces was of something else: once more, in one.
+        # One of the pieces came from a different file: download all of it at once.
         pieced, restarted, reason = False, True, "the pieces did not fit together"
     held = _size(partial)
-    again = "run again, it continues from there" if held else "run again"
+    again = "run again to continue from there" if held else "run again"
     raise DownloadError(
-        f"{source.url}: {reason}; {held:,} of {source.bytes:,} bytes after {ATTEMPTS} "
-        f"attempts. Check the network and {again}; or get the file elsewhere and put "
-        f"it at {path}"
+        f"{source.url}: {reason}; {held:,} of {source.bytes:,} bytes are downloaded "
+        f"after {ATTEMPTS} attempts. Check the network and {again}, or get the file "
+        f"elsewhere and save it as {path}"
     )
 
 
 class _Again(Exception):
-    """A fault that another attempt may not meet."""
+    """Raised for a failure that may not recur in another attempt."""
 
 
-_ELSEWHERE = "try another network: a login page may stand in between"
+_ELSEWHERE = "try another network, because a login page may have replaced the file"
 
 
 def _transfer(source: Source, partial: Path) -> None:
-    """Append to `partial` what it lacks; returns when it has the published size."""
+    """Append the missing bytes to `partial`, until it has the published size."""
     import requests
     from tqdm import tqdm
 
@@ -185,12 +187,12 @@ def _transfer(source: Source, partial: Path) -> None:
         return
     free = shutil.disk_usage(partial.parent).free
     if free < source.bytes - held:
-        raise OSError(errno.ENOSPC, f"{free / 1e6:,.0f} MB are free")
+        raise OSError(errno.ENOSPC, f"only {free / 1e6:,.0f} MB are free")
     headers = {"Accept-Encoding": "identity"}
     if 0 < held < source.bytes:
         headers["Range"] = f"bytes={held}-"
     timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
-    # Of a redirect whose address cannot be read, requests leaves the response open.
+    # For a redirect to an invalid address, requests does not close the response.
     with contextlib.ExitStack() as opened:
         response = requests.get(
             source.url,
@@ -209,7 +211,7 @@ def _transfer(source: Source, partial: Path) -> None:
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                disable=None,  # but on a terminal
+                disable=None,  # shown only on a terminal
             ) as bar,
         ):
             file.seek(held)
@@ -217,7 +219,7 @@ def _transfer(source: Source, partial: Path) -> None:
                 if held + len(chunk) > source.bytes:
                     file.truncate(0)
                     raise DownloadError(
-                        f"{source.url}: sends more than the published "
+                        f"{source.url}: the server sends more than the published "
                         f"{source.bytes:,} bytes; {_ELSEWHERE}"
                     )
                 file.write(chunk)
@@ -226,13 +228,13 @@ def _transfer(source: Source, partial: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     if held < source.bytes:
-        raise _Again("the connection closed early")
+        raise _Again("the connection was closed early")
 
 
 def _start_of_body(
     response: "requests.Response", source: Source, held: int, partial: Path
 ) -> int:
-    """Return the byte of the file at which the body starts, or raise: it is no use."""
+    """Return the file offset at which the body starts, or raise if it is unusable."""
     answer = f"{response.status_code} {str(response.reason)[:80]}"
     if response.status_code == 206:
         expected = f"bytes {held}-{source.bytes - 1}/"
@@ -248,15 +250,15 @@ def _start_of_body(
         raise _Again(f"the server answers {answer}")
     if response.status_code != 200:
         raise DownloadError(f"{source.url}: the server answers {answer}; {_ELSEWHERE}")
-    # Before a byte of what was held is given up: is this the file at all?
+    # Check that this can be the published file before the partial file is overwritten.
     length = response.headers.get("Content-Length", "an unknown number of")
     if length != str(source.bytes):
-        kind = response.headers.get("Content-Type", "no type given")[:80]
+        kind = response.headers.get("Content-Type", "no content type")[:80]
         raise DownloadError(
-            f"{source.url}: the server offers {length[:20]} bytes ({kind}), published "
-            f"are {source.bytes:,}; {_ELSEWHERE}"
+            f"{source.url}: the server offers {length[:20]} bytes ({kind}), expected "
+            f"{source.bytes:,}; {_ELSEWHERE}"
         )
-    return 0  # the whole file, whether it was asked to continue or not
+    return 0  # a response with status 200 has the entire file, even after a Range
 
 
 def _size(path: Path) -> int:
@@ -264,11 +266,11 @@ def _size(path: Path) -> int:
 
 
 def _root_cause(error: "requests.RequestException") -> str:
-    """Say what lies under the layers of an HTTP library's exception."""
+    """Return the message of the innermost cause of an HTTP library's exception."""
     import requests
 
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection closed early"
+        return "the connection was closed early"
     cause: BaseException = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper

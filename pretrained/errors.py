@@ -1,24 +1,24 @@
-"""What can be wrong with weights; each class names the exit code of a command."""
+"""Exceptions for weights files; `exit_code` is the exit code of a failed command."""
 
 
 class WeightsError(ValueError):
-    """Weights that are absent, unreadable, or not what was asked for."""
+    """Raised if weights are missing, unreadable, unwritable, or not those expected."""
 
     exit_code = 3
 
 
 class IntegrityError(WeightsError):
-    """A file whose bytes are not the published ones."""
+    """Raised if the bytes of a file are not the published ones."""
 
     exit_code = 4
 
 
 class DownloadError(WeightsError):
-    """A file that could not be fetched."""
+    """Raised if a file cannot be downloaded, or the cache cannot be used."""
 
     exit_code = 4
 
 
 def one_line(message: str) -> str:
-    """Return a message for a terminal: no line breaks, no control characters."""
+    """Return a message on one line, with "?" for each unprintable character."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))

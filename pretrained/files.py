@@ -1,7 +1,7 @@
-"""Whole weights files of either kind: hashed, read, converted, checked, and written.
+"""Read `.pth` and `.safetensors` files as checked Flax params; write `.safetensors`.
 
-A `.pth` holds torchvision's names. A `.safetensors` holds torchvision's names and
-layouts, or Flax's ("conv1/kernel"); the names say which.
+A `.pth` file has torchvision's names. A `.safetensors` file has the names and layouts
+of torchvision or of Flax ("conv1/kernel"); names with a "/" identify Flax's.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from pretrained.unpickle import MAX_NAME
 
 
 class Weights(NamedTuple):
-    """A network's parameters and where they come from.
+    """The parameters of a network, and where they come from.
 
-    `source` is the published file these very bytes are, or None: not verified.
-    `provenance` is what a converted file says of its origin: a claim, not a proof.
+    `source` is the published file with the same SHA-256, or None if there is none.
+    `provenance` is what a converted file states about its origin; it is not verified.
     """
 
     params: Params
     network: str  # its name in TABLES
-    names: str  # whose the file's are: "torch" or "flax"
+    names: str  # the naming scheme of the file: "torch" or "flax"
     is_safetensors: bool
     sha256: str
     source: Source | None
@@ -43,11 +43,12 @@ class Weights(NamedTuple):
 def read_weights(
     path: str | os.PathLike | BinaryIO, network: str | None = None
 ) -> Weights:
-    """Read a `.pth` or `.safetensors` (known by its content) of any number of classes.
+    """Read a `.pth` or `.safetensors` file with any number of classes.
 
-    `network` is the one that it must hold; by default the one whose keys it has. The
-    params are Flax's, float32 and finite. Raises WeightsError, with one line naming the
-    file and all that does not fit.
+    The format is detected from the content. `network` is the network that the file must
+    contain; by default it is detected from the names and shapes. The params are Flax's,
+    float32 and finite. Raises WeightsError if the file cannot be read or does not fit;
+    the message is one line that names the file and every tensor that does not fit.
     """
     with open_weights(path) as (file, name):
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -62,7 +63,7 @@ def read_weights(
     names = "flax" if any("/" in key for key in tensors) else "torch"
     if network is None:
         found = recognised({key: t.shape for key, t in tensors.items()}, names)
-        # Of what is none, all is told that the first lacks.
+        # If no network fits, the error lists the differences from the first one.
         network = (found or list(TABLES))[0]
     try:
         if names == "flax":
@@ -75,31 +76,32 @@ def read_weights(
     for path, array in flat(params).items():
         if array.dtype != np.float32:
             raise WeightsError(
-                f"{name}: {path} is {array.dtype}; save model.float().state_dict()"
+                f"{name}: {path} is {array.dtype}, expected float32; save "
+                "model.float().state_dict()"
             )
         if not np.isfinite(array).all():
             raise WeightsError(
-                f"{name}: {path} holds NaN or infinity, as a diverged training leaves; "
-                "pass other weights"
+                f"{name}: {path} holds NaN or infinity, as after a training run that "
+                "diverged; pass other weights"
             )
     source = by_sha256(sha256)
     return Weights(params, network, names, is_safetensors, sha256, source, claim)
 
 
 def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray], Any]:
-    """Return the tensors, and the provenance in the metadata, if there is any."""
+    """Return the tensors, and the provenance from the metadata or None."""
     try:
         content = file.read()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         claim = header.get("__metadata__", {}).get("provenance", "null")
         provenance = json.loads(claim)
-    except KeyError as error:  # a type that NumPy lacks, such as BF16
+    except KeyError as error:  # a dtype that NumPy lacks, such as BF16
         raise WeightsError(
-            f"{name}: holds tensors of type {error.args[0]}; save "
+            f"{name}: holds tensors of type {error.args[0]}, expected float32; save "
             "model.float().state_dict()"
         ) from error
-    # A shape that NumPy cannot hold is a ValueError; metadata may be no JSON.
+    # A shape that NumPy does not support, or invalid JSON, raises ValueError.
     except (SafetensorError, ValueError, OverflowError, MemoryError) as error:
         raise WeightsError(
             f"{name}: is a damaged safetensors file: {one_line(str(error))[:200]}; get "
@@ -109,7 +111,8 @@ def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray],
         key for key in tensors if not key.isprintable() or len(key) > MAX_NAME
     ]:
         raise WeightsError(
-            f"{name}: has the odd name {unusual[0][:40]!a}; pass weights of AlexNet"
+            f"{name}: has a tensor with the invalid name {unusual[0][:40]!a}; pass "
+            "weights of a supported network"
         )
     return tensors, provenance
 
@@ -117,17 +120,17 @@ def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray],
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write C-contiguous arrays, whole or not at all; `metadata` holds one entry.
+    """Write C-contiguous arrays to a file atomically; `metadata` must have one entry.
 
-    The same arrays give the same bytes: several entries would be written in no fixed
-    order. Raises WeightsError when it cannot be written.
+    The same arrays then give the same bytes; several entries would be written in no
+    fixed order. Raises WeightsError if the file cannot be written.
     """
     with atomic_write_weights(path) as partial:
         write_tensors(partial, tensors, metadata)
 
 
 def provenance(weights: Weights, file_name: str) -> dict[str, str]:
-    """Return a converted file's metadata: which bytes it was made from."""
+    """Return the metadata of a converted file: the file that it was made from."""
     source = weights.source
     facts = {
         "file": file_name,

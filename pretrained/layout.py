@@ -1,7 +1,7 @@
-"""Both layouts of a network's weights, there and back by its key table.
+"""Convert a network's weights between torch's and Flax's layout by its key table.
 
-Whatever does not fit a table is named with all that is missing, unexpected or of
-another shape, and with what it looks like instead.
+If weights do not fit the table, the error lists all that is missing, unexpected or of
+a wrong shape or dtype, and what the weights probably are instead.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from pretrained.tables import ALEXNET, TABLES, Row
 
 Table = tuple[Row, ...]
 Params = dict[str, Any]  # nested dicts of arrays
-Variables = dict[str, Params]  # by collection
+Variables = dict[str, Params]  # the params of each collection, by its name
 
 
 def to_variables(state_dict: Mapping[str, Any], name: str) -> Variables:
-    """Convert the state_dict of a network of TABLES to a Linen module's variables.
+    """Convert the state_dict of a network in TABLES to a Linen module's variables.
 
-    `state_dict` maps torchvision's names to float32 or float64 arrays (anything NumPy
-    can read, torch's CPU tensors included), of any number of classes. The result holds
-    new C-contiguous arrays of the same dtype, as nested dicts: `{"params": …}`, and
-    beside it `"batch_stats"` for a network that has running statistics, counters
-    (int32) included.
+    `state_dict` maps torchvision's names to float32 or float64 arrays (torch tensors,
+    or anything that NumPy can read), with any number of classes. The result is nested
+    dicts of new C-contiguous arrays of the same dtype: `{"params": …}`, and also
+    `"batch_stats"` for a network that has running statistics, with its counters as
+    int32.
 
-    Every key is used once and every leaf set once. Raises WeightsError listing all that
-    is missing, unexpected or of another shape or dtype.
+    Every key is used once, and every leaf is set once. Raises WeightsError that lists
+    all that is missing, unexpected or of a wrong shape or dtype.
     """
     return variables_of(state_dict, _table(name))
 
@@ -36,9 +36,9 @@ def to_variables(state_dict: Mapping[str, Any], name: str) -> Variables:
 def to_state_dict(variables: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
     """Convert variables to a state_dict: the exact inverse of `to_variables`.
 
-    The result holds new C-contiguous arrays (a transposed view would be written wrongly
-    by safetensors), under torchvision's names and in its order; counters are int64.
-    Raises WeightsError like `to_variables`.
+    The result maps torchvision's names, in its order, to new C-contiguous arrays
+    (safetensors would write a transposed view incorrectly); counters are int64. Raises
+    WeightsError like `to_variables`.
     """
     return state_dict_of(variables, _table(name))
 
@@ -46,8 +46,8 @@ def to_state_dict(variables: Mapping[str, Any], name: str) -> dict[str, np.ndarr
 def to_flax(state_dict: Mapping[str, Any], table: Table = ALEXNET) -> Params:
     """Convert a torchvision state_dict to Flax params: those of `to_variables`.
 
-    For AlexNet `{"conv1".."conv5", "fc6".."fc8": {"kernel", "bias"}}`, kernels HWIO or
-    [in, out], fc6's rows in NHWC flatten order.
+    With the default table the result is `{"conv1".."conv5", "fc6".."fc8": {"kernel",
+    "bias"}}`. Its kernels are HWIO or [in, out], with fc6's rows in NHWC flatten order.
     """
     return variables_of(state_dict, table)["params"]
 
@@ -57,7 +57,8 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """Convert Flax params to a torchvision state_dict: the exact inverse of `to_flax`.
 
-    Raises WeightsError like `to_state_dict`.
+    A network with running statistics needs `to_state_dict` instead. Raises WeightsError
+    like `to_state_dict`.
     """
     if not isinstance(params, Mapping):
         raise WeightsError(
@@ -66,13 +67,13 @@ def to_torch(
         )
     if set(params) == {"params"}:
         raise WeightsError(
-            "params: got the variables around the params; pass variables['params']"
+            "params: expected the params, got all variables; pass variables['params']"
         )
     return state_dict_of({"params": params}, table)
 
 
 def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
-    """`to_variables` by a table."""
+    """Convert like `to_variables`, by the given table."""
     if not isinstance(state_dict, Mapping):
         raise WeightsError(
             f"state_dict: expected a mapping of names to arrays, got a "
@@ -85,7 +86,7 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
     problems += mismatches(arrays, {row.torch: row.shape for row in table})
     if problems:
         advice = advice_on(list(map(str, state_dict)), table)
-        # Advice first: of a foreign network the list runs to hundreds of keys.
+        # The advice comes first because the list is long for a different network.
         raise WeightsError(f"state_dict: {advice} ({listed(problems)})")
     variables: Variables = {}
     for collection in dict.fromkeys(row.collection for row in table):
@@ -97,7 +98,7 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
 
 
 def state_dict_of(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
-    """`to_state_dict` by a table."""
+    """Convert like `to_state_dict`, by the given table."""
     arrays = {
         collection: flat_arrays(variables.get(collection, {}), table, collection)
         for collection in dict.fromkeys(row.collection for row in table)
@@ -111,9 +112,9 @@ def state_dict_of(variables: Mapping[str, Any], table: Table) -> dict[str, np.nd
 def recognised(
     shapes: Mapping[str, tuple[int, ...]], names: str = "torch"
 ) -> list[str]:
-    """Return the networks of TABLES whose state_dict has these names and shapes.
+    """Return the networks in TABLES whose state_dict has these names and shapes.
 
-    With `names` "flax", whose flat params have them. Counters may be absent.
+    With `names` "flax", the flat params are compared instead. Counters may be missing.
     """
     arrays = {name: np.broadcast_to(0.0, shape) for name, shape in shapes.items()}
 
@@ -131,9 +132,9 @@ def recognised(
 def flat_params(
     params: Mapping[str, Any], table: Table = ALEXNET
 ) -> dict[str, np.ndarray]:
-    """Return `{"conv1/kernel": …}` of nested or flat params that fit the table.
+    """Return nested or flat params that fit the table as `{"conv1/kernel": …}`.
 
-    The arrays are the same, not copies. Raises WeightsError like `to_flax`.
+    The arrays are not copied. Raises WeightsError like `to_flax`.
     """
     return flat_arrays(params, table, "params")
 
@@ -141,7 +142,7 @@ def flat_params(
 def flat_arrays(
     tree: Mapping[str, Any], table: Table, collection: str
 ) -> dict[str, np.ndarray]:
-    """Return one collection of variables, nested or flat, by path, in table's order."""
+    """Return a nested or flat collection with paths as keys, in the table's order."""
     rows = [row for row in table if row.collection == collection]
     counts = {row.flax: row for row in rows if row.kind == "count"}
     arrays, problems = checked_arrays(flat(tree), counts)
@@ -149,13 +150,14 @@ def flat_arrays(
     if problems:
         expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in rows))
         raise WeightsError(
-            f"{collection}: pass a dict of the layers {expected} ({listed(problems)})"
+            f"{collection}: the arrays do not fit; pass a dict of the layers "
+            f"{expected} ({listed(problems)})"
         )
     return {row.flax: arrays[row.flax] for row in rows}
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `{"conv1": {"kernel": …}}` of `{"conv1/kernel": …}`; copies nothing."""
+    """Convert `{"conv1/kernel": …}` to `{"conv1": {"kernel": …}}` without copying."""
     tree: dict[str, Any] = {}
     for path, array in leaves.items():
         *parents, leaf = path.split("/")
@@ -167,7 +169,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return `{"conv1/kernel": …}` of `{"conv1": {"kernel": …}}`; copies nothing."""
+    """Convert `{"conv1": {"kernel": …}}` to `{"conv1/kernel": …}` without copying."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -180,13 +182,13 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _table(name: str) -> Table:
     if name not in TABLES:
         raise WeightsError(
-            f"{name!r}: no such network; pass one of {', '.join(TABLES)}"
+            f"{name!r}: unknown network; pass one of {', '.join(TABLES)}"
         )
     return TABLES[name]
 
 
 def _moved(row: Row, way: str, array: np.ndarray) -> np.ndarray:
-    """Return a new array for the other side of a row."""
+    """Return a new array, converted by a row in the direction `way`."""
     moved = getattr(row.transform, way)(array)
     if row.kind == "count":
         moved = moved.astype(np.int32 if way == "to_flax" else np.int64)
@@ -194,7 +196,7 @@ def _moved(row: Row, way: str, array: np.ndarray) -> np.ndarray:
 
 
 def _flax_shape(row: Row) -> tuple[int | str, ...]:
-    # A free dimension stands in as 0 columns while the transform moves the axes.
+    # A free dimension has size 0 here, so that it can be found after the transform.
     free = next((size for size in row.shape if isinstance(size, str)), None)
     numbers = [0 if isinstance(size, str) else size for size in row.shape]
     shape = row.transform.to_flax(np.empty(numbers, np.bool_)).shape

@@ -1,4 +1,4 @@
-"""What does not fit a key table: every tensor of it, and what it looks like instead."""
+"""Describe tensors that do not fit a key table, and suggest what to pass instead."""
 
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 
 from pretrained.tables import Row
 
-MAX_LISTED = 40  # of what does not fit: all of AlexNet's, not all of a DenseNet's
-# Starts of keys that, all present, give away what a foreign state_dict belongs to.
+MAX_LISTED = 40  # problems in one message; a DenseNet alone has hundreds of tensors
+# A state_dict is attributed to the first family all of whose prefixes start some key.
 _FAMILIES = {
     "a ResNet": ("layer1.0.",),
     "a DenseNet": ("features.denseblock1.",),
@@ -22,7 +22,7 @@ _FAMILIES = {
     "an Inception v3": ("Mixed_5b.",),
     "a ShuffleNet": ("stage2.0.branch",),
 }
-# Wrappers that put their name before every key.
+# Prefixes that wrappers of a model add to every key.
 _WRAPPERS = {
     "module.": ", as DataParallel saves them",
     "_orig_mod.": ", as torch.compile saves them",
@@ -32,11 +32,14 @@ _WRAPPERS = {
 def checked_arrays(
     tensors: Mapping[str, Any], counts: Container[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the tensors as arrays, and one line for each that is none of its kind."""
+    """Return the tensors as NumPy arrays, and a line for each wrong dtype or count.
+
+    A tensor of a wrong dtype becomes None. `counts` contains the names of the counters.
+    """
     arrays: dict[str, np.ndarray | None] = {}
     problems = []
     for name, tensor in tensors.items():
-        # Asked by name: torch's bfloat16 has no NumPy dtype, and converting it raises.
+        # Compared by name: NumPy has no bfloat16, so converting such a tensor raises.
         dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
         dtype = dtype.removeprefix("torch.")
         kinds = ("int64", "int32") if name in counts else ("float32", "float64")
@@ -63,7 +66,7 @@ def mismatches(
     arrays: Mapping[str, np.ndarray | None],
     expected: Mapping[str, tuple[int | str, ...]],
 ) -> list[str]:
-    """List every missing name, unexpected name and wrong shape."""
+    """Return a line for every missing name, unexpected name and wrong shape."""
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is unexpected" for name in arrays if name not in expected]
     free: dict[str, int] = {}
@@ -84,14 +87,14 @@ def mismatches(
 
 
 def listed(problems: list[str]) -> str:
-    """Return the problems as one line, but for those that are too many."""
+    """Return one line with the first `MAX_LISTED` problems and the number of others."""
     more = len(problems) - MAX_LISTED
     listed = "; ".join(problems[:MAX_LISTED])
     return listed + (f"; and {more:,} more" if more > 0 else "")
 
 
 def advice_on(names: list[str], table: Iterable[Row]) -> str:
-    """Say what keys that do not fit look like, and what to do."""
+    """Return what keys that do not fit probably belong to, and what to pass instead."""
     expected = {row.torch for row in table}
     prefix = names[0].split(".")[0] + "." if names else ""
     if {name.removeprefix(prefix) for name in names} & expected and not (
@@ -103,11 +106,14 @@ def advice_on(names: list[str], table: Iterable[Row]) -> str:
         )
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if wrapper in names:
-            return f"this is a training checkpoint; pass its [{wrapper!r}]"
+            return f"this is a training checkpoint; pass checkpoint[{wrapper!r}]"
     if set(names) != expected:
         for family, starts in _FAMILIES.items():
             if all(any(name.startswith(start) for name in names) for start in starts):
-                return f"this looks like {family}; pass torchvision's alexnet"
+                return (
+                    f"this looks like {family}; pass the state_dict of torchvision's "
+                    "version of the expected network"
+                )
         if "conv5" in names or any("/" in name for name in names):
-            return "these look like Flax params; to_torch converts those"
-    return "pass the float32 state_dict of torchvision.models.alexnet"
+            return "these look like Flax params; convert them with to_torch"
+    return "pass the float32 state_dict of the expected network from torchvision.models"

@@ -1,11 +1,11 @@
-"""Where published weights come from: one row a file, and all that is known of it."""
+"""The published weights files: the URL, size, hash and accuracy of each."""
 
 import importlib.resources
 from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """A published weights file; `top1` and `top5` are its authors', in percent."""
+    """A published weights file; `top1` and `top5` are the published accuracies in %."""
 
     title: str
     url: str
@@ -20,13 +20,13 @@ class Source(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The last part of the URL, and the name in the cache."""
+        """Return the last component of the URL; the file has this name in the cache."""
         return self.url.rpartition("/")[2]
 
 
 SOURCES = {
-    # Size and hash as given in several public places; every load compares them with
-    # the bytes, so a wrong figure here is an error and not another network.
+    # Size and hash are as stated in several public places. Every download checks both
+    # and every load checks the hash, so a wrong value here cannot load other weights.
     "imagenet": Source(
         title="torchvision's AlexNet, IMAGENET1K_V1",
         url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -44,11 +44,11 @@ SOURCES = {
 
 
 def by_sha256(sha256: str) -> Source | None:
-    """Return the published file with this hash, or None."""
+    """Return the published file with this hash, or None if there is none."""
     return next((s for s in SOURCES.values() if s.sha256 == sha256), None)
 
 
 def imagenet_classes() -> list[str]:
-    """Return the names of ImageNet's 1,000 classes, in the order of the weights."""
+    """Return the names of ImageNet's 1,000 classes, in the order of the logits."""
     file = importlib.resources.files("pretrained") / "imagenet_classes.txt"
     return file.read_text("utf-8").splitlines()

@@ -1,7 +1,7 @@
-"""torch's .pth files as NumPy arrays, without executing the pickle inside them.
+"""Read and write torch's .pth files as NumPy arrays, without executing their pickles.
 
-Both published formats are read: the zip archive, and the older sequence of five
-pickles with the data behind them. Sizes are compared with the file before anything is
+Both formats of torch are read: the zip archive, and the older sequence of five pickles
+followed by the data. Sizes are compared with the size of the file before memory is
 allocated.
 """
 
@@ -37,14 +37,14 @@ _LEGACY_PROTOCOL = 1001
 def read_torch_file(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
     """Read a state_dict that torch.save wrote, without torch and without pickle.
 
-    `path` is a file's path, or a seekable binary file, which stays open. The result
-    maps the names, in the file's order, to C-contiguous little-endian arrays of
-    float16, bfloat16 (of the package ml_dtypes), float32, float64 or int64, bit for bit
-    what torch reads; tensors that share a storage in torch share memory here. Needs the
-    tensors' own memory and a few megabytes.
+    `path` is the path of a file, or a seekable binary file, which stays open. The
+    result maps the names, in the file's order, to C-contiguous little-endian arrays of
+    float16, bfloat16 (of the package ml_dtypes), float32, float64 or int64, which equal
+    what torch reads bit for bit. Tensors that share a storage in torch share memory
+    here. Reading needs the memory of the tensors and a few megabytes.
 
-    Raises WeightsError, with one line naming the file, for everything else: a file that
-    is no .pth, is damaged, or asks for anything but tensors.
+    Raises WeightsError, with one line that names the file, for every other file: one
+    that is not a .pth file, is damaged, or contains anything but tensors.
     """
     with open_weights(path) as (file, name):
         try:
@@ -57,10 +57,10 @@ def read_torch_file(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]
 def open_weights(
     path: str | os.PathLike | BinaryIO,
 ) -> Iterator[tuple[BinaryIO, str]]:
-    """Open a regular file, once: what is hashed and what is read is the same file.
+    """Open a regular file once, so that the same file is hashed and read.
 
-    Yields it with its name; an open file passes through. Raises WeightsError for a
-    folder, a pipe, and whatever the system refuses, while opening or reading.
+    Yields the file and its name; a file that is already open is yielded as it is.
+    Raises WeightsError for a folder, a pipe, or an OSError while opening or reading.
     """
     name = str(getattr(path, "name", path) if hasattr(path, "read") else path)
     try:
@@ -69,14 +69,16 @@ def open_weights(
             return
         try:
             opened = open_regular(path)
-        except ValueError as error:  # a NUL in the path, or what no file system has
-            raise WeightsError(f"{name!a}: is no path: {error}; pass another") from None
+        except ValueError as error:  # a NUL or an unencodable character in the path
+            raise WeightsError(f"{name!a}: not a path: {error}; pass another") from None
         with opened as file:
             yield file, name
     except NotRegular:
-        raise WeightsError(f"{name}: is no regular file; pass a weights file") from None
+        raise WeightsError(f"{name}: not a regular file; pass a weights file") from None
     except IsADirectoryError:
-        raise WeightsError(f"{name}: is a folder; pass a weights file in it") from None
+        raise WeightsError(
+            f"{name}: is a directory; pass a weights file in it"
+        ) from None
     except OSError as error:
         raise WeightsError(
             f"{name}: cannot be read: {error.strerror or error}; check the path and "
@@ -98,19 +100,19 @@ def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
 
 
 def _what_it_is(head: bytes, size: int, name: str) -> str:
-    """Name a file that is not in one of torch's formats."""
+    """Describe a file that is not in one of torch's formats, and name the remedy."""
     text = head.lstrip().lower()
     for source in SOURCES.values():
         if name in source.superseded:
-            return f"is an old file; get {source.file_name} from {source.url}"
+            return f"is an outdated file; get {source.file_name} from {source.url}"
     if not head:
         return f"is empty; {GET_AGAIN}"
     if text.startswith((b"<!doctype", b"<html")):
-        return f"is an HTML page, as a failed download leaves; {GET_AGAIN}"
+        return f"is an HTML page, perhaps from a failed download; {GET_AGAIN}"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git-LFS pointer, not the file itself; run git lfs pull"
     if head[257:262] == b"ustar":
-        return "is a tar archive, as torch wrote before 2018; load it there and " + (
+        return "is a tar archive, torch's format before 2018; load it in torch and " + (
             SAVE_AGAIN
         )
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
@@ -119,17 +121,17 @@ def _what_it_is(head: bytes, size: int, name: str) -> str:
         return f"has pickle protocol {head[1:2].hex()}, not 2; {SAVE_AGAIN}"
     if head.startswith(b"PK"):
         return f"is an empty or split zip archive; {GET_AGAIN}"
-    return f"is no file that torch.save writes, or a damaged one; {GET_AGAIN}"
+    return f"was not written by torch.save, or is damaged; {GET_AGAIN}"
 
 
-# The zip format: PREFIX/data.pkl, PREFIX/data/KEY for each storage, a few notes.
+# The zip format has PREFIX/data.pkl, PREFIX/data/KEY for each storage, and a few notes.
 
 
 def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
     _check_end_of_zip(file, size)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # newer versions only warn of odd fields
+            warnings.simplefilter("error")  # newer versions only warn of invalid fields
             archive = zipfile.ZipFile(file)
         with archive:
             records = _members(archive, size)
@@ -143,28 +145,33 @@ def _read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
             expected = {f"data/{key}": value for key, value in machine.storages.items()}
             if stored != expected.keys():
                 unusual = min(stored ^ expected.keys())
-                raise Refusal(f"misses or duplicates {unusual!a}; {GET_AGAIN}")
+                raise Refusal(
+                    f"lacks the record {unusual!a}, or has no tensor for it; "
+                    f"{GET_AGAIN}"
+                )
             for key, storage in expected.items():
                 if records[key].file_size != storage.nbytes:
                     raise Refusal(
-                        f"{key} has {records[key].file_size:,} bytes, its tensors "
-                        f"need {storage.nbytes:,}; {GET_AGAIN}"
+                        f"{key} has {records[key].file_size:,} bytes, but its storage "
+                        f"needs {storage.nbytes:,}; {GET_AGAIN}"
                     )
             for key, storage in expected.items():
                 with archive.open(records[key]) as member:
                     _fill(storage, member)
             return state_dict
-    # What zipfile raises for an archive that contradicts itself.
+    # zipfile raises these for an archive that contradicts itself.
     except (zipfile.BadZipFile, NotImplementedError, EOFError, UserWarning) as error:
         raise Refusal(
             f"is damaged: {one_line(str(error))[:120]}; {GET_AGAIN}"
         ) from None
     except UnicodeDecodeError:
-        raise Refusal(f"is damaged: a member's name; {GET_AGAIN}") from None
+        raise Refusal(
+            f"is damaged: the name of a member cannot be decoded; {GET_AGAIN}"
+        ) from None
 
 
 def _check_end_of_zip(file: BinaryIO, size: int) -> None:
-    """Refuse bytes outside the archive, and a directory too long to hold in memory."""
+    """Refuse bytes outside the archive, and a directory too large to hold in memory."""
     file.seek(max(0, size - 98))
     tail = file.read(98).rjust(98, b"\0")
     zip64, locator, end = tail[:56], tail[56:76], tail[76:]
@@ -176,19 +183,21 @@ def _check_end_of_zip(file: BinaryIO, size: int) -> None:
     elif signature != b"PK\5\6":
         comment = True
     if comment or offset + length + after != size:
-        raise Refusal(f"is cut short, or something was added to it; {GET_AGAIN}")
+        raise Refusal(f"is truncated, or bytes were added to it; {GET_AGAIN}")
     if length > MAX_BYTES:
-        raise Refusal(f"has a directory of {length:,} bytes; {SAVE_AGAIN}")
+        raise Refusal(
+            f"has a directory of {length:,} bytes, which is too large; {SAVE_AGAIN}"
+        )
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by their names behind the common prefix, all checked."""
+    """Check all members, and return them by their names without the common prefix."""
     names = [member.filename for member in archive.infolist()]
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise Refusal(f"is a TorchScript archive; {SAVE_AGAIN}")
     if len(pickles) != 1 or pickles[0].count("/") != 1:
-        raise Refusal(f"is a zip archive, but none that torch.save wrote; {SAVE_AGAIN}")
+        raise Refusal(f"is a zip archive not written by torch.save; {SAVE_AGAIN}")
     prefix = pickles[0].removesuffix("data.pkl")
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
@@ -199,22 +208,22 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         )
         if not (member.orig_filename == prefix + name and known) or name in members:
             raise Refusal(
-                f"holds the odd member {member.filename[:80]!a}; {SAVE_AGAIN}"
+                f"holds the unexpected member {member.filename[:80]!a}; {SAVE_AGAIN}"
             )
         if member.compress_type != zipfile.ZIP_STORED:
-            raise Refusal(f"{name} is compressed, which torch never does; {SAVE_AGAIN}")
-        if member.flag_bits & ~0x0808:  # sizes behind the data, and names in UTF-8
+            raise Refusal(f"{name} is compressed, unlike torch's files; {SAVE_AGAIN}")
+        if member.flag_bits & ~0x0808:  # sizes after the data, and names in UTF-8
             raise Refusal(f"{name} is encrypted or patched; {SAVE_AGAIN}")
         if member.file_size != member.compress_size or member.header_offset >= size:
             raise Refusal(f"{name} has impossible sizes; {GET_AGAIN}")
         members[name] = member
     if min(member.header_offset for member in members.values()) != 0:
-        raise Refusal(f"has something before the archive; {GET_AGAIN}")
+        raise Refusal(f"has bytes before the archive; {GET_AGAIN}")
     if sum(member.file_size for member in members.values()) > size:
-        raise Refusal(f"claims more data than the file has; {GET_AGAIN}")
+        raise Refusal(f"declares more data than the file has; {GET_AGAIN}")
     for name in _NOTES & {*members}:
         if members[name].file_size > MAX_BYTES:
-            raise Refusal(f"has a {name} above {MAX_BYTES:,} bytes; {SAVE_AGAIN}")
+            raise Refusal(f"has a {name} over {MAX_BYTES:,} bytes; {SAVE_AGAIN}")
     return members
 
 
@@ -228,7 +237,7 @@ _NOTES = {
 }
 
 
-# The older format: five pickles, then each storage as its length and its bytes.
+# The older format has five pickles, then the length and the bytes of each storage.
 
 
 def _read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
@@ -259,21 +268,21 @@ def _read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
         storage, header = storages[key], file.read(8)
         remaining -= 8 + storage.nbytes
         if remaining < 0 or header != struct.pack("<q", storage.numel):
-            raise Refusal(f"storage {key!a} has another length; {GET_AGAIN}")
+            raise Refusal(f"storage {key!a} has an unexpected length; {GET_AGAIN}")
         _fill(storage, file)
     if remaining != 0:
-        raise Refusal(f"goes on for {remaining:,} bytes after its end; {GET_AGAIN}")
+        raise Refusal(f"has {remaining:,} bytes after its end; {GET_AGAIN}")
     return state_dict
 
 
 def _fill(storage: Storage, file: Any) -> None:
-    """Read a storage whose size was found to fit, in chunks: no second copy is held."""
+    """Read a storage of checked size, in chunks to avoid a second copy in memory."""
     try:
         storage.array = np.empty(storage.numel, storage.dtype)
     except MemoryError:
         raise Refusal(
             f"needs {storage.nbytes:,} bytes of memory for one storage; use a machine "
-            "with more"
+            "with more memory"
         ) from None
     target = storage.array.view(np.uint8)
     filled = 0
@@ -286,20 +295,20 @@ def _fill(storage: Storage, file: Any) -> None:
 
 
 def _checked(value: Any) -> dict[str, Tensor]:
-    """Return `value` when it is a state_dict. Looks one level deep: a pickle of a few
-    bytes can unfold into more than a walk would ever finish."""
+    """Return `value` if it is a state_dict. Only one level is checked, because a few
+    bytes of pickle can expand to more objects than can ever be visited."""
     if type(value) not in (dict, OrderedDict):
-        raise Refusal(f"holds {_kind(value)}, no state_dict; {SAVE_AGAIN}")
+        raise Refusal(f"holds {_kind(value)}, not a state_dict; {SAVE_AGAIN}")
     if any(type(tensor) is not Tensor for tensor in value.values()):
         for name in ("state_dict", "model_state_dict", "model"):
             if type(value.get(name)) in (dict, OrderedDict):
                 raise Refusal(
-                    f"is a training checkpoint; save its [{name!r}] alone, with "
+                    f"is a training checkpoint; save only its [{name!r}] with "
                     "torch.save(checkpoint[...], FILE)"
                 )
     for name, tensor in value.items():
         if type(tensor) is not Tensor:
-            raise Refusal(f"{name!a} is {_kind(tensor)}, no tensor; {SAVE_AGAIN}")
+            raise Refusal(f"{name!a} is {_kind(tensor)}, not a tensor; {SAVE_AGAIN}")
     return value
 
 
@@ -307,8 +316,8 @@ def _kind(value: Any) -> str:
     return {
         **{Tensor: "a single tensor", OrderedDict: "a dict", dict: "a dict"},
         **{list: "a list", tuple: "a tuple", str: "a string", type(None): "None"},
-        **{int: "a number", bool: "a truth value"},
-    }.get(type(value), "a piece of a tensor")
+        **{int: "a number", bool: "a boolean"},
+    }.get(type(value), "a part of a tensor")
 
 
 def write_torch_file(
@@ -317,8 +326,8 @@ def write_torch_file(
     """Write C-contiguous float32 arrays as torch.save writes a state_dict.
 
     `torch.load(path, weights_only=True)` reads it; the same arrays give the same bytes.
-    An existing file is replaced once the new one is whole. Raises WeightsError when it
-    cannot be written.
+    An existing file is replaced once the new one is complete. Raises WeightsError if
+    it cannot be written, and ValueError for any other array.
     """
     program = bytearray(b"\x80\x02ccollections\nOrderedDict\n)R(")
     for key, (name, array) in enumerate(state_dict.items()):
@@ -340,9 +349,9 @@ def write_torch_file(
         archive.writestr(zipfile.ZipInfo(prefix + "byteorder"), b"little")
         for key, array in enumerate(state_dict.values()):
             member = zipfile.ZipInfo(f"{prefix}data/{key}")
-            # torch maps files into memory and expects its data on 64-byte bounds; a
-            # field of zeros that readers skip fills up to there.
-            big = array.nbytes >= 1 << 31  # has a field of 20 bytes more
+            # torch can map files into memory and aligns data to 64 bytes. An extra
+            # field of zeros, which readers skip, is the padding.
+            big = array.nbytes >= 1 << 31  # its header has 20 more bytes, for zip64
             data = archive.start_dir + 34 + len(member.filename) + 20 * big
             member.extra = b"FB" + struct.pack("<H", -data % 64) + bytes(-data % 64)
             with archive.open(member, "w", force_zip64=big) as data_file:

@@ -1,8 +1,8 @@
-"""A pickle machine for state_dicts: 30 operations, no imports, nothing to execute.
+"""A pickle interpreter for state_dicts: 30 operations that import and execute nothing.
 
-Python's pickle runs whatever a file names. This one knows the operations that
-dictionaries of tensors need; the few names it accepts stand for inert values of this
-module, and everything else ends the reading.
+Python's pickle calls any function that a file names. This interpreter supports only the
+operations that dictionaries of tensors need. The few names that it accepts stand for
+inert values of this module, and a file with anything else is refused.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-# Of what a pickle may hold; torchvision's largest state_dict (efficientnet_v2_l) has
-# 58,180 operations, 14,779 of which fill the memo.
+# Limits for a pickle. torchvision's largest state_dict (efficientnet_v2_l) has 58,180
+# operations, 14,779 of which fill the memo.
 MAX_BYTES = 1 << 20
 MAX_OPERATIONS = 100_000
 MAX_MEMO = 50_000
@@ -26,12 +26,12 @@ GET_AGAIN = "get the file again"
 
 
 class Refusal(Exception):
-    """Why a file is refused and what to do, without the file's name."""
+    """Raised to refuse a file; gives the reason and the remedy, not the file's name."""
 
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """A flat run of numbers, declared by the pickle and filled from the file."""
+    """A flat array of numbers, declared by the pickle and filled from the file."""
 
     dtype: np.dtype
     numel: int
@@ -39,7 +39,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """The length in bytes."""
+        """Return the size in bytes."""
         return self.numel * self.dtype.itemsize
 
 
@@ -52,17 +52,17 @@ class Tensor:
     shape: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """Return the view, of a filled storage."""
+        """Return the view as an array; the storage must be filled."""
         end = self.offset + math.prod(self.shape)
         return self.storage.array[self.offset : end].reshape(self.shape)
 
 
 class OrderedDict(dict):
-    """What the file's OrderedDicts become: a plain dict that BUILD may meet."""
+    """A dict that stands for an OrderedDict of the file, so that BUILD accepts it."""
 
 
 class _Global(NamedTuple):
-    """One of the names a state_dict may use: inert, and no more than that name."""
+    """An inert placeholder for a name that a state_dict may use."""
 
     name: str
     dtype: np.dtype | None = None  # of a storage type
@@ -82,28 +82,28 @@ _GLOBALS = {
 
 
 class Machine:
-    """Runs pickles that follow each other in `data`; knows only what is listed here.
+    """An interpreter for the consecutive pickles in `data`, with only `_OPERATIONS`.
 
-    Every length is compared with what is left before anything is taken. Containers nest
+    Every length is compared with the remaining bytes before it is read. Containers nest
     at most as deep as there are operations, and only strings become keys, so that no
-    comparison or hash recurses. `storage_fields` is the length of the format's
-    references to storages; `storages` collects what they refer to.
+    comparison or hash recurses. `storage_fields` is the number of fields in a reference
+    to a storage in this format; `storages` collects the storages by key.
     """
 
     def __init__(self, data: bytes, storage_fields: int):
-        """Start before the first pickle."""
+        """Initialise the interpreter before the first pickle."""
         self.data, self.storage_fields = data, storage_fields
         self.position = 0
         self.operations = 0
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
-        """Run one pickle, and return what it leaves."""
+        """Run one pickle, and return its value."""
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under each open mark
+        self.below: list[list[Any]] = []  # the stack below each open mark
         self.memo: dict[int, Any] = {}
         if self._take(1) != b"\x80" or self._take(1) != b"\x02":
-            raise Refusal(f"holds a pickle of another protocol than 2; {SAVE_AGAIN}")
+            raise Refusal(f"holds a pickle whose protocol is not 2; {SAVE_AGAIN}")
         while (code := self._take(1)) != b".":
             self.operations += 1
             if self.operations > MAX_OPERATIONS:
@@ -112,12 +112,12 @@ class Machine:
             if code in _NUMBERS_OF_PYTHON:
                 raise Refusal(
                     "holds Python's floating-point numbers, as training checkpoints "
-                    "do; save the state_dict in it alone, with torch.save"
+                    "do; save only the state_dict in it with torch.save"
                 )
             if operation is None:
                 raise Refusal(
-                    f"uses pickle operation 0x{code.hex()}, which no state_dict of "
-                    f"tensors needs: a whole model or other objects; {SAVE_AGAIN}"
+                    f"uses pickle operation 0x{code.hex()}, which no state_dict needs: "
+                    f"it may be an entire model or another object; {SAVE_AGAIN}"
                 )
             operation(self)
         value = self._pop()
@@ -126,13 +126,13 @@ class Machine:
         return value
 
     def expect_end(self) -> None:
-        """Refuse what follows the last pickle."""
+        """Refuse bytes after the last pickle."""
         if self.position != len(self.data):
-            raise Refusal(f"has more after its pickle's end; {GET_AGAIN}")
+            raise Refusal(f"has bytes after the end of its pickle; {GET_AGAIN}")
 
     def _broken(self) -> Refusal:
         return Refusal(
-            f"has a pickle that makes no sense at byte {self.position}; {GET_AGAIN}"
+            f"has a pickle that is invalid at byte {self.position}; {GET_AGAIN}"
         )
 
     def _take(self, count: int) -> bytes:
@@ -202,9 +202,11 @@ class Machine:
         if type(target) not in (dict, OrderedDict) or len(items) % 2:
             raise self._broken()
         for name, value in zip(items[::2], items[1::2], strict=True):
-            # Names end up in messages: no control characters, no page of text.
+            # Names appear in messages, so they must be printable and not too long.
             if type(name) is not str or len(name) > MAX_NAME or not name.isprintable():
-                raise Refusal(f"has a key that is no plain name; {SAVE_AGAIN}")
+                raise Refusal(
+                    f"has a key that is not a short printable string; {SAVE_AGAIN}"
+                )
             target[name] = value
 
     def _append(self, items: list[Any]) -> None:
@@ -217,18 +219,18 @@ class Machine:
         known = _GLOBALS.get((module, name))
         if known is None and module == "torch" and name.endswith("Storage"):
             raise Refusal(
-                f"holds a tensor of torch's {name[:40]!a}, and only float16, bfloat16, "
-                "float32, float64 and int64 are read; save the others apart"
+                f"holds a tensor of torch's {name[:40]!a}, but only float16, bfloat16, "
+                "float32, float64 and int64 are read; save other tensors separately"
             )
         if known is None:
             raise Refusal(
-                f"asks for {f'{module}.{name}'[:120]!a}, which is no tensor: a whole "
-                f"model, another kind of tensor, or an attack; {SAVE_AGAIN}"
+                f"refers to {f'{module}.{name}'[:120]!a}, not a tensor: it may be an "
+                f"entire model, another kind of tensor, or an attack; {SAVE_AGAIN}"
             )
         self._push(known)
 
     def _build(self) -> None:
-        # OrderedDict's attributes: torch's _metadata, versions no reader needs.
+        # torch sets the attribute _metadata, whose version numbers are not needed here.
         state = self._pop()
         target = self.stack[-1] if self.stack else None
         if (
@@ -270,21 +272,21 @@ class Machine:
                 or not all(type(number) is int and number >= 0 for number in numbers)
             ):
                 raise self._broken()
-        # An empty tensor may claim any other dimension, and NumPy could not hold it.
+        # An empty tensor may declare other dimensions that are too large for NumPy.
         if len(shape) != len(stride) or math.prod(n for n in shape if n) >= 2**60:
             raise self._broken()
         numel = math.prod(shape)
         if offset + numel > storage.numel:
             raise Refusal(
-                f"has a tensor of {numel:,} values at {offset:,} in a storage of "
-                f"{storage.numel:,}; {GET_AGAIN}"
+                f"has a tensor of {numel:,} values at offset {offset:,} in a storage "
+                f"of {storage.numel:,}; {GET_AGAIN}"
             )
         step = 1
         for length, found in zip(reversed(shape), reversed(stride), strict=True):
-            # Along a dimension of one the stride means nothing, and torch leaves any.
+            # The stride of a dimension of size 1 has no effect, and torch writes any.
             if numel and length != 1 and found != step:
                 raise Refusal(
-                    "has a transposed or expanded tensor; save contiguous ones, with "
+                    "has a transposed or expanded tensor; save contiguous tensors with "
                     "torch.save({k: v.contiguous() for k, v in "
                     "model.state_dict().items()}, FILE)"
                 )

@@ -1,4 +1,7 @@
-"""Tolerances, the torch oracle, and what several rooms' tests share."""
+"""Tolerances, torch's AlexNet as the reference, and shared helpers and fixtures.
+
+It is one file because tests in several folders use each of them.
+"""
 
 import contextlib
 import ctypes
@@ -11,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-# Before torch is imported, here or in a process that a test starts: its idle threads
-# spin, and a second one gains nothing beside another process of tests.
+# This must be set before torch is imported, here or in a process that a test starts.
+# torch's idle threads spin, and a second thread gains nothing beside a second process.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import jax
@@ -28,27 +31,28 @@ from jaxlab.verify import import_torch
 from pretrained.embedded import imagenet_conv
 from tests.stress.narrow import NARROW, narrow
 
-# Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. Both sides sum the same
-# products in another order; measured 2e-6 and 4e-15, so these leave less than 10 and
-# less than 1000 times that, and a wrong layer misses them by orders of magnitude.
+# Relative error ‖ours - torch‖ / ‖torch‖ of one forward pass. The two sides sum the
+# same products in different orders. The measured errors are 2e-6 and 4e-15, so the
+# bounds are less than 10 and less than 1000 times as large. A wrong layer exceeds them
+# by orders of magnitude.
 FORWARD_FLOAT32 = 1e-5
 FORWARD_FLOAT64 = 1e-12
-# The same after 30 optimiser steps in float64, where each step's roundoff is amplified
-# by the next.
+# The same after 30 optimizer steps in float64. The bound is larger, because each step
+# amplifies the roundoff of the steps before it.
 TRAJECTORY_FLOAT64 = 1e-9
-# One rounding of a float32 multiply or divide, on values of order 1.
+# A few float32 roundings of values below 4, at most 1.2e-7 each: normalised pixels.
 ROUNDOFF_FLOAT32 = 1e-6
 
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A checkpoint of the full-size network is half a gigabyte; tests/runs has those of a
-# narrow one.
+# A checkpoint of the full-size network is half a gigabyte. tests/runs tests checkpoints
+# with a narrow network.
 NO_CHECKPOINTS = ["--checkpoint-every", "0"]
 
 
 def relative_error(ours, reference) -> float:
-    """‖ours - reference‖ / ‖reference‖ in float64, of arrays of equal shape."""
+    """Return ‖ours - reference‖ / ‖reference‖ in float64, for arrays of equal shape."""
     ours = np.asarray(ours, np.float64)
     reference = np.asarray(reference, np.float64)
     assert ours.shape == reference.shape
@@ -56,7 +60,7 @@ def relative_error(ours, reference) -> float:
 
 
 def command(*flags, cwd=None, **environment):
-    """The command in a process of its own."""
+    """Run the fine-tuning command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "jaxlab.finetune", *map(str, flags)],
         cwd=cwd,
@@ -67,7 +71,7 @@ def command(*flags, cwd=None, **environment):
 
 
 def assert_one_line(process, code, message):
-    """A process ended with an exit code, and one line of error that says so much."""
+    """Assert the exit code, and that stderr is one error line containing `message`."""
     assert process.returncode == code, process.stderr
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1, process.stderr
@@ -75,9 +79,9 @@ def assert_one_line(process, code, message):
 
 
 def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5, **widths):
-    """torchvision's own AlexNet with its own random initial weights, in eval mode.
+    """Return torchvision's AlexNet with its random initial weights, in eval mode.
 
-    `widths` are `channels` and `hidden`, as of jaxlab's; torchvision's by default.
+    `widths` are `channels` and `hidden` of jaxlab's AlexNet, by default torchvision's.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -89,7 +93,7 @@ def torch_alexnet(num_classes: int, seed: int = 0, dropout: float = 0.5, **width
 
 
 def narrow_torch(model, num_classes, channels=AlexNet.channels, hidden=32):
-    """Give torchvision's AlexNet layers of other widths."""
+    """Replace the layers of torchvision's AlexNet by layers of other widths."""
     convolutions = [i for i, m in enumerate(model.features) if hasattr(m, "weight")]
     before = 3
     for index, after in zip(convolutions, channels, strict=True):
@@ -103,7 +107,7 @@ def narrow_torch(model, num_classes, channels=AlexNet.channels, hidden=32):
 
 
 def with_imagenet_convolutions(model):
-    """Put the real convolution weights into torchvision's AlexNet."""
+    """Copy the ImageNet convolution weights into torchvision's AlexNet."""
     convolutions = [m for m in model.features if hasattr(m, "weight")]
     with torch.no_grad():
         for target, layer in zip(convolutions, imagenet_conv().values(), strict=True):
@@ -114,9 +118,9 @@ def with_imagenet_convolutions(model):
 
 
 def random_params(model, dtype=np.float32, seed=0):
-    """Params for images, as wide as torch's init draws them, by NumPy.
+    """Return params drawn with NumPy from torch's initial distribution.
 
-    The program that draws them by JAX takes longer to compile than most to run.
+    JAX's program that draws them takes longer to compile than most programs to run.
     """
     random = np.random.default_rng(seed)
 
@@ -131,16 +135,16 @@ def random_params(model, dtype=np.float32, seed=0):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--stress", action="store_true", help="run the stress cases too")
+    parser.addoption("--stress", action="store_true", help="also run stress tests")
 
 
 def pytest_configure(config):
     if hasattr(config, "workerinput") or not config.getoption("numprocesses"):
-        # In processes that run tests, before these import torchvision: beside some
-        # builds of torch it needs help.
+        # Only processes that run tests need torch. import_torch must run before a test
+        # imports torchvision, which fails with some builds of torch if it is not used.
         global torch, torchvision, torch_alexnet_of
         torch, torchvision = import_torch()
-        torch_alexnet_of = torchvision.models.alexnet  # which some tests replace
+        torch_alexnet_of = torchvision.models.alexnet  # some tests replace it
     settings.register_profile("stress", max_examples=1000)
     if config.getoption("--stress"):
         settings.load_profile("stress")
@@ -155,14 +159,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
-    """Cache folders for this run of the tests, its worker processes' and commands'.
+    """Share cache folders among the worker processes and commands of a test run.
 
-    A program that one test has compiled is there for all others, whoever runs them.
+    A program that one test has compiled is available to all other tests.
     """
     base = tmp_path_factory.getbasetemp()
-    # Of a worker process, the base is one folder below the run's own.
+    # The base folder of a worker process is a subfolder of the test run's folder.
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    # What is left among temporary files is somebody's fault.
+    # The folder must be empty at the end: each test has to remove its temporary files.
     temporary = base / "temporary"
     temporary.mkdir()
     compiled = {
@@ -182,14 +186,14 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def x64():
-    """64-bit JAX for one test."""
+    """Enable 64-bit types in JAX for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures are files that nobody draws, which takes a second of a run."""
+    """Write a placeholder instead of each figure; drawing takes a second per run."""
 
     def savefig(self, path, **_):
         pathlib.Path(path).write_bytes(b"a picture")
@@ -199,38 +203,39 @@ def undrawn(monkeypatch):
 
 @pytest.fixture
 def narrowed(monkeypatch, undrawn):
-    """The command, in this process, with few channels and hidden units."""
+    """Give commands in this process a network with few channels and hidden units."""
     narrow(monkeypatch.setitem)
 
 
-# AlexNet's own convolutions, for which there are real weights, and few hidden units.
+# AlexNet's full-size convolutions, for which ImageNet weights are embedded, and few
+# hidden units.
 SLIM = {"hidden": NARROW["hidden"]}
 
 
 @pytest.fixture
 def slim(monkeypatch, undrawn):
-    """The command, in this process, with the widths of SLIM."""
+    """Give commands in this process a network with the widths of SLIM."""
     narrow(monkeypatch.setitem, **SLIM)
 
 
 @pytest.fixture(scope="session")
 def narrow_weights(tmp_path_factory):
-    """A file of weights for the narrow command, as torch writes them."""
+    """Return the path of a weights file of the narrow network, written by torch."""
     path = tmp_path_factory.mktemp("weights") / "narrow.pth"
     torch.save(torch_alexnet(1000, **NARROW).state_dict(), path)
     return str(path)
 
 
 def give_memory_back():
-    """Return freed memory to the system; the commands ask the C library to keep it."""
+    """Return freed memory to the system; commands make the C library keep it."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
 def memory_of_a_test(request):
-    """What a full-size network took is not kept for the next test."""
+    """Return the memory of a full-size network to the system after its test."""
     yield
     if request.node.get_closest_marker("slow"):
         give_memory_back()
@@ -238,7 +243,7 @@ def memory_of_a_test(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_of_a_module():
-    """Nor are a module's programs, which lie on the disk for the next."""
+    """Free a module's compiled programs; later modules load them from the disk."""
     yield
     jax.clear_caches()
     give_memory_back()
@@ -246,7 +251,10 @@ def memory_of_a_module():
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """A function: run a command's main in this process as if it were one of its own."""
+    """Return a function that runs a command's main here and returns its outcome.
+
+    The outcome is a CompletedProcess, as if the command had run in its own process.
+    """
 
     def run(main, *arguments):
         arguments = ["command", *map(str, arguments)]
@@ -259,9 +267,10 @@ def run_here(monkeypatch, capsys):
 
 @pytest.fixture
 def recompiled():
-    """A function that forgets compiled programs, for a control that patches the code.
+    """Return a function that clears JAX's caches, for controls that patch the code.
 
-    They are forgotten once more after the test, so that nobody else meets wrong ones.
+    The caches are cleared again after the test, so that no other test uses the programs
+    compiled from patched code.
     """
     yield jax.clear_caches
     jax.clear_caches()
@@ -269,7 +278,7 @@ def recompiled():
 
 @pytest.fixture
 def small_disk():
-    """A function that lets no file grow beyond so many bytes."""
+    """Return a function that limits the size of each file, in bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

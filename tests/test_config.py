@@ -1,4 +1,4 @@
-"""The settings of a run."""
+"""Test how `--resume` treats each setting."""
 
 from jaxlab.config import (
     NOT_COMPARED,
@@ -8,7 +8,8 @@ from jaxlab.config import (
     fields_that,
 )
 
-# Written twice on purpose: who adds a setting must think of a run that goes on.
+# These sets repeat jaxlab.config on purpose: a setting that may differ when a run is
+# resumed must be listed here too, so that none is marked so by accident.
 ON_RESUME = {
     PER_PROCESS: {"out", "resume", "overwrite", "debug", "offline"},
     NOT_COMPARED: {"epochs", "workers", "keep", "checkpoint_every"}

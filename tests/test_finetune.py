@@ -1,4 +1,7 @@
-"""The command end to end, as a user runs it: results, files, messages, exit codes."""
+"""Test the fine-tuning command end to end: results, files, messages, exit codes.
+
+It is one file because all tests run this command, and many check the same finished run.
+"""
 
 import json
 import math
@@ -28,7 +31,7 @@ from tests.conftest import (
     torch_alexnet,
 )
 
-# The smallest job that still learns: seconds, not minutes.
+# The smallest job that still learns; it takes seconds.
 SMALL = ["--train-size", "200", "--test-size", "100", "--image-size", "63"]
 SMALL += ["--epochs", "4", "--lr-step", "4"]
 SMALL += NO_CHECKPOINTS
@@ -37,7 +40,7 @@ FILES |= {"curves.png", "confusion.png", ".lock"}
 
 
 def narrow_command(*flags, before="", after=""):
-    """The command with a narrow network, in a process of its own, in a shell line."""
+    """Run the command with a narrow network in a shell, as `before COMMAND after`."""
     words = [sys.executable, "-m", "tests.stress.narrow", *map(str, flags)]
     return subprocess.run(
         f"{before} {shlex.join(words)} {after}",
@@ -50,7 +53,7 @@ def narrow_command(*flags, before="", after=""):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One finished small run: its process and its folder."""
+    """Return the process and the folder of one finished small run."""
     folder = tmp_path_factory.mktemp("runs") / "with a space"
     process = command(*SMALL, "--out", folder)
     assert process.returncode == 0, process.stderr
@@ -202,10 +205,10 @@ def test_the_next_run_starts_with_the_features_of_this_one(
     (line,), errors, again = job("second")
     assert line.startswith(f"features: 60 {kept}") and errors == ""
     assert again == model
-    # Another rate, seed and head: what is frozen is the same.
+    # The learning rate, the momentum and the seed do not affect the frozen layers.
     (line,), _, other = job("other", "--lr", "0.1", "--seed", "3", "--momentum", "0.5")
     assert line.startswith(f"features: 60 {kept}") and other != model
-    # Other training images: those for the test stay.
+    # With other training images, the features of the test images are still reused.
     (found, new), _, _ = job("smaller", "--train-size", "30")
     assert found.startswith(f"features: 20 {kept}")
     assert new.startswith(f"features: 30 {computed}")
@@ -289,37 +292,49 @@ def test_a_layer_named_is_kept_with_all_before_it(
 USAGE = [
     (["--epoch", "3"], "--epoch: unknown flag; did you mean --epochs?"),
     (["--resumes"], "--resumes: unknown flag; did you mean --resume?"),
-    (["--resume"], "--resume: which run? pass its folder as --out"),
+    (["--resume"], "--resume: no run is given; pass its folder as --out"),
     (["extra"], "extra: unexpected argument"),
     (
         ["--lr-gamma", "2"],
-        "--lr-gamma: 2 is out of range; pass a number above 0 and at",
+        "--lr-gamma: 2 is out of range; pass a number that is above 0 and at",
     ),
     (["--image-size", "9999"], "at least 63 and at most 2048"),
-    (["--epochs", "0"], "--epochs: 0 is out of range; pass a number at least 1"),
-    (["--epochs", "two"], "--epochs: 'two' is no whole number"),
+    (
+        ["--epochs", "0"],
+        "--epochs: 0 is out of range; pass a number that is at least 1",
+    ),
+    (["--epochs", "two"], "--epochs: 'two' is not a whole number"),
     (["--epochs"], "--epochs: expected one argument"),
-    (["--lr", "nan"], "--lr: nan is not finite; pass a number above 0"),
+    (["--lr", "nan"], "--lr: nan is not finite; pass a number that is above 0"),
     (["--lr", "inf"], "--lr: inf is not finite"),
     (["--lr", "-0.1"], "--lr: -0.1 is out of range"),
     (["--batch-size", "0"], "--batch-size: 0 is out of range"),
     (["--batch-size", "-4"], "--batch-size: -4 is out of range"),
     (
         ["--momentum", "1"],
-        "--momentum: 1 is out of range; pass a number at least 0 and",
+        "--momentum: 1 is out of range; pass a number that is at least 0 and",
     ),
     (
         ["--image-size", "40"],
-        "--image-size: 40 is out of range; pass a number at least",
+        "--image-size: 40 is out of range; pass a number that is at least",
     ),
-    (["--train-size", "5000"], "--train-size: asks for 5,000 images, the dataset has"),
+    (
+        ["--train-size", "5000"],
+        "--train-size: 5,000 images requested, but the split has",
+    ),
     (["--dataset", "mnst5k"], "'mnst5k' is neither mnist5k, nor a folder, nor a name"),
     (["--dataset", "mnst5k"], "did you mean mnist5k?"),
     (["--val-fraction", "1"], "--val-fraction: 1 is out of range"),
     (["--class-weights", "some"], "'some' is not one of none, balanced"),
-    (["--freeze", "backbone"], "with --weights imagenet-conv fc6 and fc7 are fresh"),
-    (["--freeze", "backbone", "--weights", "none"], "use --freeze features, or"),
-    (["--freeze", "fc6"], "with --weights imagenet-conv fc6 is fresh and would stay"),
+    (
+        ["--freeze", "backbone"],
+        "with --weights imagenet-conv, fc6 and fc7 are randomly initialised",
+    ),
+    (["--freeze", "backbone", "--weights", "none"], "pass --freeze features, or"),
+    (
+        ["--freeze", "fc6"],
+        "with --weights imagenet-conv, fc6 is randomly initialised and would not",
+    ),
     (["--freeze", "conv6"], "'conv6' is not one of features, backbone, none, conv1, "),
     (["--freeze", "conv"], "did you mean conv5?"),
     (["--freeze", "fc8", "--weights", "imagenet"], "'fc8' is not one of features"),
@@ -351,13 +366,13 @@ def test_an_out_that_cannot_be_used_is_refused_untouched(run_here, tmp_path):
 
     full.mkdir()
     (full / "mine").write_text("mine")
-    refused(file, message="file is no folder")
-    refused(file / "below", message="file is no folder")
+    refused(file, message="file is not a folder")
+    refused(file / "below", message="file is not a folder")
     refused("", message="--out: is empty")
     refused("x" * 300, message="cannot be written to: File name")
-    refused(full, "--overwrite", message="holds no run to overwrite")
-    refused(full, message="is not empty; pass another folder, or")
-    # Even root cannot make a folder there.
+    refused(full, "--overwrite", message="contains no run to overwrite")
+    refused(full, message="is not empty; pass another folder, or pass")
+    # Even root cannot create a folder there.
     refused("/proc/run", message="/proc/run cannot be written to")
     assert file.read_text() == (full / "mine").read_text() == "mine"
     assert len(list(tmp_path.rglob("*"))) == 3
@@ -409,7 +424,8 @@ def test_a_damaged_weights_file_is_refused(damage, code, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_loss_that_is_not_finite_ends_the_run(epochs, tmp_path):
-    # One step an epoch: with one epoch only the test loss sees what the update did.
+    # An epoch has one step. With one epoch, only the test loss is computed after the
+    # update.
     job = ["--train-size", "10", "--test-size", "10"]
     job += ["--optimizer", "sgd", "--lr", "1e30", "--epochs", epochs, *NO_CHECKPOINTS]
     process = narrow_command(*job, "--out", tmp_path / "run")

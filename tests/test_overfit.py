@@ -1,4 +1,4 @@
-"""The lab end to end: seeds, curves, table, files, verdicts, messages."""
+"""Test the over-fitting lab end to end: seeds, curves, files, verdicts, messages."""
 
 import dataclasses
 import json
@@ -36,13 +36,13 @@ def test_the_baseline_memorises_200_digits_and_leaves_a_gap(tmp_path, capsys):
     test = np.array(curves["test_accuracy"])
     assert (train[:, -1] == 1).all()
     assert (train[:, -1] - test[:, -1] > 0.1).all()
-    assert train[0, 0] < 0.7  # it had to learn them
+    assert train[0, 0] < 0.7  # not memorised after one epoch
     (row,) = [x for x in capsys.readouterr().out.splitlines() if x[:8] == "baseline"]
     assert row.split()[1:4] == ["100.0", "±", "0.0"]
     assert row.endswith("over-fits")
 
 
-# One for all tests, so that each program is compiled once.
+# The tests share these settings, so that each program is compiled only once.
 SHORT = Config(epochs=4, batch_size=5, lr=1e-3, lr_step=2)
 
 
@@ -66,7 +66,7 @@ def test_each_seed_equals_its_run_alone(name):
     for seed in range(3):
         alone = program(jnp.array([seed]), splits)
         for key, values in alone.items():
-            # float32 roundoff, amplified by 20 steps of Adam.
+            # The two programs round differently, which 20 steps of Adam amplify.
             np.testing.assert_allclose(together[key][seed], values[0], rtol=1e-4)
     losses = np.asarray(together["train_loss"])
     assert len(np.unique(losses[:, -1])) == 3
@@ -87,12 +87,12 @@ def test_a_cure_changes_training_and_nothing_else_does():
         for name, variant in VARIANTS.items()
     }
     assert len(set(losses.values())) == len(VARIANTS)
-    # Before the first decay, decaying changes nothing.
+    # Step decay has no effect before the first decay.
     assert losses["baseline"][0] == losses["step-decay"][0]
 
 
 def test_the_curves_are_means_over_each_split():
-    """At a rate this small the weights stay, so what is measured is the first ones'."""
+    """Each value is a mean over its split; the rate 1e-30 keeps the initial weights."""
     config, splits = dataclasses.replace(SHORT, epochs=1, lr=1e-30), small_splits()
     program = variant_program(VARIANTS["baseline"], config, 10)
     curves = jax.jit(program)(jnp.arange(1), splits)
@@ -155,10 +155,13 @@ def test_the_verdict_follows_the_stated_rule(train, test, expected):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--variants", "drpout"], "'drpout' is no variant; did you mean dropout?"),
-        (["--variants", ""], "'' is no variant"),
-        (["--seeds", "0"], "--seeds: 0 is out of range; pass a number at least 1"),
-        (["--train-size", "5000"], "--train-size: asks for 5,000 images"),
+        (["--variants", "drpout"], "unknown variant 'drpout'; did you mean dropout?"),
+        (["--variants", ""], "unknown variant ''"),
+        (
+            ["--seeds", "0"],
+            "--seeds: 0 is out of range; pass a number that is at least 1",
+        ),
+        (["--train-size", "5000"], "--train-size: 5,000 images requested"),
         (["--dropout-rate", "1"], "--dropout-rate: 1 is out of range"),
         (["--dropout-rate", "-0.1"], "--dropout-rate: -0.1 is out of range"),
         (["--batch-size", "1"], "--batch-size: 1 leaves a batch of one image"),

@@ -1,4 +1,4 @@
-"""Answers for pictures: the run's own, whatever file they come in."""
+"""Test that predictions equal the run's own, in every image format and output form."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from tests.stress.narrow import narrow
 
 @pytest.fixture(scope="module")
 def trained(narrow_weights, tmp_path_factory):
-    """A run on digits, in a folder with its test digits as PNGs: run, pictures."""
+    """Train on digits, save the test digits as PNG files, and return both folders."""
     folder = tmp_path_factory.mktemp("predict")
     job = ["--train-size", "300", "--test-size", "100", "--image-size", "63"]
     job += ["--epochs", "3", "--weights", narrow_weights, *NO_CHECKPOINTS]
@@ -140,8 +140,8 @@ def test_bad_pictures_are_named_and_the_others_answered(run, run_here, tmp_path)
     assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
     lines = process.stderr.splitlines()
     assert len(lines) == 3 and lines[0].startswith(f"warning: {tmp_path}/cut.png: dam")
-    assert lines[1] == f"warning: {tmp_path}/text.png: no picture in a known format"
-    assert lines[2].startswith("error: pictures: 2 of 3 could not be answered")
+    assert lines[1] == f"warning: {tmp_path}/text.png: unknown image format"
+    assert lines[2].startswith("error: pictures: 2 of 3 could not be read")
 
 
 def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
@@ -157,16 +157,24 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
     config["preprocessing"]["image_size"] = -5
     (tmp_path / "size" / "config.json").write_text(json.dumps(config))
     for arguments, error, message in (
-        ([], UsageError, "RUN: none given"),
-        ([folder], UsageError, "pictures: none given"),
-        ([folder, digits, "--json", "--csv"], UsageError, "not together with --json"),
+        ([], UsageError, "RUN: missing"),
+        ([folder], UsageError, "pictures: missing"),
+        (
+            [folder, digits, "--json", "--csv"],
+            UsageError,
+            "cannot be combined with --json",
+        ),
         ([folder, tmp_path / "absent.png"], InputError, "absent.png: no such file"),
-        ([folder, tmp_path / "empty"], InputError, "empty: holds no pictures"),
-        ([folder, f"{tmp_path}/emp*"], InputError, "emp*: holds no pictures"),
+        ([folder, tmp_path / "empty"], InputError, "empty: contains no pictures"),
+        ([folder, f"{tmp_path}/emp*"], InputError, "emp*: contains no pictures"),
         ([tmp_path / "size", digits], InputError, "image_size: expected at least 1"),
-        ([digits, digits], InputError, "is no run: config.json cannot be read"),
-        ([tmp_path / "odd", digits], InputError, "its config.json is no run's"),
-        ([unfinished, digits], InputError, "the run has not ended"),
+        (
+            [digits, digits],
+            InputError,
+            "not the folder of a run: config.json cannot be read",
+        ),
+        ([tmp_path / "odd", digits], InputError, "odd: invalid config.json"),
+        ([unfinished, digits], InputError, "the run is not finished"),
     ):
         with pytest.raises(error) as raised:
             predict.main([str(argument) for argument in arguments])

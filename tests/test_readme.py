@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands."""
+"""Test that the README's Python examples run as they are printed there."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The process under a run: what is compiled is kept, memory too, and time is told."""
+"""Test the compilation cache, the memory settings and the clock of a run's process."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from tests.conftest import NO_CHECKPOINTS, ROOT
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# A command with its number of programs compiled, and found compiled, on the last line.
+# Runs a command, then prints how many programs missed and hit the compilation cache.
 COUNTED = """
 import sys, jax
 from jaxlab import {command} as command
@@ -38,7 +38,7 @@ JOBS = {
 
 
 def without_cache(environment):
-    """Without the tests' own cache of compiled programs."""
+    """Return the environment without the compilation cache that all tests share."""
     return {k: v for k, v in environment.items() if "CACHE" not in k}
 
 
@@ -62,7 +62,7 @@ def test_the_second_time_nothing_is_compiled(command, narrow_weights, tmp_path):
     code = COUNTED.format(command=command)
 
     def counts(seed):
-        # Another order of sets and dicts must not make other programs.
+        # The hash seed determines the order of sets, which must not change programs.
         said, stderr = script(
             code,
             *weights,
@@ -79,7 +79,7 @@ def test_the_second_time_nothing_is_compiled(command, narrow_weights, tmp_path):
     assert stat.S_IMODE((home / "compiled").stat().st_mode) == 0o700
     misses, hits = counts(seed=2)
     assert misses == 0 and hits > 5
-    # Programs whose writing broke off are compiled again, and then there.
+    # Programs of partly written entries are compiled again, and the entries replaced.
     for entry in (home / "compiled").glob("*-cache"):
         os.truncate(entry, 100)
         entry.with_name(entry.name.removesuffix("cache") + "atime").unlink()
@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_without(tmp_path):
     assert line.startswith(f"warning: {tmp_path}/file/compiled: Not a directory; ")
 
 
-# Takes and frees some MB three times; says how many pages the system had to clear.
+# Allocates and frees memory three times; prints how many pages the system had to clear.
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -126,15 +126,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize(  # one result's, a whole step's
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
+@pytest.mark.parametrize(  # the size of one result, and of all results of a step
     "megabytes", [100, pytest.param(2500, marks=pytest.mark.stress)]
 )
 def test_freed_memory_is_used_again(megabytes):
     pages = 3 * (megabytes << 20) // os.sysconf("SC_PAGE_SIZE")
 
     def cleared(how):
-        # Pages of the usual size, as XLA's memory has: NumPy asks for huge ones.
+        # The pages have the usual size, as XLA's have; by default NumPy asks for huge
+        # pages.
         return int(script(FAULTS, how, megabytes, NUMPY_MADVISE_HUGEPAGE="0")[0])
 
     assert cleared("kept") < pages / 100

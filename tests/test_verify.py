@@ -1,4 +1,4 @@
-"""The certificate: it passes what is equal, and fails what is not."""
+"""Test that the certificate passes equal weights and fails different ones."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ SMALLEST = ((63, 63),)
 
 @pytest.fixture
 def narrowed(narrowed, monkeypatch):
-    """The narrow command, beside torchvision's network with the same widths."""
+    """Make commands and torchvision use networks of the same narrow widths."""
     alexnet = functools.partial(torch_alexnet, **NARROW)
     monkeypatch.setattr(torchvision.models, "alexnet", alexnet)
     monkeypatch.setattr(verify, "SIZES", SMALLEST)
@@ -34,7 +34,7 @@ def narrowed(narrowed, monkeypatch):
 
 @pytest.fixture
 def original(tmp_path):
-    """A .pth written by torch, of narrow layers."""
+    """Return a .pth file of the narrow network, written by torch."""
     path = tmp_path / "alexnet.pth"
     torch.save(torch_alexnet(1000, **NARROW).state_dict(), path)
     return path
@@ -42,7 +42,7 @@ def original(tmp_path):
 
 @pytest.fixture
 def converted(original, narrowed):
-    """Our conversion of it, to Flax's names."""
+    """Return the file to which our command converted `original`, with Flax's names."""
     path = original.with_name("alexnet.safetensors")
     assert convert.main([str(original), str(path)]) == 0
     return path
@@ -124,7 +124,7 @@ def test_a_wrong_conversion_fails_at_its_layer(damage, first, original, converte
     )
     missed = [row.layer for row in rows if not row.passed]
     assert missed[0] == first and "logits" in missed
-    # What lies before the damage is still equal.
+    # The layers before the damaged one are still equal.
     assert all(row.passed for row in rows if row.layer < min(first, "conv5"))
 
 
@@ -136,7 +136,7 @@ def test_a_wrong_file_fails_with_exit_code_1(original, converted, tmp_path, caps
     with pytest.raises(JaxlabError) as raised:
         verify.main([str(path), "--against", str(original)])
     assert raised.value.exit_code == 1
-    assert "miss their bar, conv4 first" in str(raised.value)
+    assert "comparisons fail, conv4 first" in str(raised.value)
     out = capsys.readouterr().out
     assert " conv4 " in out and "NOT EQUAL" in out
     assert "verdict:           not equal" in out
@@ -153,7 +153,7 @@ def test_not_a_number_fails():
     ours = np.array([[1.0, np.nan]])
     row = verify._row("float32", "1×1", "fc8", ours, np.ones((1, 2)))
     assert not row.passed
-    # and nothing beside nothing is no proof
+    # NaN on both sides is not equality either.
     assert not verify._row("float32", "1×1", "fc8", ours * 0, ours * 0).passed
 
 
@@ -201,8 +201,8 @@ def test_without_torch_the_error_says_how_to_install_it(package, tmp_path):
     )
     assert process.returncode == 3
     assert process.stderr == (
-        f"error: {package}: not installed, and verify compares with it; "
-        "pip install 'torch==2.13.0' 'torchvision==0.28.0'\n"
+        f"error: {package}: not installed, but verify needs it for the comparison; "
+        "run pip install 'torch==2.13.0' 'torchvision==0.28.0'\n"
     )
 
 

@@ -1,1 +1,1 @@
-"""What the benchmarks share: pairs, the two sides, PyTorch's programs."""
+"""Code shared by the benchmarks: timing in pairs, our side and PyTorch's side."""

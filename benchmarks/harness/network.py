@@ -1,4 +1,4 @@
-"""What the benchmarks of the bare network share: batches, precisions, the roofline."""
+"""Benchmark the network alone by batch size and precision, with its roofline."""
 
 import argparse
 import functools
@@ -9,13 +9,13 @@ from typing import Any
 from benchmarks.harness.pairs import compare, serve, worker
 from benchmarks.harness.sides import describe, side, torch_at_its_best
 
-# Multiplications and additions for one image of 224×224, as the layers define them.
-FORWARD_OPERATIONS = 2 * 710_133_440  # of five convolutions and three products
-# Each layer's input and weights get a gradient, the images do not.
+# Multiplications and additions for one image of 224×224, by the layers' definition.
+FORWARD_OPERATIONS = 2 * 710_133_440  # five convolutions, three products
+# Each layer has gradients of its weights and its input, but conv1 only of its weights.
 STEP_OPERATIONS = 3 * FORWARD_OPERATIONS - 2 * 55 * 55 * 64 * 3 * 11 * 11
 OPERATIONS = {"forward": FORWARD_OPERATIONS, "step": STEP_OPERATIONS}
-# Adam reads parameters, gradients and two moments, and writes all but the gradients;
-# the gradients are written, and the parameters read, once more by the two passes.
+# Adam reads parameters, gradients and two moments (4) and writes all but the gradients
+# (3). The backward pass writes the gradients (1); both passes read the parameters (2).
 PARAMETERS = 57_044_810
 STEP_BYTES = 4 * PARAMETERS * (4 + 3 + 1 + 2)
 CPU = {"batches": (32, 64), "precisions": ("float32",)}
@@ -26,18 +26,18 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
     """Compare a job at every batch size and precision; return the results."""
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--gpu", action="store_true", help="on an NVIDIA GPU")
+    parser.add_argument("--gpu", action="store_true", help="run on an NVIDIA GPU")
     options = parser.parse_args(argv)
     plan, where = (GPU, "gpu") if options.gpu else (CPU, "cpu")
     results = []
     for precision in plan["precisions"]:
-        # In a process that ends: what it takes of a GPU's memory is given back.
+        # Measured in a process that ends, so that its GPU memory is released.
         with worker(
             "benchmarks.harness.network", gpu=options.gpu, precision=precision
         ) as ask:
             rate, bandwidth, platform, device = ask()
         if options.gpu and platform != "gpu":
-            print("no GPU: nothing measured")
+            print("no GPU found; nothing was measured")
             return []
         named = {"machine": device} if options.gpu else {}
         for batch in plan["batches"]:
@@ -47,8 +47,8 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
             if job == "step":
                 floor += STEP_BYTES / bandwidth
             print(
-                f"  {rate / 1e9:,.0f} GFLOP/s and {bandwidth / 1e9:,.0f} GB/s would "
-                f"take {floor * 1e3:.1f} ms"
+                f"  roofline: {rate / 1e9:,.0f} GFLOP/s and {bandwidth / 1e9:,.0f} "
+                f"GB/s allow {floor * 1e3:.1f} ms at best"
             )
             way = torch_at_its_best(**task)
             with (
@@ -70,14 +70,17 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
 
 
 def rates(precision: str) -> tuple[float, float, str, str]:
-    """Return what the device reaches, operations and bytes a second, and its names."""
+    """Return the device's measured rates and its names.
+
+    They are operations per second, bytes per second, the platform and the device kind.
+    """
     import jax
     import jax.numpy as jnp
 
     size = 2048 if jax.default_backend() == "cpu" else 8192
     square = jnp.ones((size, size), precision)
     product = jax.jit(lambda x: x @ x)
-    # Read and written: as much as the network's parameters.
+    # An array of the size of the network's parameters is read and written.
     long = jnp.ones(PARAMETERS, jnp.float32)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -101,7 +104,7 @@ def rates(precision: str) -> tuple[float, float, str, str]:
 
 
 def main() -> None:
-    """Serve the rates."""
+    """Measure the rates once for each request; see `serve`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", type=json.loads, required=True)
     options = parser.parse_args().worker

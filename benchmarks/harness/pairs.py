@@ -1,7 +1,7 @@
-"""Ours and PyTorch's in turn, each in a process of its own, and what comes of it.
+"""Time ours and PyTorch's in turn, each in its own process, and summarise the pairs.
 
-Two processes that take turns: the machine's moods hit both sides alike, and neither's
-memory, threads or settings touch the other's.
+The sides take turns, so that changes of the machine's speed affect both alike. They run
+in two processes, so that memory, threads and settings of one do not affect the other.
 """
 
 import datetime
@@ -21,12 +21,13 @@ Measure = Callable[[], float]
 
 @contextmanager
 def worker(module: str, **options: Any) -> Iterator[Measure]:
-    """Start `python -m module --worker OPTIONS`; yield a function that lets it measure.
+    """Start `python -m module --worker OPTIONS`; yield a function that measures.
 
-    The process is one that calls `serve`. It waits between two measurements. With
-    `gpu=True` it may use one; otherwise it sees none.
+    The process must call `serve`; it is idle between two measurements. With `gpu=True`
+    it can use a GPU, otherwise none is visible to it. The function raises RuntimeError
+    if the process has ended.
     """
-    # Two sides share a GPU: neither may take all of its memory in advance.
+    # The two sides share a GPU, so neither may allocate all of its memory in advance.
     device = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if not options.pop("gpu", False):
         device = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -43,7 +44,7 @@ def worker(module: str, **options: Any) -> Iterator[Measure]:
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{module} {options}: ended, exit code {process.wait()}")
+            raise RuntimeError(f"{module} {options}: ended with code {process.wait()}")
         return json.loads(line)
 
     try:
@@ -55,8 +56,11 @@ def worker(module: str, **options: Any) -> Iterator[Measure]:
 
 
 def serve(build: Callable[[], Measure]) -> None:
-    """Build a measure; take it once for each line on stdin, and answer the number."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed
+    """Build a measure; call it for each line of stdin, and print its result as JSON.
+
+    Everything else that is printed goes to stderr.
+    """
+    answers, sys.stdout = sys.stdout, sys.stderr
     measure = build()
     for _ in sys.stdin:
         print(json.dumps(measure()), file=answers, flush=True)
@@ -72,15 +76,16 @@ def compare(
     floor: float | None = None,
     **about: Any,
 ) -> dict[str, Any]:
-    """Measure seconds of both in turn after a warm-up, print, and return the summary.
+    """Measure both sides in turn after a warm-up; print pairs and return the summary.
 
-    With `images` the table shows images a second. Ratios above 1 say that ours is
-    faster. `floor` are the seconds that the device's rates alone would allow.
+    The measures return seconds. With `images`, images per second are shown. Ratios
+    above 1 mean that ours is faster. `floor` is the roofline: the seconds that the work
+    would take at the device's measured rates. `about` is added to the summary.
     """
     ours(), theirs()
     rows = []
     for pair in range(pairs):
-        # Each goes first as often as the other.
+        # Each side is measured first in every second pair.
         if pair % 2:
             their_seconds, our_seconds = theirs(), ours()
         else:
@@ -95,7 +100,7 @@ def compare(
 def summary(
     name: str, rows: list[tuple[float, float]], *, images: int = 0, **about: Any
 ) -> dict[str, Any]:
-    """Print, as the JSON line, and return medians, their ratio, the pairs' range."""
+    """Print and return the medians, their ratio and the range of the pairs' ratios."""
     ratios = [theirs / ours for ours, theirs in rows]
     ours, theirs = (statistics.median(column) for column in zip(*rows, strict=True))
     shown = (images / ours, images / theirs) if images else (ours, theirs)
@@ -113,7 +118,7 @@ def summary(
 
 
 def published(result: dict[str, Any]) -> dict[str, Any]:
-    """Print a result with where and when it was measured, as a JSON line."""
+    """Print a result as a JSON line with its date and machine, and return it."""
     result = {**result, "date": f"{datetime.date.today()}"}
     result.setdefault("machine", machine())
     print(json.dumps(result), flush=True)
@@ -121,7 +126,7 @@ def published(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Return the processor, its widest instructions, and the number of cores."""
+    """Return the processor's model, widest vector instructions and number of cores."""
     return f"{runtime.processor()}, {os.cpu_count()} cores"
 
 

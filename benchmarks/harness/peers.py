@@ -1,10 +1,11 @@
-"""The default job as PyTorch's users write it: the other side of the benchmarks.
+"""Run the default job as PyTorch's users write it, for comparison in the benchmarks.
 
     python -m benchmarks.harness.peers
 
-torchvision's AlexNet with ImageNet's convolutions frozen, a DataLoader with transforms,
-Adam with weight decay, StepLR. All threads; memory layout, `torch.compile`, the fused
-Adam and loader processes are flags, so that the benchmarks can give it its best.
+It consists of torchvision's AlexNet with ImageNet's convolutions frozen, a DataLoader
+with transforms, Adam with weight decay, and StepLR. It uses all threads. Memory layout,
+`torch.compile`, the fused Adam and the number of loader processes are flags, so that
+the benchmarks can choose the fastest.
 """
 
 import argparse
@@ -22,10 +23,10 @@ BATCH, EVAL_BATCH = 64, 100
 
 
 class Digits(torch.utils.data.Dataset):
-    """Digits as torchvision's MNIST gives them: a picture, transformed, and a label."""
+    """A dataset like torchvision's MNIST: a transformed image and its label."""
 
     def __init__(self, split: Any):
-        """Keep uint8[n, 28, 28, 1] and the labels."""
+        """Store the split's images, uint8[n, 28, 28], and its labels."""
         t = torchvision.transforms
         self.images = torch.from_numpy(split.images[..., 0])
         self.labels = torch.from_numpy(split.labels).long()
@@ -49,7 +50,7 @@ class Digits(torch.utils.data.Dataset):
 
 
 class Lab:
-    """The network, its data and its optimiser; `epoch` trains once and tests."""
+    """The network, its data and its optimizer; `epoch` trains once and tests."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Lab:
         train_size: int | None = None,
         test_size: int | None = None,
     ):
-        """Build everything up to the first epoch."""
+        """Build everything that the first epoch needs."""
         torch.manual_seed(0)
         data = mnist5k().first(train_size, test_size)
         self.loaders = {
@@ -85,7 +86,7 @@ class Lab:
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.1)
 
     def step(self, images: Any, labels: Any) -> Any:
-        """Take one step; return the loss."""
+        """Take one training step; return the loss."""
         images = images.to(memory_format=self.layout)
         self.optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(self.model(images), labels)
@@ -110,7 +111,7 @@ class Lab:
 
 
 def alexnet(freeze: str) -> Any:
-    """Return torchvision's AlexNet for ten classes, ImageNet's convolutions in it."""
+    """Return torchvision's AlexNet for ten classes, with ImageNet's convolutions."""
     from pretrained.embedded import imagenet_conv
 
     model = torchvision.models.alexnet(num_classes=10)
@@ -134,11 +135,11 @@ def main() -> None:
     parser.add_argument("--freeze", default="features")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--fused", action="store_true", help="Adam as one kernel")
+    parser.add_argument("--fused", action="store_true", help="use the fused Adam")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--train-size", type=int)
     parser.add_argument("--test-size", type=int)
-    parser.add_argument("--first-step", action="store_true", help="end after it")
+    parser.add_argument("--first-step", action="store_true", help="stop after one step")
     options = vars(parser.parse_args())
     epochs, first_step = options.pop("epochs"), options.pop("first_step")
     lab = Lab(**options)

@@ -1,4 +1,4 @@
-"""Both sides of the AlexNet benchmarks, as processes that measure when told to."""
+"""Both sides of the AlexNet benchmarks, as processes that measure on request."""
 
 import argparse
 import contextlib
@@ -11,21 +11,21 @@ import numpy as np
 
 from benchmarks.harness.pairs import Measure, serve, worker
 
-SECONDS = 1.0  # a measurement of repeated calls takes about so long, or one call
+SECONDS = 1.0  # about the length of a measurement, unless one call is longer
 
-# Starts one side in a process; see the measures below for its options.
+# Starts a side in a new process; takes `who` and the arguments of `ours` or `theirs`.
 side = functools.partial(worker, "benchmarks.harness.sides")
 
 
 def torch_at_its_best(
     *, eager: bool = False, plain_adam: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Try every way PyTorch can do a job; return the fastest, as options of its side.
+    """Time PyTorch's ways to do a job; return the fastest, as options of `theirs`.
 
-    Memory layouts, `torch.compile` unless `eager`, and then, unless `plain_adam`, the
-    fused Adam. A way that fails, as torch.compile does without a C++ compiler, is left
-    out. An epoch's way is that of its step, and then the better number of loader
-    processes.
+    They are the memory layouts, `torch.compile` unless `eager`, and then, unless
+    `plain_adam`, the fused Adam. A way that fails, as torch.compile does without a C++
+    compiler, is left out. For an epoch, the fastest way of its step is used, with the
+    faster of 0 and 1 loader processes.
     """
     job = {**options, "who": "torch"}
     bare = {**job, "job": "step"} if job["job"] == "epoch" else job
@@ -56,7 +56,7 @@ def _fastest(job: dict[str, Any], ways: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(way: dict[str, Any]) -> str:
-    """Return a way PyTorch is run, for a table."""
+    """Return a description of PyTorch's settings for the table."""
     words = ["channels_last" if way["channels_last"] else "contiguous"]
     words += ["compiled"] if way["compiled"] else []
     words += ["fused Adam"] if way["fused"] else []
@@ -65,7 +65,7 @@ def describe(way: dict[str, Any]) -> str:
 
 
 def repeated(call: Measure) -> Measure:
-    """Return a measure: the mean seconds of calls that together last long enough."""
+    """Return a measure: the mean seconds of calls that together last about SECONDS."""
 
     def measure() -> float:
         started, count = time.perf_counter(), 0
@@ -89,7 +89,7 @@ def timed(call: Measure) -> Measure:
 
 
 def random_batch(batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return normalised images float32[b, 224, 224, 3] and labels int32[b]."""
+    """Return random images float32[b, 224, 224, 3], normalised, and labels int32[b]."""
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, 224, 224, 3), np.float32)
     return images, random.integers(0, 10, batch).astype(np.int32)
@@ -185,12 +185,12 @@ def theirs(
     precision: str,
     **lab_options: Any,
 ) -> Measure:
-    """Return PyTorch's measure of a job."""
+    """Return PyTorch's measure of a job; `lab_options` are arguments of `Lab`."""
     from benchmarks.harness.peers import Lab, torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    torch.backends.cudnn.benchmark = True  # XLA tries its kernels out, too
+    torch.backends.cudnn.benchmark = True  # XLA also times its kernels
     lab = Lab(freeze=freeze, **lab_options)
     if job == "epoch":
         return timed(lab.epoch)
@@ -216,7 +216,7 @@ def theirs(
 
 
 def main() -> None:
-    """Serve one side."""
+    """Measure one side once for each request; see `serve`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", type=json.loads, required=True)
     options = {"freeze": "none", "batch": 64, "precision": "float32"}

@@ -1,4 +1,4 @@
-"""What the benchmarks publish is what was measured."""
+"""Tests that the published results are those that were measured."""
 
 import json
 

@@ -1,1 +1,1 @@
-"""The command line: flags from a dataclass, the terminal, signals."""
+"""The command line: flags from a dataclass, terminal output and signals."""

@@ -1,4 +1,4 @@
-"""Flags from a dataclass: declared as its fields, parsed and checked into one."""
+"""Command-line flags that are declared as the fields of a dataclass."""
 
 import argparse
 import dataclasses
@@ -31,9 +31,10 @@ def flag(
 
     The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
     default is False, `--no-name` where it is True. `default_help` replaces the default
-    in the help text. A `positional` one is given by its place, without a name; a tuple
-    takes all that remain. A flag with `const` may stand without a value, and has that
-    one then. `on_resume` is what the command's config says of a run that goes on.
+    in the help text. A `positional` argument is given without a name; if its default is
+    a tuple, it takes all remaining arguments. A flag with `const` may be given without
+    a value, and its value is `const` then. `on_resume` specifies how a resumed run
+    treats the flag; only `jaxlab.config` uses it.
     """
     return dataclasses.field(
         default=default,
@@ -58,17 +59,17 @@ def flag(
     )
 
 
-# Flags of the commands that take a set of TensorFlow Datasets'.
+# Flags of the commands that can load a TensorFlow Datasets (TFDS) dataset.
 data_dir = functools.partial(
     flag,
     None,
-    "where prepared sets are kept",
+    "folder of prepared TFDS datasets",
     default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
 )
 manual_dir = functools.partial(
     flag,
     None,
-    "folder with a set's original files, instead of a download",
+    "folder with the original files of a TFDS dataset, instead of a download",
     default_help="none",
 )
 
@@ -76,10 +77,11 @@ manual_dir = functools.partial(
 def parse(
     config_type: type, argv: Sequence[str] | None, *, prog: str, about: str
 ) -> dict[str, Any]:
-    """Return the values in `argv` (default: the process's), by field of a dataclass.
+    """Return the flags given in `argv` as values by field name of `config_type`.
 
-    All of its fields are flags; those that are not given are not among the values.
-    Raises UsageError naming the flag, what was expected and the nearest known name.
+    Every field of the dataclass is a flag; flags that are not given are absent from the
+    result. `argv` is sys.argv[1:] if None. `about` is the description in the help text.
+    Raises UsageError with the flag, what was expected and the closest known name.
     """
     parser = _Parser(prog=prog, description=about, allow_abbrev=False)
     hints = typing.get_type_hints(config_type)
@@ -102,7 +104,11 @@ def parse(
 
 
 def check(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values that flags had before; refused as those that are given now."""
+    """Return saved values of flags, checked in the same way as given flags.
+
+    Names that are not fields of `config_type` are left out. Raises UsageError for a
+    value that is invalid.
+    """
     hints = typing.get_type_hints(config_type)
     return {
         field.name: _checked(field, hints[field.name], values[field.name])
@@ -112,7 +118,7 @@ def check(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is an exception instead of a usage text and an exit."""
+    """An ArgumentParser that raises UsageError instead of exiting with a usage text."""
 
     def error(self, message: str):
         raise UsageError(f"{message.removeprefix('argument ')}; see --help")
@@ -175,12 +181,16 @@ def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
         value = kind(text)
     except ValueError:
         noun = "whole number" if kind is int else "number"
-        raise UsageError(f"{name}: {text!r} is no {noun}; pass a {noun}") from None
+        raise UsageError(f"{name}: {text!r} is not a {noun}; pass a {noun}") from None
     expected = " and ".join(f"{word} {bound}" for word, bound in meta["bounds"].items())
     if kind is float and not math.isfinite(value):
-        raise UsageError(f"{name}: {text} is not finite; pass a number {expected}")
+        raise UsageError(
+            f"{name}: {text} is not finite; pass a number that is {expected}"
+        )
     if not all(_HOLDS[word](value, bound) for word, bound in meta["bounds"].items()):
-        raise UsageError(f"{name}: {text} is out of range; pass a number {expected}")
+        raise UsageError(
+            f"{name}: {text} is out of range; pass a number that is {expected}"
+        )
     return value
 
 
@@ -190,7 +200,7 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     if isinstance(value, bool) or hint is bool:
         if hint is bool and isinstance(value, bool):
             return value
-        raise UsageError(f"{_flag_of(field)}: {value!r} is of another kind")
+        raise UsageError(f"{_flag_of(field)}: {value!r} has the wrong type")
     return _convert(field, hint, str(value))
 
 

@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: a run ends where nothing is lost.
+"""Handling of SIGINT and SIGTERM so that a stopped run loses no training step.
 
-The first one breaks off at once what can be done again, and is deferred while training,
-where the step under way is finished and saved. The second one ends the process.
+The first signal immediately interrupts work that can be repeated. During training it is
+deferred until the current step is finished and saved. The second signal ends the
+process immediately.
 """
 
 import contextlib
@@ -14,10 +15,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the process to end; `exit_code` is a shell's for it."""
+    """Raised when a signal stops the process; `exit_code` is 128 + signal number."""
 
     def __init__(self, number: int):
-        """Keep the signal's number."""
+        """Store the exit code for the signal's number."""
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
@@ -28,10 +29,11 @@ _deferred = False
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Within, a signal raises Stopped in the main thread.
+    """Raise Stopped in the main thread when a signal arrives in the `with` block.
 
-    At the latest at the end: Python drops what is raised in a destructor or a callback
-    of the garbage collector, and would print it.
+    Python prints and ignores exceptions that are raised in a destructor or a callback
+    of the garbage collector. A Stopped that is ignored there is not printed, but raised
+    again at the end of the block.
     """
     global _received
     _received = None
@@ -44,7 +46,7 @@ def installed() -> Iterator[None]:
             print_unraisable(unraisable)
 
     sys.unraisablehook = keep
-    # What ignores a signal, as a shell's background jobs do SIGINT, goes on to.
+    # An ignored signal stays ignored, as SIGINT in a shell's background jobs.
     before = {n: signal.getsignal(n) for n in _SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -62,10 +64,11 @@ def installed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Within, a signal is only noted: the yielded function tells. Then, Stopped.
+    """Defer a signal in the `with` block and raise Stopped at the end of the block.
 
-    Where one lies within another, after the outer one. A signal that has stopped
-    something before does not do so again: who saves after it must be let.
+    The yielded function returns whether a signal was received. If blocks are nested,
+    Stopped is raised at the end of the outermost one. A signal that was received before
+    the block does not raise again, so that the code that saves after it can finish.
     """
     global _deferred
     within, before = _deferred, _received
@@ -79,7 +82,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def check() -> None:
-    """Raise Stopped if a signal was received, whatever became of the one it raised."""
+    """Raise Stopped if a signal was received, even if it has raised Stopped before."""
     if _received is not None:
         raise Stopped(_received)
 
@@ -87,7 +90,7 @@ def check() -> None:
 def _handle(number: int, frame) -> None:
     global _received
     _received = number
-    for each in _SIGNALS:  # the second one is the system's
+    for each in _SIGNALS:  # the next signal has its default action
         if signal.getsignal(each) is _handle:
             signal.signal(each, signal.SIG_DFL)
     if not _deferred:

@@ -1,4 +1,4 @@
-"""The terminal: exit codes, one-line errors, progress bars, and lines beside them."""
+"""Terminal output: exit codes, one-line errors, progress bars and log lines."""
 
 import contextlib
 import os
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], Any]) -> int:
-    """Run a command's main; return its exit code, with one line on stderr for an error.
+    """Run a command's main function and return the exit code.
 
-    Codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 network or hash, 5 checkpoint, 130
-    and 143 stopped by SIGINT and SIGTERM, 141 stdout closed by its reader. `--debug`
-    shows the traceback before the line.
+    An error is printed to stderr as one line, with `--debug` after its traceback.
+    Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input, 4 failed download
+    or checksum mismatch, 5 checkpoint error, 130 and 143 stopped by SIGINT and SIGTERM,
+    141 stdout closed by its reader.
     """
-    # stdout is None where the shell closed it; print then does nothing.
+    # sys.stdout is None if the shell closed it; print does nothing in that case.
     if sys.stdout is not None:
-        # A terminal without Unicode gets ? for ×, instead of a run that breaks off.
+        # A terminal without Unicode shows ? for ×, so that the run does not fail.
         sys.stdout.reconfigure(errors="replace")
     try:
         with signals.installed():
@@ -39,8 +40,8 @@ def run(main: Callable[[], Any]) -> int:
         print("interrupted", file=sys.stderr)
         return getattr(error, "exit_code", 130)
     except BrokenPipeError:
-        # The reader of stdout is gone (`| head`): end quietly, as other tools do, and
-        # keep the interpreter from flushing into the closed pipe once more.
+        # The reader of stdout has exited, as in `| head`. End quietly, as other tools
+        # do, and keep the interpreter from flushing to the closed pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -50,7 +51,7 @@ def run(main: Callable[[], Any]) -> int:
 
 
 def progress_bar(total: int, label: str, unit: str = "image") -> "tqdm":
-    """Return a tqdm bar on stderr, which shows on a terminal only."""
+    """Return a tqdm bar on stderr that is shown only if stderr is a terminal."""
     from tqdm import tqdm
 
     return tqdm(
@@ -59,21 +60,21 @@ def progress_bar(total: int, label: str, unit: str = "image") -> "tqdm":
         unit=unit,
         leave=False,
         disable=None,
-        # Short enough for 80 columns with a loss, an accuracy and a rate behind it.
+        # With loss, accuracy and learning rate appended, the bar fits 80 columns.
         bar_format="{desc} {percentage:3.0f}%|{bar:12}| {rate_noinv_fmt}{postfix}",
     )
 
 
 def log(line: str) -> None:
-    """Print a line beside the bars that are shown: on stderr for a warning."""
+    """Print a line above the progress bars: a warning to stderr, others to stdout."""
     from tqdm import tqdm
 
     stream = sys.stderr if line.startswith("warning") else sys.stdout
     main = threading.current_thread() is threading.main_thread()
     with (
-        # Stopped amid what tqdm does about its lock would become an error of tqdm's.
+        # If Stopped is raised while tqdm handles its lock, tqdm raises another error.
         signals.deferred() if main else contextlib.nullcontext(),
-        # A bar, which may be another thread's, is taken away for the line.
+        # Progress bars, also of other threads, are hidden while the line is printed.
         tqdm.external_write_mode(stream),
     ):
         print(one_line(line), file=stream, flush=True)

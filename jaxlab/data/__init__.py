@@ -1,1 +1,1 @@
-"""From a name to batches: uint8 images, integer labels, class names."""
+"""Load datasets by name (uint8 images, integer labels, class names) and batch them."""

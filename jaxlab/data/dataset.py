@@ -1,4 +1,4 @@
-"""What every source of images returns."""
+"""The dataset that every image source returns, and the selection of its examples."""
 
 import contextlib
 import hashlib
@@ -13,20 +13,25 @@ import numpy as np
 from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
 
-SPLIT_SEED = 0  # of what is held out and chosen, whatever a run's own seed
-# Makes a bar from a total, a label and a unit, with an `update(count)`.
+SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
+# A function of a total, a label and a unit that returns a context manager. Its
+# progress bar has a method `update(count)`.
 ProgressBar = Callable[[int, str, str], AbstractContextManager[Any]]
 
 
 @contextlib.contextmanager
 def no_progress(total: int, label: str, unit: str) -> Iterator[Any]:
-    """Make a bar that nobody sees."""
+    """Create a progress bar that displays nothing."""
     yield SimpleNamespace(update=lambda count: None)
 
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8[n, h, w, c], c 1 or 3, or files to decode; labels int32[n]."""
+    """The images and labels of a split.
+
+    `images` is uint8[n, h, w, c] with c = 1 or 3, or the files that are still to be
+    decoded. `labels` is int32[n].
+    """
 
     images: np.ndarray | Pictures
     labels: np.ndarray
@@ -36,15 +41,15 @@ class Split:
         return len(self.labels)
 
     def images_sha256(self) -> str:
-        """Return the SHA-256 of the pixels (or files) in order, as hex."""
+        """Return the SHA-256 of the pixels (or files) in order, in hexadecimal."""
         digest = hashlib.sha256()
         _add_images(digest, self.images)
         return digest.hexdigest()
 
     def first(self, count: int | None, flag: str) -> "Split":
-        """Return the first `count` examples (all for None); `flag` names it in errors.
+        """Return the first `count` examples, or all of them if it is None.
 
-        Raises UsageError when there are fewer.
+        Raises UsageError, which names `flag`, if there are fewer.
         """
         return self.take(np.arange(checked_size(count, len(self), flag)))
 
@@ -56,15 +61,15 @@ class Split:
 
 
 def checked_size(asked: int | None, available: int, flag: str) -> int:
-    """Return how many examples to take: `asked`, all for None.
+    """Return how many examples to take: `asked`, or all of them if it is None.
 
-    Raises UsageError, which names `flag`, when there are fewer.
+    Raises UsageError, which names `flag`, if fewer are available.
     """
     if asked is None:
         return available
     if asked > available:
         raise UsageError(
-            f"{flag}: asks for {asked:,} images, the dataset has {available:,}; "
+            f"{flag}: {asked:,} images requested, but the split has {available:,}; "
             f"pass at most {available}"
         )
     return asked
@@ -72,10 +77,11 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, in the order their first N are taken from.
+    """A training split and a test split, from which `first` takes examples in order.
 
-    `resized` images have the network's size already. `files` names the file of each
-    example, by split, where there are files.
+    If `resized` is True, the images have the network's input size already, or are
+    resized when they are decoded. For a folder, `files` contains the path of each
+    example's file, by split.
     """
 
     name: str
@@ -91,7 +97,7 @@ class Dataset:
         return {"train": self.train, "test": self.test}
 
     def first(self, train_size: int | None, test_size: int | None) -> "Dataset":
-        """Return the first images of each split; raises UsageError for too many."""
+        """Return the first images of each split; raises UsageError if it has fewer."""
         return replace(
             self,
             train=self.train.first(train_size, "--train-size"),
@@ -99,7 +105,7 @@ class Dataset:
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all pixels (or files) and labels in order, as hex."""
+        """Return the SHA-256 of all pixels (or files) and labels, in hexadecimal."""
         digest = hashlib.sha256()
         for split in self.splits.values():
             _add_images(digest, split.images)
@@ -120,37 +126,40 @@ def _add_array(digest: Any, array: np.ndarray) -> None:
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a seeded order, int64[n], in rounds: one of each class, in random order.
+    """Return a seeded, class-balanced order, int64[n], of the examples' indices.
 
-    The first k·classes entries hold k of each class, as long as the classes last.
+    It consists of rounds, each with one example of every class that has any left, in
+    random order. The first k·classes entries contain k examples of each class, as long
+    as every class has that many.
     """
-    # RandomState's stream is frozen for good; default_rng's may change with NumPy.
+    # RandomState's stream is fixed; default_rng's may change with NumPy's version.
     random = np.random.RandomState(seed)
     shuffled = random.permutation(len(labels))
     round_of = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
         round_of[members] = np.arange(len(members))
-    # Stable: within a round, the shuffled order stands.
+    # A stable sort keeps the shuffled order within each round.
     return shuffled[np.argsort(round_of[shuffled], kind="stable")]
 
 
 def content_order(digests: Iterable[bytes]) -> np.ndarray:
-    """Return an order, int64[n], that depends on the images' `pixel_digest`s alone.
+    """Return the indices, int64[n], that sort the images by their `pixel_digest`s.
 
-    Split and selection start from it, so that they are the same however a data set is
-    stored: in TFDS' shards or as files of any name.
+    The split and the selection start from this order, so that they do not depend on
+    how a dataset is stored: in TFDS shards or as files of any name. Identical images
+    keep the order in which they are given.
     """
     digests = list(digests)
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
 
 
 def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndarray:
-    """Return the indices, int64[k] and sorted, of `asked` examples (all for None).
+    """Return the sorted indices, int64[k], of `asked` examples (all for None).
 
-    A seeded, class-balanced order says which; they stay in the order they stand in, so
-    that the same choice is the same data set wherever it is stored. Raises UsageError,
-    which names `flag`, when there are fewer.
+    A seeded, class-balanced order selects them. They are sorted, so that the examples
+    keep their order, and the same selection gives the same dataset however it is
+    stored. Raises UsageError, which names `flag`, if there are fewer examples.
     """
     size = checked_size(asked, len(labels), flag)
     return np.sort(balanced_order(labels, SPLIT_SEED)[:size])
@@ -159,9 +168,10 @@ def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndar
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED
 ) -> np.ndarray:
-    """Return bool[n]: which examples to hold out, a `fraction` of each class, rounded.
+    """Return bool[n], True for the examples to hold out: `fraction` of each class.
 
-    A class of two or more keeps one on either side.
+    The number is rounded, but a class of two or more examples has at least one on
+    either side. A class of one example is not held out.
     """
     held_out = np.zeros(len(labels), bool)
     random = np.random.RandomState(seed)

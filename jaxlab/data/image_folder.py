@@ -1,8 +1,9 @@
-"""The user's own pictures: a folder of class folders, checked whole before training.
+"""Load the user's own pictures from a folder with one subfolder for each class.
 
-`FOLDER/class/picture.jpg`, split by a seed, or `FOLDER/train/class/…` beside
-`FOLDER/val/class/…` (or `test`). Every file is read, decoded and hashed first; what is
-wrong is reported together, and nothing is left out in silence.
+The layout is either `FOLDER/class/picture.jpg`, which is split by a fixed seed, or
+`FOLDER/train/class/…` and `FOLDER/val/class/…` (or `test`). Before training every file
+is read, decoded and hashed, and one error reports all problems. Only hidden files and
+folders, and system files such as Thumbs.db, are skipped.
 """
 
 from collections import Counter, defaultdict
@@ -35,13 +36,13 @@ from jaxlab.errors import InputError
 from pretrained.errors import one_line
 
 TEST_NAMES = ("val", "test")
-_EXAMPLES = 3  # of each kind of problem
+_EXAMPLES = 3  # names in a message for each kind of problem
 
 
 class _File(NamedTuple):
     path: Path
     label: int
-    split: str  # "train" or "test", or "" where the seed decides
+    split: str  # "train" or "test", or "" if the folder is split by the seed
 
 
 def load_folder(
@@ -56,12 +57,15 @@ def load_folder(
 ) -> Dataset:
     """Return the folder's pictures, resized by `preprocess`, in memory if they fit.
 
-    Classes are the folders' names, sorted. Without a split of its own, `val_fraction`
-    of each class is held out, always the same ones. `progress` makes the bar of the
-    files, `log` gets what is unusual but no fault.
+    The class names are the names of the class folders, sorted. If the folder has no
+    split of its own, `val_fraction` of each class is held out, always the same
+    pictures. `progress` creates the progress bar for the files. `log` receives a
+    warning for animated pictures, and for test pictures that are also in training.
 
-    Raises InputError for a folder that is none, has no such layout, or holds anything
-    that is no good picture: all problems in one message, by kind.
+    Raises InputError if the folder does not exist, has another layout, has too few
+    pictures to split, or contains a file that is not a usable picture; the message
+    lists all such files by kind. Raises UsageError if a split has fewer pictures than
+    `train_size` or `test_size`.
     """
     class_names, files, problems = _scan(root)
     files, checked = _checked(root, files, problems, preprocess, progress)
@@ -75,8 +79,8 @@ def load_folder(
         indices = np.flatnonzero(members)
         if not len(indices):
             raise InputError(
-                f"{root}: leaves no picture to {name} with; raise --val-fraction, or "
-                "add pictures"
+                f"{root}: no picture is left for the {name} split; add pictures, at "
+                "least two in each class"
             )
         asked = train_size if name == "train" else test_size
         chosen[name] = indices[
@@ -185,7 +189,10 @@ def _checked(
     preprocess: Preprocess,
     progress: ProgressBar,
 ) -> tuple[list[_File], list[Checked]]:
-    """Decode every file; refuse the folder when one is bad. Returns content's order."""
+    """Decode every file; return the files and the results in `content_order`.
+
+    Raises InputError, which lists all problems, if there are any.
+    """
     keep = are_kept(len(files), preprocess)
     with progress(len(files), "pictures", "picture") as bar:
         paths = [file.path for file in files]
@@ -194,7 +201,7 @@ def _checked(
         if result.problem is not None:
             problems[result.problem.kind].append(_relative(file.path, root))
     _refuse(root, problems)
-    # Not the names' order: split and selection depend on the pictures alone.
+    # The split and the selection must not depend on the names of the files.
     order = content_order(result.content for result in checked)
     return [files[i] for i in order], [checked[i] for i in order]
 
@@ -221,7 +228,7 @@ def _log_unusual(
 ) -> None:
     animated = sum(result.animated for result in checked)
     if animated:
-        log(f"warning: {animated:,} animated pictures: their first frame is used")
+        log(f"warning: {animated:,} animated pictures: only the first frame is used")
     trained = {c.digest for c, out in zip(checked, held_out, strict=True) if not out}
     twice = [
         _relative(file.path, root)
@@ -230,6 +237,6 @@ def _log_unusual(
     ]
     if twice:
         log(
-            f"warning: {len(twice):,} test pictures are training pictures too, and "
-            f"flatter the test accuracy: {', '.join(twice[:_EXAMPLES])}"
+            f"warning: {len(twice):,} test pictures are identical to training pictures "
+            f"and inflate the test accuracy: {', '.join(twice[:_EXAMPLES])}"
         )

@@ -1,4 +1,4 @@
-"""The one entry to all sources of images: a name or a folder to a Dataset."""
+"""Load a Dataset by its name or folder: the single entry point to all sources."""
 
 import os
 from collections.abc import Callable

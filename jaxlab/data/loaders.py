@@ -1,7 +1,7 @@
-"""From an order of examples to batches: in memory, on the disk, decoded as they come.
+"""Loaders that yield batches of examples in memory, on disk or decoded when needed.
 
-Which examples a batch holds depends on the order alone, never on where they lie or who
-decodes them.
+Which examples a batch contains depends only on the order that the loader is given, not
+on where the examples are stored or which process decodes them.
 """
 
 import hashlib
@@ -18,11 +18,14 @@ from jaxlab.data.pictures import BadPicture, Pictures, decode, read
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
 
-BATCHES_AHEAD = 4  # that are decoded while the network computes
+BATCHES_AHEAD = 4  # minimum number of batches to decode in advance
 
 
 class Batch(NamedTuple):
-    """inputs [b, ...], labels int32[b], weights float[b]: 1, or 0 for padding."""
+    """A batch: inputs [b, ...], labels int32[b], weights float[b] (0 for padding).
+
+    The weight of an example that is not padding is 1.
+    """
 
     inputs: jax.Array
     labels: jax.Array
@@ -30,10 +33,10 @@ class Batch(NamedTuple):
 
 
 def batches(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut an order into (indices int32[size], weights float32[size]).
+    """Yield the batches of an order as (indices int32[size], weights float32[size]).
 
-    The last batch is filled up with its first index at weight 0, so that every batch
-    has one shape and nothing recompiles.
+    The last batch is padded with its first index at weight 0, so that all batches have
+    the same shape and nothing is recompiled.
     """
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
@@ -43,19 +46,21 @@ def batches(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the shuffled order of an epoch: a function of seed and epoch alone."""
-    # RandomState's stream is frozen for good; default_rng's may change with NumPy.
+    """Return the shuffled order of an epoch, which depends only on seed and epoch."""
+    # RandomState's stream is fixed; default_rng's may change with NumPy's version.
     return np.random.RandomState([seed, epoch]).permutation(count)
 
 
-# From an order int[n] and a batch size to batches of one shape, as `batches` cuts them.
+# A function of an order, int[n], and a batch size. It yields batches of one shape, with
+# the examples that `batches` selects.
 Loader = Callable[[np.ndarray, int], Iterator[Batch]]
 
 
 class InMemory(NamedTuple):
     """A loader of examples on the device: inputs [n, ...], labels int32[n].
 
-    A batch moves its indices only, and `train_epoch` takes its steps without the host.
+    Only the indices of a batch are transferred to the device, and `train_epoch` runs
+    several steps in one program, without the host.
     """
 
     inputs: jax.Array
@@ -69,12 +74,12 @@ class InMemory(NamedTuple):
 
 @jax.jit
 def gather(data: InMemory, indices: jax.Array, weights: jax.Array) -> Batch:
-    """Return the batch of these examples: indices int32[b], weights float[b]."""
+    """Return the batch of the examples at indices int32[b], with weights float[b]."""
     return Batch(data.inputs[indices], data.labels[indices], weights)
 
 
 class OnDisk(NamedTuple):
-    """A loader of a mapped array's rows [n, ...], read as they are asked for."""
+    """A loader of a memory-mapped array [n, ...], whose rows are read when needed."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -89,9 +94,9 @@ class OnDisk(NamedTuple):
 class Streamed(NamedTuple):
     """A loader of pictures that do not fit into memory, resized to [size, size, 3].
 
-    They are read ahead while the network computes, by `workers` processes, or by
-    threads of this process for 0. Raises InputError, while it runs, for a file that is
-    gone or not the one that was checked.
+    They are decoded in advance while the network computes, by `workers` processes, or
+    by threads of this process if `workers` is 0. The iteration raises InputError for a
+    file that was removed or has changed since it was checked.
     """
 
     pictures: Pictures
@@ -101,7 +106,7 @@ class Streamed(NamedTuple):
 
     def __call__(self, order: np.ndarray, size: int) -> Iterator[Batch]:
         """Yield the batches of an order, inputs uint8[b, size, size, 3]."""
-        import grain  # takes a second
+        import grain  # The import takes a second.
 
         chunks = list(batches(order, size))
         chosen = self.pictures.take(np.concatenate([indices for indices, _ in chunks]))
@@ -117,8 +122,8 @@ class Streamed(NamedTuple):
         if self.workers:
             from absl import flags
 
-            # Grain's processes read command-line flags that only absl's own programs
-            # have parsed; the defaults are meant.
+            # Grain's worker processes read absl flags, which only absl programs parse.
+            # Marking the flags as parsed selects their default values.
             flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers))
         for images, (indices, weights) in zip(dataset, chunks, strict=True):
@@ -127,7 +132,7 @@ class Streamed(NamedTuple):
 
 
 class _Resize:
-    """Decodes one picture; an object, so that a worker process can be sent it."""
+    """A function that decodes one picture, as an object that can be pickled."""
 
     def __init__(self, preprocess: Preprocess):
         self.preprocess = preprocess
@@ -138,12 +143,12 @@ class _Resize:
             content = read(path)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise InputError(
-                    f"{path}: has changed since the run began; leave the folder as it "
-                    "is, and run again"
+                    f"{path}: has changed since the run began; leave the folder "
+                    "unchanged during a run, and run again"
                 )
             return self.preprocess.resize(decode(content))
         except BadPicture as error:
             raise InputError(
-                f"{path}: cannot be read any more: {error}; leave the folder as it is, "
-                "and run again"
+                f"{path}: can no longer be read: {error}; leave the folder unchanged "
+                "during a run, and run again"
             ) from error

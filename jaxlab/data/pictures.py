@@ -1,7 +1,7 @@
-"""Picture files to pixels: one list of formats, one meaning for every odd mode.
+"""Decode picture files to pixels, with one list of formats and one rule for each mode.
 
-Nothing is guessed and nothing substituted: a file either is the picture it says, or a
-`BadPicture` that says why not.
+Nothing is guessed or substituted: a file is either decoded, or a `BadPicture` states
+why it cannot be used.
 """
 
 import dataclasses
@@ -22,67 +22,72 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pretrained.disk import NotRegular, open_regular
 from pretrained.errors import one_line
 
-if TYPE_CHECKING:  # so that reading digits does not wait for JAX
+if TYPE_CHECKING:  # Reading digits must not wait for the import of JAX.
     from jaxlab.data.preprocess import Preprocess
 
-# Pillow also logs what it raises.
+# Pillow also logs the errors that it raises.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-# Named, because Pillow would otherwise try EPS too, which runs Ghostscript.
+# Without this list Pillow would also try EPS, for which it runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 ENDINGS = frozenset(
     (".jpg", ".jpeg", ".mpo", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
     + (".ppm", ".pgm")
 )
 MAX_PIXELS = 50_000_000
-# Fitted pictures up to this size are kept; more are decoded anew in every epoch.
+# Resized pictures of at most this total size are kept in memory. If they are larger,
+# the files are decoded again in every epoch.
 IN_MEMORY_BYTES = 1 << 30
-LONGEST = 100  # times the short side
+LONGEST = 100  # maximum ratio of the long side to the short side
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))
-# What Pillow's readers were seen to raise for a third of a million damaged files.
+# The exceptions that Pillow raised for a third of a million damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _DAMAGE += (TypeError, ArithmeticError, LookupError)
 
 
 class BadPicture(Exception):
-    """A file that is no usable picture; `kind` groups such files in a report."""
+    """Raised for an unusable picture file; `kind` groups such files in a report."""
 
     def __init__(self, kind: str, detail: str = ""):
-        """Name the kind of fault, and what is particular to this file."""
+        """Store the kind of problem; `detail` describes it for this file."""
         super().__init__(f"{kind} ({detail})" if detail else kind)
         self.kind = kind
 
 
 class Record(Protocol):
-    """What stands for a file where there is none; `str` names it."""
+    """A picture that is not stored in a file of its own; `str` returns its name."""
 
     def read_bytes(self) -> bytes:
         """Return the encoded picture."""
 
 
 def read(path: Path | Record) -> bytes:
-    """Return a regular file's bytes; raises BadPicture for what cannot be read."""
+    """Return the bytes of a regular file or a record.
+
+    Raises BadPicture if the file is not a regular file or cannot be read.
+    """
     if not isinstance(path, Path):
         return path.read_bytes()
     try:
         with open_regular(path) as file:
             return file.read()
     except (NotRegular, IsADirectoryError):
-        raise BadPicture("no regular file") from None
+        raise BadPicture("non-regular file") from None
     except OSError as error:
         raise BadPicture("unreadable file", error.strerror or "") from None
 
 
 def decode(content: bytes) -> Image.Image:
-    """Return a picture in mode "L" or "RGB", upright, its first frame.
+    """Return the first frame of a picture, upright, in mode "L" or "RGB".
 
-    EXIF's orientation is applied; transparency is composited on white; 16-bit grey is
-    scaled to 8 bits; palettes, CMYK and other colour spaces become RGB. `info` of the
-    result tells under "animated" whether there are further frames.
+    The EXIF orientation is applied. Transparency is composited on white. 16-bit grey is
+    scaled to 8 bits. Palettes, CMYK and other colour spaces are converted to RGB.
+    `info["animated"]` of the result is True if a file other than an MPO has further
+    frames.
 
-    Raises BadPicture for another format, more than 50 million pixels (from the header,
-    before anything is unpacked), floating-point pixels, more than 100 times as long as
-    wide, and damaged files.
+    Raises BadPicture for an empty or damaged file, an unknown format, more than 50
+    million pixels (according to the header, before anything is decoded), a long side of
+    more than 100 times the short side, and pixels in floating point or outside 16 bits.
     """
     if not content:
         raise BadPicture("empty file")
@@ -91,10 +96,10 @@ def decode(content: bytes) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadPicture("over 50 million pixels", f"{width}×{height}")
-            # Resized by its short side, a longer one could fill the memory.
+            # Resizing the short side of a longer picture could exhaust the memory.
             if max(width, height) > LONGEST * min(width, height):
                 raise BadPicture(f"over {LONGEST} times as long as wide")
-            # An MPO's further frames are previews and depth maps of the same shot.
+            # Further frames of an MPO are previews and depth maps of the same photo.
             animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
             image.seek(0)
             image.load()
@@ -102,7 +107,7 @@ def decode(content: bytes) -> Image.Image:
             plain.info = {"animated": animated}
             return plain
     except UnidentifiedImageError:
-        raise BadPicture("no picture in a known format") from None
+        raise BadPicture("unknown image format") from None
     except Image.DecompressionBombError:
         raise BadPicture("over 50 million pixels") from None
     except _DAMAGE as error:
@@ -110,9 +115,9 @@ def decode(content: bytes) -> Image.Image:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth but hidden ones and what systems leave there.
+    """Yield the files at any depth, except hidden files and system files.
 
-    Links to folders are yielded too, and not followed.
+    Hidden folders are not searched. Links to folders are yielded, but not followed.
     """
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -124,7 +129,7 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file is hidden or one that systems leave beside pictures."""
+    """Return whether a file is hidden or was created by the operating system."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
@@ -140,21 +145,21 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         return image.convert("L")
     if image.mode == "F":
-        raise BadPicture("floating-point pixels; save it with 8 or 16 bits")
+        raise BadPicture("floating-point pixels; save the file with 8 or 16 bits")
     if image.mode.startswith("I"):
-        # Pillow's own conversion cuts everything above 255.
+        # Pillow's own conversion clips values above 255.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BadPicture("pixels of more than 16 bits")
+            raise BadPicture("pixel values outside 0 to 65,535")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     return image.convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Picture files of any size, in order, not yet decoded.
+    """An ordered collection of pictures of any size that are not decoded yet.
 
-    `digests` are the SHA-256 of the files' bytes.
+    `digests` contains the SHA-256 of each file's bytes, in hexadecimal.
     """
 
     paths: tuple[Path | Record, ...]
@@ -173,29 +178,29 @@ class Pictures:
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:
-    """Return a digest of an image's pixels, the same in whatever file they were."""
+    """Return the SHA-256 of an image's pixels, whatever file they were stored in."""
     return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
 
 
 class Checked(NamedTuple):
-    """What reading a picture once has shown."""
+    """The result of reading and decoding a picture once."""
 
-    digest: str = ""  # of the file
-    content: bytes = b""  # the pixel_digest of what is in the file
+    digest: str = ""  # SHA-256 of the file, in hexadecimal
+    content: bytes = b""  # `pixel_digest` of the decoded picture
     animated: bool = False
-    pixels: np.ndarray | None = None  # resized, where they are kept
+    pixels: np.ndarray | None = None  # resized; None if they are not kept
     problem: BadPicture | None = None
 
 
 def are_kept(count: int, preprocess: "Preprocess") -> bool:
-    """Return whether so many resized pictures are kept in memory, not streamed."""
+    """Return whether `count` resized pictures are kept in memory, not streamed."""
     return count * preprocess.image_size**2 * 3 <= IN_MEMORY_BYTES
 
 
 def images_of(
     paths: Sequence[Path | Record], checked: Sequence[Checked], indices: Sequence[int]
 ) -> np.ndarray | Pictures:
-    """Return the good pictures at these indices: the pixels if kept, else the files."""
+    """Return the pictures at these indices: the pixels if kept, otherwise the files."""
     if all(checked[i].pixels is not None for i in indices):
         return np.stack([checked[i].pixels for i in indices])
     return Pictures(
@@ -210,7 +215,11 @@ def check_pictures(
     keep: bool,
     on_picture: Callable[[int], object],
 ) -> list[Checked]:
-    """Decode every picture, in threads, and fit and keep the pixels if asked to."""
+    """Decode every picture, in threads; if `keep`, resize and keep the pixels.
+
+    Returns one result for each path, in order; an unusable picture has a `problem`.
+    `on_picture` is called with 1 after each picture.
+    """
 
     def check(path: Path | Record) -> Checked:
         try:
@@ -227,7 +236,7 @@ def check_pictures(
 
     checked = []
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        # Pillow warns of odd metadata in pictures that decode.
+        # Pillow warns about unusual metadata in pictures that it can decode.
         warnings.simplefilter("ignore")
         for result in pool.map(check, paths):
             checked.append(result)

@@ -1,12 +1,12 @@
-"""From uint8 images to the network's input, equal to torchvision's.
+"""Convert uint8 images to the network's input, with the same result as torchvision.
 
-Images of one size are preprocessed inside jit; pictures of any size get their geometry
-from Pillow itself, on the host, and the rest inside jit.
+Images of one size are preprocessed inside jit. Pictures of any size are resized and
+cropped by Pillow on the host, and normalised inside jit.
 
-The resize is Pillow's, bit for bit, because that is what `transforms.Resize` runs: two
+The resize is bit-identical to that of Pillow, which `transforms.Resize` uses: two
 integer passes whose intermediate result is rounded to uint8. A float resize differs in
-about 5 % of the pixels, and training with one and predicting with the other is a
-mismatch nobody sees.
+about 5 % of the pixels. Training with one and predicting with the other would be a
+mismatch that is hard to notice.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,22 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-BILINEAR = 2  # Pillow's number for it, so that nothing here waits for Pillow
-_FRACTION_BITS = 22  # Pillow: 32 bits, less 8 of the pixel, less 2 of head room
+BILINEAR = 2  # Pillow's constant, copied to avoid the import of Pillow
+_FRACTION_BITS = 22  # as in Pillow: 32 bits, less 8 for the pixel and 2 of headroom
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """uint8[b, h, w] or [b, h, w, 1 or 3] -> float32[b, image_size, image_size, 3].
+    """A transform from uint8 images to the network's float32 input.
 
-    Grey is repeated to three channels, the image squashed to a square, scaled to [0, 1]
-    and normalised per channel. Equal to torchvision's ToPILImage, Resize([size, size]),
-    ToTensor, Normalize: to the bit after the resize, to float32 roundoff at the end.
-    With `crop`, for photographs, the short side is resized to 256/224 of the size and
-    the centre cut out: Resize(256) and CenterCrop(224) of torchvision's evaluation. The
-    defaults are those that torchvision's ImageNet weights were trained with.
+    It maps uint8[b, h, w] or uint8[b, h, w, 1 or 3] to float32[b, size, size, 3], where
+    size is `image_size`. Grey is repeated to three channels. The image is resized to a
+    square, scaled to [0, 1] and normalised per channel. The result equals that of
+    torchvision's ToPILImage, Resize([size, size]), ToTensor and Normalize: bit for bit
+    after the resize, up to float32 rounding at the end. With `crop`, for photographs,
+    the short side is resized to 256/224 of the size and the centre is cropped, like
+    Resize(256) and CenterCrop(224) in torchvision's evaluation. The default size, mean
+    and std are those that torchvision's ImageNet weights were trained with.
     """
 
     image_size: int = 224
@@ -41,20 +43,20 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        """Refuse, with ValueError, what no picture can be given."""
+        """Raise ValueError if `image_size`, `mean` or `std` is invalid."""
         if not (isinstance(self.image_size, int) and self.image_size >= 1):
             raise ValueError(f"image_size: expected at least 1, got {self.image_size}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise ValueError("mean and std: expected three numbers each, std not 0")
+            raise ValueError("mean and std: expected three numbers each, no std of 0")
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Preprocess a batch; raises ValueError for another shape or dtype."""
+        """Preprocess a batch; raises ValueError for an unsupported shape or dtype."""
         images = jnp.asarray(images)
         channels = images.shape[3:] or (1,)
         if images.dtype != jnp.uint8 or images.ndim < 3 or channels not in ((1,), (3,)):
             shape = ", ".join(map(str, images.shape))
             raise ValueError(
-                "Preprocess takes uint8[b, h, w] or uint8[b, h, w, 1 or 3], got "
+                "Preprocess expects uint8[b, h, w] or uint8[b, h, w, 1 or 3], got "
                 f"{images.dtype}[{shape}]"
             )
         images = images.reshape(*images.shape[:3], *channels)
@@ -64,15 +66,15 @@ class Preprocess:
         return self.normalize(images[:, top : top + size, left : left + size])
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Scale and normalise images that have their final size: the second half."""
+        """Scale and normalise images of the final size: the second half of a call."""
         x = jnp.asarray(images).astype(jnp.float32) / 255
-        # Grey broadcasts to three channels here, after the cheaper one-channel resize.
+        # Grey is broadcast to three channels here: resizing one channel is cheaper.
         return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
 
     def resize(self, picture: "Image.Image") -> np.ndarray:
-        """Give one picture of Pillow's, mode L or RGB, its final size: the first half.
+        """Resize a Pillow image, mode L or RGB, on the host: the first half of a call.
 
-        Returns uint8[image_size, image_size, 3], with the very pixels that a call
+        Returns uint8[image_size, image_size, 3], with the same pixels that a call
         computes inside jit.
         """
         width, height = picture.size
@@ -84,12 +86,12 @@ class Preprocess:
         return np.asarray(picture.convert("RGB"))
 
     def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the size to resize to, and the corner to cut the square from."""
+        """Return height and width after the resize, and top and left of the crop."""
         size = self.image_size
         if not self.crop:
             return size, size, 0, 0
         short = size * 256 // 224
-        # torchvision's own arithmetic: the long side rounded down, half to even.
+        # Round as torchvision does: the long side down, the corner half to even.
         new_height = short if height <= width else short * height // width
         new_width = short if width <= height else short * width // height
         top, left = round((new_height - size) / 2), round((new_width - size) / 2)
@@ -97,15 +99,15 @@ class Preprocess:
 
 
 def resize_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Resize as Pillow does: uint8[b, h, w, c] -> uint8[b, height, width, c].
+    """Resize as Pillow does: uint8[b, h, w, c] → uint8[b, height, width, c].
 
-    Equal to `Image.resize((width, height), Image.BILINEAR)` of Pillow 13 in every
-    pixel, shrinking (where the filter widens with the scale) and enlarging.
+    Every pixel equals that of `Image.resize((width, height), Image.BILINEAR)` in Pillow
+    13, in downscaling (where the filter widens with the scale) and in upscaling.
     """
     removed_rows = images.shape[1] - height
     removed_columns = images.shape[2] - width
-    # The pass that runs first rounds first. Pillow 13 begins with the height where it
-    # loses much more than the width; up to Pillow 12 the width always came first.
+    # Each pass rounds, so their order matters. Pillow 13 begins with the height if it
+    # shrinks much more than the width; up to Pillow 12 the width was always first.
     axes = ((2, width), (1, height))
     if removed_rows > max(0, 2 * removed_columns):
         axes = axes[::-1]
@@ -120,7 +122,7 @@ def _resize_axis(images: jax.Array, size: int, axis: int) -> jax.Array:
     positions, weights = _taps(images.shape[axis], size)
     along_axis = [1] * images.ndim
     along_axis[axis] = size
-    total = jnp.int32(1 << (_FRACTION_BITS - 1))  # one half, so that >> rounds
+    total = jnp.int32(1 << (_FRACTION_BITS - 1))  # one half, so that the shift rounds
     for position, weight in zip(positions, weights, strict=True):
         pixels = jnp.take(images, position, axis=axis).astype(jnp.int32)
         total += pixels * weight.reshape(along_axis)
@@ -128,18 +130,19 @@ def _resize_axis(images: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each output pixel reads and with what weight: int32[taps, size_out].
+    """Return the input positions and the weights of each output pixel.
 
-    The triangle filter of Pillow's Resample.c, weights in units of 2^-22.
+    Both are integers [taps, size_out]; the weights are int32 in units of 2^-22. They
+    are those of the triangle filter in Pillow's Resample.c.
     """
     scale = size_in / size_out
-    support = max(scale, 1.0)  # stretched when shrinking, so that no pixel is skipped
+    support = max(scale, 1.0)  # wider in downscaling, so that no pixel is skipped
     centre = (np.arange(size_out) + 0.5) * scale
     first = np.maximum((centre - support + 0.5).astype(np.int32), 0)
     last = np.minimum((centre + support + 0.5).astype(np.int32), size_in)
 
     position = first + np.arange((last - first).max())[:, None]
-    # Times the reciprocal, not divided by: Pillow's own rounding.
+    # Multiply by the reciprocal, as Pillow does, because a division rounds differently.
     distance = np.abs(position - centre + 0.5) * (1 / support)
     weight = np.where(position < last, np.maximum(1 - distance, 0), 0)
     weight /= weight.sum(axis=0)

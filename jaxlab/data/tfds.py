@@ -1,4 +1,7 @@
-"""TensorFlow Datasets' image-classification sets, once prepared: only read."""
+"""Load image-classification datasets of TensorFlow Datasets (TFDS).
+
+A dataset is prepared once. After that its files are only read.
+"""
 
 import contextlib
 import functools
@@ -33,7 +36,7 @@ from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
 from pretrained.errors import one_line
 
-MAX_BYTES = 4 << 30  # of a split's pixels as they are; more are resized and streamed
+MAX_BYTES = 4 << 30  # of pixels; a larger split is resized and, if needed, streamed
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
@@ -110,7 +113,7 @@ def load_tfds(
 
 
 def known_names() -> list[str]:
-    """Return the names of all sets, or none where the package is not installed."""
+    """Return the names of all TFDS datasets, or [] if the package is not installed."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         return []
     return _tfds().list_builders(with_community_datasets=False)
@@ -119,10 +122,10 @@ def known_names() -> list[str]:
 def _tfds() -> Any:
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise InputError(
-            "tensorflow-datasets: not installed; pip install 'jaxlab[tfds]', or pass "
-            "--dataset mnist5k or a folder of class folders"
+            "tensorflow-datasets: not installed; run pip install 'jaxlab[tfds]', or "
+            "pass --dataset mnist5k or a folder of class folders"
         )
-    # Its warnings, of an absent OpenCV for instance, are not the user's.
+    # Its warnings, for instance about missing OpenCV, do not concern the user.
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
@@ -135,28 +138,28 @@ def _builder(name: str, data_dir: str | None) -> Any:
     tfds = _tfds()
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--dataset: {name!r} is neither mnist5k, nor a folder, nor a name of "
-            "TensorFlow Datasets'; see --help"
+            f"--dataset: {name!r} is neither mnist5k, nor a folder, nor the name of a "
+            "TensorFlow Datasets (TFDS) dataset; see --help"
         )
-    # Imported by tfds already; what it raises for a dataset_info.json that was cut.
+    # TFDS has imported this module and raises its error for a damaged description.
     from google.protobuf.json_format import ParseError
 
     try:
         with _temporary_files_removed():
             return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        raise UsageError(f"--dataset: no set has the name {name!r}") from error
+        raise UsageError(f"--dataset: unknown dataset {name!r}; see --help") from error
     except ParseError as error:
         raise InputError(
-            f"{name}: its dataset_info.json under --data-dir is damaged; remove the "
-            "set's folder and run again, it is prepared anew"
+            f"{name}: dataset_info.json under --data-dir is damaged; remove the "
+            "dataset's folder and run again to prepare it again"
         ) from error
     except (ValueError, AssertionError, OSError) as error:
         reason = one_line(str(error))
         if "File format is already set" in reason:
             raise InputError(
-                f"{name}: is prepared there in another file format than ArrayRecord; "
-                "pass another --data-dir, where it is prepared anew"
+                f"{name}: was prepared in a file format other than ArrayRecord; pass "
+                "another --data-dir to prepare it there"
             ) from error
         raise InputError(
             f"{name}: cannot be opened: {reason[:300]}; check the name and --data-dir"
@@ -165,10 +168,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _temporary_files_removed() -> Iterator[None]:
-    """Within, temporary files go where they are removed afterwards.
+    """Remove the temporary files that are created inside the `with` block.
 
-    TFDS makes an empty temporary folder for each set that is not prepared, and leaves
-    it there.
+    TFDS creates an empty temporary folder for each dataset that is not prepared, and
+    does not remove it.
     """
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
@@ -182,12 +185,12 @@ def _temporary_files_removed() -> Iterator[None]:
 def _read(
     builder: Any, name: str, read: Callable[[Any, Any], tuple[Split, np.ndarray]]
 ) -> Split:
-    """Return a split, in an order of its content; refuse files that were damaged.
+    """Return a split in `content_order`; raises InputError for damaged files.
 
-    `read` makes a split of a source of examples, and says content's order.
+    `read` returns the split of a source of examples, and its `content_order`.
     """
     tfds = _tfds()
-    remedy = f"remove {builder.data_dir} and run again, it is prepared anew"
+    remedy = f"remove {builder.data_dir} and run again to prepare it again"
     expected = builder.info.splits[name].num_examples
     classes = builder.info.features["label"].num_classes
     try:
@@ -197,8 +200,8 @@ def _read(
         found = _records_in(builder.info.splits[name].filepaths)
         if found != expected:
             raise InputError(
-                f"{builder.data_dir}: the split {name} has {found:,} records, "
-                f"dataset_info.json says {expected:,}; {remedy}"
+                f"{builder.data_dir}: the split {name} has {found:,} records, but "
+                f"dataset_info.json lists {expected:,}; {remedy}"
             )
         split, order = read(builder, source)
     except (OSError, SyntaxError, ValueError, IndexError, RuntimeError) as error:
@@ -217,9 +220,9 @@ def _read(
 
 
 def _records_in(paths: Iterable[Any]) -> int:
-    """Return how many records the files hold themselves, whatever is told of them.
+    """Return the number of records that the files contain, read from the files.
 
-    A file that was cut may open, with nothing in it.
+    A truncated file may open without an error and contain no records.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -232,14 +235,14 @@ def _records_in(paths: Iterable[Any]) -> int:
 
 
 def _chunks(source: Any) -> Iterator[tuple[list[int], list[Any]]]:
-    """Yield all indices and examples, a thousand at a time: they need little memory."""
+    """Yield all indices and examples in chunks of 1,000, which need little memory."""
     for start in range(0, len(source), 1000):
         indices = list(range(start, min(start + 1000, len(source))))
         yield indices, source.__getitems__(indices)
 
 
 def _pixels(builder: Any, source: Any) -> tuple[Split, np.ndarray]:
-    """Return images of one size as they are, uint8[n, h, w, c], and their order."""
+    """Return images without a resize, uint8[n, h, w, c], and their `content_order`."""
     shape = builder.info.features["image"].shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
@@ -252,7 +255,10 @@ def _pixels(builder: Any, source: Any) -> tuple[Split, np.ndarray]:
 def _pictures(
     _builder: Any, source: Any, preprocess: Preprocess, progress: ProgressBar
 ) -> tuple[Split, np.ndarray]:
-    """Return pictures of any size, resized or to be streamed, and their order."""
+    """Return pictures of any size, resized or to be streamed, and `content_order`.
+
+    Raises ValueError for the first picture that cannot be decoded.
+    """
     count = len(source)
     labels = np.empty(count, np.int64)
     for indices, examples in _chunks(source):
@@ -270,7 +276,7 @@ def _pictures(
 
 
 class _Record:
-    """An encoded picture of a prepared set, which is read like a file."""
+    """An encoded picture of a prepared dataset, which is read like a file."""
 
     def __init__(self, source: Any, index: int):
         self.source, self.index = source, index

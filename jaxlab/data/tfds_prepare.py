@@ -1,7 +1,8 @@
-"""Preparing a set of TensorFlow Datasets: download, checksums, conversion, once.
+"""Prepare a TensorFlow Datasets (TFDS) dataset once: download, verify and convert it.
 
-It runs in a process of its own: TensorFlow is imported there alone, without a GPU, and
-its chatter ends there. A set appears under its name only when it is complete.
+This runs in a separate process, so that TensorFlow is imported only there, without a
+GPU, and its output is not shown. A dataset's folder gets its final name only when the
+dataset is complete.
 """
 
 import contextlib
@@ -28,12 +29,12 @@ import filelock
 from jaxlab.data.dataset import ProgressBar
 from jaxlab.errors import InputError, NetworkError
 
-PROBE_SECONDS = 5.0  # for all hosts together
+PROBE_SECONDS = 5.0  # time limit for all hosts together
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
 
 
 def is_prepared(builder: Any) -> bool:
-    """Return whether the set's files are complete."""
+    """Return whether the dataset's files are complete."""
     return Path(builder.data_dir, "dataset_info.json").exists()
 
 
@@ -45,11 +46,12 @@ def prepare(
     progress: ProgressBar,
     log: Callable[[str], None],
 ) -> None:
-    """Download and convert in another process, one at a time for a set.
+    """Download and convert a dataset in another process, unless that is done already.
 
-    Raises NetworkError within seconds where a network is needed and none is there,
-    InputError where a package is missing, the files are not the published ones, or
-    nothing can be written.
+    Only one process prepares a dataset at a time; others wait for it. Raises
+    NetworkError within seconds if a download is needed, but `offline` forbids it or a
+    host is unreachable. Raises InputError if TensorFlow is not installed, the
+    preparation fails (for example its checksums), or the folder cannot be written.
     """
     target = Path(builder.data_dir)
     files = {info.filename: url for url, info in builder.url_infos.items()}
@@ -62,8 +64,8 @@ def prepare(
         _require_network(name, target, manual_dir, files, absent, offline)
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
-            f"{name}: not prepared, and that needs TensorFlow; "
-            "pip install 'jaxlab[tfds]'"
+            f"{name}: not prepared, and the preparation needs TensorFlow; "
+            "run pip install 'jaxlab[tfds]'"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +73,12 @@ def prepare(
         lock = filelock.FileLock(root / f".{builder.name}.lock")
         with lock:
             if is_prepared(builder):
-                return  # another process was first
-            # What killed preparations left; the lock says that none is at work.
+                return  # Another process has prepared it.
+            # Remove what killed preparations left. No other preparation is running,
+            # because this process holds the lock.
             for orphan in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(orphan, ignore_errors=True)
-            log(f"{name}: preparing it under {target}, once")
+            log(f"{name}: preparing it under {target}; this is done only once")
             with tempfile.TemporaryDirectory() as temporary:
                 _run_child(builder, name, manual_dir, progress, temporary)
     except OSError as error:
@@ -93,11 +96,14 @@ def _require_network(
     absent: list[str],
     offline: bool,
 ) -> None:
-    """Raise NetworkError with the three ways out, unless a host answers."""
+    """Raise NetworkError, which names three remedies, if a host is unreachable.
+
+    It is also raised if `offline` forbids the download.
+    """
     hosts = {}
     for url in files.values():
         parts = urlsplit(url)
-        # Behind a proxy it is the proxy that must answer.
+        # If a proxy is configured, the proxy must be reachable instead of the host.
         proxy = getproxies().get(parts.scheme)
         if proxy and not proxy_bypass(parts.hostname):
             parts = urlsplit(proxy)
@@ -105,7 +111,7 @@ def _require_network(
     reason = "--offline forbids the download"
     if not offline:
         if not hosts:
-            return  # the set names no files beforehand
+            return  # TFDS does not list the URLs of this dataset.
         unreachable = _unreachable(hosts)
         if unreachable is None:
             return
@@ -115,14 +121,14 @@ def _require_network(
         missing = f" ({manual_dir} lacks {', '.join(absent[:4])})"
     raise NetworkError(
         f"{name}: not prepared in {target}, and {reason}; run once with a network, or "
-        f"put its original files ({', '.join(list(files)[:4]) or 'see its page'}) into "
-        f"a folder and pass --manual-dir{missing}, or copy a prepared set there from "
-        "another machine"
+        f"put the original files ({', '.join(list(files)[:4]) or 'see its TFDS page'}) "
+        f"into a folder and pass --manual-dir{missing}, or copy the prepared dataset "
+        "from another machine into --data-dir"
     )
 
 
 def _unreachable(hosts: dict[str, int]) -> str | None:
-    """Return the first host without an answer, or None; asks all at once."""
+    """Return the first unreachable host, or None; all hosts are tried in parallel."""
 
     def ask(host: str, port: int) -> None:
         try:
@@ -131,7 +137,7 @@ def _unreachable(hosts: dict[str, int]) -> str | None:
         except OSError:
             answers.put((host, False))
 
-    # A thread each, not waited for: looking a name up has no time-out of its own.
+    # Each host has a daemon thread that is not joined: a DNS lookup has no timeout.
     answers: queue.Queue[tuple[str, bool]] = queue.Queue()
     for host, port in hosts.items():
         threading.Thread(target=ask, args=(host, port), daemon=True).start()
@@ -157,14 +163,14 @@ def _run_child(
     arguments = [name, data_dir, manual_dir or ""]
     environment = {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",  # TensorFlow would take the whole GPU
+        "CUDA_VISIBLE_DEVICES": "",  # TensorFlow would reserve the whole GPU.
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TMPDIR": temporary,  # TFDS leaves a folder there
+        "TMPDIR": temporary,  # TFDS does not remove its temporary folder.
     }
     expected = sum(int(info.size) for info in builder.url_infos.values())
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxlab.data.tfds_prepare", *arguments],
-        stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+        stdin=subprocess.PIPE,  # The child exits when this pipe is closed.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,
@@ -183,7 +189,7 @@ def _run_child(
         shown = 0
         try:
             while process.poll() is None:
-                # Bytes on the disk per byte of the originals: well enough for a bar.
+                # Estimate the progress from the bytes written and to be downloaded.
                 written = _bytes_under(Path(builder.data_dir).parent)
                 reached = min(99, 100 * written // max(expected, 1))
                 bar.update(max(0, reached - shown))
@@ -197,7 +203,9 @@ def _run_child(
             process.stdin.close()
     if process.returncode != 0:
         said = (
-            [line for line in tail if _EXCEPTION.match(line)] or tail or ["no reason"]
+            [line for line in tail if _EXCEPTION.match(line)]
+            or tail
+            or ["unknown reason"]
         )
         reason = _EXCEPTION.sub("", said[-1])
         raise InputError(
@@ -215,7 +223,7 @@ def _bytes_under(folder: Path) -> int:
 
 
 def _prepare_here(name: str, data_dir: str, manual_dir: str) -> None:
-    """Prepare a set in this process: what the child of `_run_child` does."""
+    """Prepare a dataset in this process, which is the child of `_run_child`."""
 
     def end_with_parent():
         sys.stdin.read()
@@ -229,7 +237,7 @@ def _prepare_here(name: str, data_dir: str, manual_dir: str) -> None:
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
             manual_dir=manual_dir or None,
-            # Checksums are TFDS' own, where a set has registered any.
+            # Verify the checksums if TFDS has registered any for this dataset.
             force_checksums_validation=bool(builder.url_infos),
             try_download_gcs=False,
         )

@@ -1,1 +1,1 @@
-"""What a person looks at: curves, the confusion matrix, tables as text."""
+"""Output for people to read: curves, the confusion matrix and text tables."""

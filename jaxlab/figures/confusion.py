@@ -1,4 +1,4 @@
-"""Which classes a network takes for which: the matrix, and its picture."""
+"""The confusion matrix of a classifier, and its figure."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-MOST_NAMED = 80  # classes in a confusion matrix with names and counts
+MOST_NAMED = 80  # most classes for which the figure shows names and counts
 
 
 def draw_confusion(
@@ -16,11 +16,12 @@ def draw_confusion(
     class_names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Draw the matrix of true by predicted classes with counts.
+    """Draw the confusion matrix of true (rows) by predicted classes (columns).
 
-    labels and predictions are int[n]. Beyond MOST_NAMED classes colours are all there
-    is: names and counts have no place, nor a picture that has one the memory. The
-    mistakes set the colour scale: the diagonal, far larger, would leave them all white.
+    `labels` and `predictions` are int[n]. For more than MOST_NAMED classes the figure
+    has colours only: names and counts would not fit, and a figure large enough for them
+    would not fit into memory. The colour scale is set by the mistakes, because with the
+    far larger counts of the diagonal they would all be white.
     """
     count = len(class_names)
     matrix = confusion_matrix(labels, predictions, count)
@@ -37,7 +38,7 @@ def draw_confusion(
         cmap=colormaps["Reds"].with_extremes(bad="honeydew"),
         vmin=0,
         vmax=1.5 * worst,
-        interpolation="nearest",  # a cell of a few pixels keeps its colour
+        interpolation="nearest",  # cells of a few pixels keep their colour
     )
     wrong = matrix[~right].sum()
     axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong")
@@ -59,7 +60,7 @@ def _name_cells(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> N
             color="tab:green" if row == column else "black",
         )
     axes.set_xticks(range(len(matrix)), class_names)
-    if max(map(len, class_names)) > 4:  # side by side they would run into each other
+    if max(map(len, class_names)) > 4:  # horizontal names would overlap
         axes.tick_params(axis="x", labelrotation=45)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")

@@ -1,4 +1,4 @@
-"""Loss and accuracy by epoch, as pictures: of a run, and of the lab's variants."""
+"""Figures of loss and accuracy by epoch, for a run and for `jaxlab.overfit`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jaxlab.figures.text import accuracy_gap
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Draw loss and accuracy by epoch, training and test; rows are metrics.jsonl's."""
+    """Draw training and test loss and accuracy by epoch; `rows` are metrics.jsonl's."""
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
@@ -30,7 +30,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
         axes.annotate(
             f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
             (1, final),
-            xycoords=axes.get_yaxis_transform(),  # right of the frame, at that height
+            xycoords=axes.get_yaxis_transform(),  # right of the axes, at that height
             textcoords="offset points",
             xytext=(4, 0),
             va="center",
@@ -45,7 +45,10 @@ def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
 
 
 def draw_variants(results: Mapping[str, Any], title: str) -> Figure:
-    """Draw each variant's accuracy by epoch, mean and range over seeds."""
+    """Draw each variant's accuracy by epoch, as the mean and the range over seeds.
+
+    `results` are the "variants" of results.json.
+    """
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.2 * columns, 0.8 + 2.6 * rows), layout="constrained")

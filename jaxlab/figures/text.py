@@ -1,4 +1,4 @@
-"""Tables as text: the layers of a network, the variants of the lab."""
+"""Text tables of a network's layers and of the variants in `jaxlab.overfit`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,17 @@ import numpy as np
 
 
 def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
-    """Return one line a layer: name, kernel shape, parameters, state, where from.
+    """Return a table with one line per layer, and a last line with the totals.
 
-    `trainable` is a tree of bool like `params`; `origins` says of each layer where its
-    weights come from.
+    The columns are the name, the shape of the kernel, the number of parameters, whether
+    they are trained, and the origin of the weights. `trainable` is a tree of bool like
+    `params`; `origins` maps each layer to the origin of its weights.
     """
     lines = [f"{'layer':<8}{'kernel':<18}{'parameters':>12}  {'state':<11}weights"]
     totals = {True: 0, False: 0}
     for layer, leaves in params.items():
         count = sum(np.size(value) for value in leaves.values())
-        # A layer's leaves may differ; it is called frozen only when all of them are.
+        # Leaves of a layer may differ; it counts as frozen only if all of them are.
         trained = any(trainable[layer].values())
         for leaf, value in leaves.items():
             totals[trainable[layer][leaf]] += np.size(value)
@@ -45,7 +46,7 @@ def variant_line(name: str, result: Mapping[str, Any]) -> str:
         return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
     perfect = curves["train_accuracy"] == 1
-    # The first epoch with every training image right, if each seed has one.
+    # Each seed's first epoch with a training accuracy of 100 %, if there is one.
     reached = perfect.argmax(axis=1)[perfect.any(axis=1)] + 1
     at = f"{reached.mean():.0f}" if len(reached) == len(perfect) else "-"
     return (
@@ -57,7 +58,7 @@ def variant_line(name: str, result: Mapping[str, Any]) -> str:
 
 
 def accuracy_gap(result: Mapping[str, Any]) -> float:
-    """Return mean training less mean test accuracy after the last epoch, in points."""
+    """Return mean training minus mean test accuracy after the last epoch, in points."""
     train, test = (
         np.array(result["curves"][f"{split}_accuracy"])[:, -1].mean()
         for split in ("train", "test")

@@ -1,1 +1,1 @@
-"""Architectures only: no weights, no input or output, no normalisation inside."""
+"""Networks and their layers, without weights, file access or image preprocessing."""

@@ -1,6 +1,7 @@
-"""What is known of each network without building it, or waiting for JAX.
+"""Facts about each network that are available without building it or importing JAX.
 
-A network is added here, as a module with `links`, and as a key table of its name.
+To add a network, write a Linen module with a method `links`, add its key table to
+`pretrained.tables.TABLES`, and add an entry of the same name to `ARCHITECTURES`.
 """
 
 import importlib
@@ -10,28 +11,29 @@ from typing import Any, NamedTuple
 
 from pretrained.tables import TABLES, children
 
-FREEZE = ("features", "backbone", "none")  # and the name of any child but the last
+FREEZE = ("features", "backbone", "none")  # or the name of any child but the last
 
 
 class Architecture(NamedTuple):
-    """A network: where its module is, and what is not to be read off its key table.
+    """A network: where its module is, and facts that its key table does not contain.
 
-    `features` is its last convolutional child. `dropout` are the children with dropout
-    in front of them or inside, whose outputs differ from step to step in training.
-    `weights` are those that a run starts from by default.
+    A child is a direct child of the params tree, such as `conv1`. `features` is the
+    last convolutional child. `dropout` names the children with dropout before or inside
+    them, whose outputs differ from step to step in training. `weights` is the default
+    of `--weights`, `min_image_size` the smallest height and width in pixels.
     """
 
-    name: str  # of its key table
+    name: str  # key in TABLES and ARCHITECTURES
     module: str
     class_name: str
     min_image_size: int
     features: str
     dropout: tuple[str, ...]
     weights: str
-    fields: Mapping[str, Any] = {}  # of the module, such as its widths
+    fields: Mapping[str, Any] = {}  # arguments of the module, such as widths
 
     def build(self, num_classes: int, **fields: Any) -> Any:
-        """Return the Linen module for some classes."""
+        """Return the Linen module; `fields` take precedence over the entry's own."""
         module = importlib.import_module(self.module)
         return getattr(module, self.class_name)(
             num_classes, **{**self.fields, **fields}
@@ -48,10 +50,11 @@ class Architecture(NamedTuple):
         return self.children[-1]
 
     def frozen(self, freeze: str) -> list[str]:
-        """Return the children that a choice of freezing keeps: a prefix of the chain.
+        """Return the children that `freeze` selects: the first ones of the chain.
 
-        `freeze` is "features", "backbone" (all but the head), "none", or a child up to
-        and with which all is kept. Raises ValueError for any other, and for the head.
+        `freeze` is "features" (up to the last convolution), "backbone" (all but the
+        head), "none", or the name of a child: all children up to and including it.
+        Raises ValueError for any other value, and for the head.
         """
         names = self.children
         last = {"features": self.features, "backbone": names[-2]}.get(freeze, freeze)
@@ -59,22 +62,23 @@ class Architecture(NamedTuple):
             return []
         if last not in names[:-1]:
             raise ValueError(
-                f"{freeze!r}: nothing to freeze up to; pass one of "
+                f"{freeze!r}: not a layer that can be frozen; pass one of "
                 f"{', '.join((*FREEZE, *names[:-1]))}"
             )
         return names[: names.index(last) + 1]
 
     def freezing_patterns(self, freeze: str) -> list[tuple[str, str]]:
-        """Return a choice of freezing as `trainable_tree` takes it."""
+        """Return the patterns with which `trainable_tree` freezes `frozen(freeze)`."""
         trainable = (r".*", "trainable")
         if not (names := self.frozen(freeze)):
             return [trainable]
         return [(rf"({'|'.join(map(re.escape, names))})/.*", "frozen"), trainable]
 
     def stored(self, frozen: list[str], split: str) -> list[str]:
-        """Return the children whose outputs are the same in every epoch, of a prefix.
+        """Return those of the `frozen` children whose outputs can be stored.
 
-        In training they end before the first dropout; it is off in a test.
+        These outputs are the same in every epoch. In the "train" split they end before
+        the first child with dropout; in other splits dropout is off.
         """
         if split != "train":
             return frozen

@@ -1,7 +1,7 @@
-"""A network as the chain of its children, in the order in which they are run.
+"""A network as a chain of links, one for each child of its params tree, in order.
 
-Whoever would know a network's layers by name asks the chain instead: what is frozen,
-where stored outputs end, which child is the head.
+A part of the chain can be run by itself, and its first links can be run as frozen. So
+frozen outputs can be stored and reused without code that is specific to a network.
 """
 
 import functools
@@ -16,10 +16,11 @@ import jax
 class Mode(NamedTuple):
     """How a link is run.
 
-    `train` turns dropout on. `weights` float[b] are 0 for examples that only fill a
-    batch up, which batch normalisation does not count; None counts all. In a `frozen`
-    link batch normalisation uses and keeps its running statistics, as under torch's
-    `.eval()`, while dropout stays on in training.
+    `train` turns dropout on and makes batch normalisation use the batch's statistics,
+    as torch's `.train()` does. In a `frozen` link, batch normalisation uses its running
+    statistics and does not update them, as after torch's `.eval()`, while dropout stays
+    on in training. `weights` float[b] are 0 for examples that only pad the batch, which
+    batch normalisation ignores, and 1 for all others; None stands for all 1.
     """
 
     train: bool
@@ -28,14 +29,15 @@ class Mode(NamedTuple):
 
     @property
     def updates_statistics(self) -> bool:
-        """Whether batch normalisation uses the batch's statistics."""
+        """Whether batch normalisation is in training mode."""
         return self.train and not self.frozen
 
 
 class Link(NamedTuple):
-    """A child of the params tree by name, and what is done from the one before to it.
+    """The name of a child, and the function from the previous link's output to its own.
 
-    `run(x, mode)` includes what has no parameters: activations, pools, dropout.
+    `run(x, mode)` includes the operations without parameters around the child, such as
+    activations, pooling and dropout.
     """
 
     name: str
@@ -52,15 +54,16 @@ def run(
     after: str | None = None,
     until: str | None = None,
 ) -> jax.Array:
-    """Run a chain, or the part of it behind child `after`, up to and with `until`.
+    """Run the links after child `after`, up to and including child `until`.
 
-    Links up to and with child `frozen` are run frozen (see Mode). Raises ValueError for
-    a name that is no child's.
+    By default all links are run; `x` is the input of the first one that is run. Links
+    up to and including child `frozen` are run as frozen; see Mode for this, `train` and
+    `weights`. Raises ValueError for a name that is not a child.
     """
     names = [link.name for link in links]
     for name in (frozen, after, until):
         if name is not None and name not in names:
-            raise ValueError(f"{name!r} is no child; pass one of {', '.join(names)}")
+            raise ValueError(f"{name!r}: unknown layer; pass one of {', '.join(names)}")
 
     def behind(name: str | None, default: int) -> int:
         return default if name is None else names.index(name) + 1
@@ -72,9 +75,11 @@ def run(
 
 
 def takes(apply_fn: Callable, name: str) -> bool:
-    """Return whether a function, or the module whose `apply` it is, has a keyword.
+    """Return whether `apply_fn` has a parameter called `name`.
 
-    It may be wrapped, by functools.partial or functools.wraps.
+    For the `apply` of a Linen module, the parameters are those of its `__call__`.
+    `apply_fn` may be wrapped by functools.partial or functools.wraps. `**kwargs` does
+    not count.
     """
     while True:
         if isinstance(apply_fn, functools.partial):

@@ -1,4 +1,4 @@
-"""The network that over-fits: hidden layers of 512 and 128 units on 28x28 digits."""
+"""The multilayer perceptron of `jaxlab.overfit`, by default for 28x28 digits."""
 
 import functools
 from collections.abc import Sequence
@@ -13,16 +13,19 @@ from jaxlab.models.layers import BatchNorm, Dense
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: float[b, ...], *, train -> logits[b, num_classes].
+    """A multilayer perceptron: float[b, ...] -> logits float[b, num_classes].
 
-    The input is flattened. A hidden layer is `fc -> (BatchNorm) -> ReLU -> (Dropout)`,
-    the bracketed pieces between hidden layers only, that is behind all but the last.
-    Parameters: `fc1, fc2, …` each `{kernel, bias}`, `bn1, …` each `{scale, bias}`, with
-    running `mean`, `var` and `count` in `batch_stats`.
+    The input is flattened. `features` are the units of the hidden layers, each of which
+    is `fc -> (BatchNorm) -> ReLU -> (Dropout)`; the operations in brackets are optional
+    and left out of the last hidden layer. In torch it is a Sequential of Flatten,
+    Linear, BatchNorm1d, ReLU and Dropout. Parameters: `fc1, fc2, …`, each
+    `{kernel [in, out], bias}`, and `bn1, …`, each `{scale, bias}`, with running `mean`,
+    `var` and `count` in `batch_stats`.
 
-    With `train=True` dropout needs `rngs={"dropout": key}` and batch normalisation
-    `mutable=["batch_stats"]`. Raises ValueError for one hidden layer with dropout or
-    batch normalisation, which would have no place, and for inputs of integers.
+    With `train=True`, dropout needs `rngs={"dropout": key}` and batch normalisation
+    needs `mutable=["batch_stats"]`. Raises ValueError for dropout or batch
+    normalisation with fewer than two hidden layers, where neither would be applied, and
+    for inputs that are not floating-point.
     """
 
     features: Sequence[int] = (512, 128)
@@ -31,7 +34,7 @@ class MLP(nn.Module):
     batch_norm: bool = False
 
     def setup(self):
-        """Create the named layers."""
+        """Create the layers with parameters, and dropout."""
         for i, units in enumerate((*self.features, self.num_classes), start=1):
             setattr(self, f"fc{i}", Dense(units))
         for i in range(1, len(self.features)):
@@ -50,13 +53,15 @@ class MLP(nn.Module):
         after: str | None = None,
         until: str | None = None,
     ) -> jax.Array:
-        """Return raw logits, or run a part of the chain; see the class and `chain`."""
+        """Return the logits, or the output of a part of the chain; see `chain.run`."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"MLP takes float[b, ...], got {x.dtype}; scale to [0, 1]")
+            raise ValueError(
+                f"MLP: expected float[b, ...], got {x.dtype}; scale inputs to [0, 1]"
+            )
         if len(self.features) < 2 and (self.dropout_rate or self.batch_norm):
             raise ValueError(
-                "MLP puts dropout and batch normalisation between hidden layers, got "
-                f"{len(self.features)} hidden layer; give it two or more"
+                "MLP: dropout and batch normalisation need at least two hidden layers, "
+                f"got {len(self.features)}; pass more layer widths in features"
             )
         if after is None:
             x = x.reshape(x.shape[0], -1)  # [b, 784] for digits
@@ -64,7 +69,7 @@ class MLP(nn.Module):
         return chain.run(self.links(), x, train=train, weights=weights, **part)
 
     def links(self) -> tuple[Link, ...]:
-        """Return the chain: each layer with what follows it, to the next."""
+        """Return each layer with the parameter-free operations around it, in order."""
         links = []
         for i in range(1, len(self.features) + 1):
             between = i < len(self.features)

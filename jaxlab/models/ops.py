@@ -1,10 +1,10 @@
-"""Convolution and max-pool by the fastest kernels of the platform they are lowered for.
+"""Convolution and max pooling with a faster implementation for CPUs.
 
-On a CPU XLA's gradients of both are slow, and its convolutions slower than Winograd's;
-there they are computed otherwise. Which platform it is, is asked when a program is
-lowered, not of the host that traces it: the same program lowered for another one holds
-XLA's own operations. Reverse-mode differentiation only, as often as wanted, but within
-`plain`.
+On a CPU, XLA's gradients of both operations are slow, and its convolutions are slower
+than Winograd's algorithm, so programs for a CPU use the implementations of this module.
+The platform is the one that a program is lowered for, not the host that traces it: the
+same program lowered for another platform consists of XLA's own operations. Only
+reverse-mode differentiation is supported, to any order, except within `plain`.
 """
 
 import contextlib
@@ -17,17 +17,18 @@ import numpy as np
 
 from jaxlab.models import winograd
 
-_SIZES = (3, 5)  # of the kernels that win
+_SIZES = (3, 5)  # of kernels for which Winograd's algorithm is faster
 _MIN_CHANNELS = 32  # of the output; with fewer, the transforms cost more than they save
 _is_plain = False
 
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """Within, what is traced holds XLA's own operations on every platform.
+    """Make code that is traced within this context use XLA's own operations only.
 
-    For programs that leave this process: they are shorter, have forward-mode
-    derivatives, and round as on other platforms.
+    It is meant for programs that are exported from this process. They are shorter,
+    support forward-mode differentiation, and round as on other platforms. Functions
+    that `jax.jit` has traced before are not affected.
     """
     global _is_plain
     before, _is_plain = _is_plain, True
@@ -40,8 +41,10 @@ def plain() -> Iterator[None]:
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o].
 
-    h' = (h + 2·padding - k) // stride + 1. Elsewhere than on a CPU, and for kernels and
-    precisions that would not win, it is `lax.conv_general_dilated` and nothing else.
+    h' = (h + 2·padding - k) // stride + 1, and w' likewise, as in
+    torch.nn.functional.conv2d. On platforms other than a CPU, and for kernels and
+    precisions for which Winograd's algorithm is not faster, the operation is
+    `lax.conv_general_dilated`.
     """
     size = -(-kernel.shape[0] // stride)
     wins = size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
@@ -51,9 +54,11 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
 
 
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
-    """Return the largest of each window: float[b, h, w, c] -> float[b, h', w', c].
+    """Return the maximum of each window: float[b, h, w, c] -> float[b, h', w', c].
 
-    The gradient goes to the first of equals, in rows, as torch's and XLA's does.
+    h' = (h - window) // stride + 1, and w' likewise, as in torch.nn.MaxPool2d without
+    padding. Among equal values the gradient goes to the first one in row-major order,
+    as in torch and XLA.
     """
     if _has_kernels(x) and window >= stride:
         return _max_pool(x, window, stride)
@@ -90,7 +95,7 @@ def _plain_max_pool(x, window, stride):
 
 @functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _conv(x, kernel, stride, padding):
-    """Choose, compiled as a whole even where the caller does not."""
+    """Convolve as one compiled program, even if the caller does not use `jax.jit`."""
     return _chosen_conv(x, kernel, stride, padding)
 
 
@@ -110,7 +115,7 @@ def _conv_forward(x, kernel, stride, padding):
 
 
 def _conv_backward(stride, padding, residuals, dy):
-    # XLA drops the gradient that nobody asks for, as that of images.
+    # XLA removes a gradient that is not used, such as that of the images.
     arguments = {"stride": stride, "padding": padding}
     return jax.lax.platform_dependent(
         *residuals,
@@ -124,7 +129,7 @@ _chosen_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _pullback(function, *inputs_and_dy, **arguments):
-    """Return the gradients of a function's inputs, for one of its value."""
+    """Return the gradients of `function`'s inputs, given `dy`, that of its output."""
     *inputs, dy = inputs_and_dy
     _, pullback = jax.vjp(functools.partial(function, **arguments), *inputs)
     return pullback(dy)
@@ -162,12 +167,13 @@ _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _fold(x, output_size, size, stride, padding):
-    """Make a strided convolution a plain one, over blocks of stride x stride pixels.
+    """Move blocks of stride × stride pixels into channels, so that stride 1 is enough.
 
-    float[b, h, w, c] -> float[b, h' + size - 1, w' + size - 1, stride·stride·c].
+    float[b, h, w, c] -> float[b, h' + size - 1, w' + size - 1, stride·stride·c], where
+    size = ceil(k / stride) is the size of the folded kernel.
     """
     blocks = [length + size - 1 for length in output_size]
-    # A far margin below zero cuts off the pixels that no window reaches.
+    # A negative margin at the far edge cuts off the pixels that no window covers.
     margins = [
         (padding, count * stride - length - padding, 0)
         for count, length in zip(blocks, x.shape[1:3], strict=True)
@@ -186,12 +192,12 @@ def _fold_kernel(kernel, size, stride):
     return kernel.swapaxes(1, 2).reshape(size, size, -1, kernel.shape[-1])
 
 
-# Max-pool.
+# Max pooling.
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _max_pool(x, window, stride):
-    """Choose, compiled as a whole even where the caller does not."""
+    """Pool as one compiled program, even if the caller does not use `jax.jit`."""
     return _chosen_max_pool(x, window, stride)
 
 
@@ -206,7 +212,7 @@ def _chosen_max_pool(x, window, stride):
 
 
 def _max_pool_forward(x, window, stride):
-    def default(x):  # which looks for the places later, in x
+    def default(x):  # XLA's own gradient finds the maxima again, and needs no indices
         largest = _plain_max_pool(x, window, stride)
         return largest, jnp.zeros(largest.shape, jnp.uint8)
 
@@ -236,7 +242,7 @@ _chosen_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _largest_and_place(x, window, stride):
-    """Return the largest of each window, and its place in the window, uint8."""
+    """Return each window's maximum, and its row-major index in the window, uint8."""
     largest, *others = _windows(x, window, stride)
     place = jnp.zeros(largest.shape, jnp.uint8)
     for i, other in enumerate(others, start=1):
@@ -247,13 +253,15 @@ def _largest_and_place(x, window, stride):
 
 
 def _to_places(place, dy, window, stride, size):
-    """Add each of dy to the pixel it came from: [b, h', w', c] -> [b, *size, c]."""
-    # Pixels whose row and column leave the same remainders by the stride are reached
-    # from the same places of the windows: sums of shifted slices, then interleaved.
+    """Add dy to the pixels of the maxima: [b, h', w', c] -> [b, *size, c]."""
+    # Pixels whose row and column have the same remainders modulo the stride have the
+    # same indices in the windows that cover them. For each pair of remainders their
+    # gradient is a sum of shifted slices of dy; the sums are interleaved at the end.
     reach = -(-window // stride)
     blocks = [count + reach - 1 for count in dy.shape[1:3]]
     margins = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
-    # Written out once: fused into each slice, all nine comparisons would run anew.
+    # The barrier makes XLA compute these arrays once. Otherwise it would fuse the
+    # comparisons of a window (nine pixels for a 3×3 window) into every slice.
     place, dy = jax.lax.optimization_barrier(
         (jnp.pad(place, margins, constant_values=255), jnp.pad(dy, margins))
     )
@@ -282,7 +290,7 @@ def _to_places(place, dy, window, stride, size):
 
 
 def _windows(x, window, stride):
-    """Return each place of the windows, in rows: k·k times float[b, h', w', c]."""
+    """Return the pixels of all windows by row-major index: k·k float[b, h', w', c]."""
     down, right = ((length - window) // stride * stride + 1 for length in x.shape[1:3])
     return [
         x[:, i : i + down : stride, j : j + right : stride]

@@ -1,10 +1,10 @@
 """Winograd's convolution: 2.25 (3x3) or 2.8 (5x5) times fewer multiplications.
 
 Tiles of the input and the kernel are transformed, multiplied by plain matrix products,
-and transformed back. The sums are those of a convolution, up to roundoff.
+and transformed back. The result equals a direct convolution up to roundoff.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks",
-arXiv:1509.09308; the transforms are Cook and Toom's, built here from their points.
+arXiv:1509.09308; the transforms are Cook and Toom's, computed from evaluation points.
 """
 
 import functools
@@ -15,13 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TILE = 2  # outputs a side of each tile; larger saves more products and rounds worse
-# Where the polynomials are evaluated, besides infinity: small, so that little cancels.
+TILE = 2  # outputs per side of a tile; more would save products but round worse
+# The polynomials are evaluated at these points and at infinity. The points are small to
+# limit cancellation.
 _POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2")))
 
 
 def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o]."""
+    """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o].
+
+    The stride is 1, k is at most 5, h' = h + 2·padding - k + 1, w' likewise.
+    """
     size, _, _, channels = kernel.shape
     height, width = (n + 2 * padding - size + 1 for n in x.shape[1:3])
     to_output, to_kernel, _ = _transforms(size)
@@ -33,7 +37,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
         )
         for a, row in enumerate(_input_tiles(x, size, padding))
     ]
-    # [a][column] -> [column][row], each [b, rows, columns, channels]
+    # From sums[a][column] to columns[column][row], each [b, rows, columns, channels].
     columns = [_combine(to_output, parts) for parts in zip(*sums, strict=True)]
     y = jnp.stack([jnp.stack(column, 2) for column in columns], 4)
     rows_and_columns = -(-height // TILE) * TILE, -(-width // TILE) * TILE
@@ -42,7 +46,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:
-    """Return the gradient of `conv`'s kernel, float[size, size, c, o], for one of y."""
+    """Return the kernel's gradient, float[size, size, c, o], given the output's, dy."""
     to_output, to_kernel, _ = _transforms(size)
     height, width = dy.shape[1:3]
     dy = jnp.pad(dy, ((0, 0), (0, -height % TILE), (0, -width % TILE), (0, 0)))
@@ -62,11 +66,11 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax
 
 
 def _input_tiles(x, size, padding):
-    """Return the transformed tiles: [n][n] of float[b, rows, columns, c]."""
+    """Return the transformed input tiles, n lists of n float[b, rows, columns, c]."""
     *_, to_tile = _transforms(size)
     n = len(to_tile)
     counts = [-(-(length + 2 * padding - size + 1) // TILE) for length in x.shape[1:3]]
-    # Pad on the far side to whole tiles.
+    # The far edges are padded to complete tiles.
     margins = [
         (padding, count * TILE + size - 1 - length - padding)
         for count, length in zip(counts, x.shape[1:3], strict=True)
@@ -81,7 +85,7 @@ def _input_tiles(x, size, padding):
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Return matrix @ parts over a list, without multiplying by 0 and ±1."""
+    """Return matrix @ parts for a list of arrays, without multiplying by 0 and 1."""
 
     def total(row):
         terms = [
@@ -101,11 +105,12 @@ def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _transforms(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return to_output [t, n], to_kernel [n, size], to_tile [n, n], n = t + size - 1.
+    """Return the matrices to_output [t, n], to_kernel [n, size] and to_tile [n, n].
 
-    Of one axis: output = to_output @ ((to_kernel @ kernel) * (to_tile @ tile)). Kernel
-    and output are polynomials evaluated at n - 1 points and at infinity, where only the
-    highest coefficient counts; the tile's transform interpolates, transposed.
+    Here t is TILE and n = t + size - 1. Along one axis,
+    output = to_output @ ((to_kernel @ kernel) * (to_tile @ tile)). Kernel and output
+    are treated as polynomials evaluated at n - 1 points and at infinity, where only the
+    highest coefficient counts; the tile's transform is the transposed interpolation.
     """
     n = TILE + size - 1
     points = _POINTS[: n - 1]
@@ -123,7 +128,7 @@ def _transforms(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return coefficients + [Fraction(0)] * (n - len(coefficients))
 
     others = [[q for q in points if q != point] for point in points]
-    # Lagrange's denominators go to the kernel, which is transformed the least often.
+    # Lagrange's denominators scale the kernel, which is transformed least often.
     scales = [
         Fraction(1) / np.prod([point - q for q in rest] or [Fraction(1)])
         for point, rest in zip(points, others, strict=True)

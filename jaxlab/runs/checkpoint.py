@@ -1,10 +1,10 @@
-"""Checkpoints: all that decides the rest of a run, on disk, whole or not at all.
+"""Checkpoints: everything that determines the rest of a run, written atomically.
 
-A saved step is a folder named by its number: one file of arrays, and a manifest that is
-compared before anything is restored. A folder gets its name when all that is in it is
-written, and loses it before the first file is deleted: the death of the process, at any
-moment, leaves whole steps only. (The death of the machine may not: files and folders
-are not forced to the disk.)
+The checkpoint of a step is a folder that is named after the step's number. It contains
+a file of arrays, and a manifest that is verified before anything is restored. A folder
+gets its name when all of its files are written, and is renamed before the first one is
+deleted. If the process dies at any moment, only complete checkpoints remain. (If the
+machine dies, this is not guaranteed: files and folders are not synced to the disk.)
 """
 
 import contextlib
@@ -29,7 +29,7 @@ STATE, FROZEN = "state.safetensors", "frozen"
 
 
 class Checkpoint(NamedTuple):
-    """A step as it was saved: its number, its arrays by name, and what came with it."""
+    """A checkpoint that was read: its step, its arrays by name, and its metadata."""
 
     step: int
     arrays: dict[str, np.ndarray]
@@ -37,35 +37,35 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointManager:
-    """The steps of one run in `folder`, the last `keep` of them.
+    """The checkpoints of one run in `folder`, of which the latest `keep` are kept.
 
-    Writing goes on in a thread while the run does; a `with` block waits for it at its
-    end. `log` gets a line for each step that is saved, and for what is wrong with
-    others.
+    They are written in a thread while the run continues; a `with` block waits for it at
+    its end. `log` is called with a line for each checkpoint that is saved, and for each
+    damaged one that is skipped.
     """
 
     def __init__(self, folder: Path, keep: int, log: Callable[[str], None]):
-        """Nothing is touched before the first use."""
+        """Store the arguments; no file is accessed before the first use."""
         self.folder = folder
         self.keep = keep
         self.log = log
-        self.last: int | None = None  # the newest step that is whole
+        self.last: int | None = None  # the latest intact step
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        self._copy: list[np.ndarray] | None = None  # of the leaves of a state
-        self._frozen: str | None = None  # the manifest's hash of what never changes
-        self._done: tuple[int, str] | None = None  # what was saved last
+        self._copy: list[np.ndarray] | None = None  # of a state's leaves
+        self._frozen: str | None = None  # the digest of FROZEN's manifest
+        self._done: tuple[int, str] | None = None  # latest step and digest
 
     def recover(self) -> None:
-        """Remove what a process that died was writing or deleting.
+        """Remove checkpoints that a process that died had not finished or was deleting.
 
-        What it had written to the end gets its name. Raises CheckpointError when the
-        folder cannot be written to.
+        A checkpoint that was complete, but not renamed yet, is renamed. Raises
+        CheckpointError if the folder cannot be written to.
         """
         if self.folder.is_dir() and not os.access(self.folder, os.W_OK | os.X_OK):
             raise CheckpointError(
-                f"{self.folder}: cannot be written to; make it writable, or go on with "
-                "a copy of the run"
+                f"{self.folder}: cannot be written to; make it writable, or resume a "
+                "copy of the run"
             )
         for partial in self.folder.glob(f"*{disk.PARTIAL}"):
             if _is_whole(partial) and not partial.with_suffix("").exists():
@@ -76,22 +76,22 @@ class CheckpointManager:
             disk.remove(to_delete)
 
     def steps(self) -> list[int]:
-        """Return the numbers of the steps that are there, the newest first."""
+        """Return the steps of the existing checkpoints, the latest first."""
         if not self.folder.is_dir():
             return []
         names = (path.name for path in self.folder.iterdir())
         return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9]\d*", n))[::-1]
 
     def save(self, state: Any, trainable: Any, about: Mapping[str, Any]) -> None:
-        """Save a step, after the one before is saved; returns when it is copied.
+        """Wait for the previous checkpoint, copy the state and save it in a thread.
 
-        `state` is a tree of arrays with `params` and `step`. Parameters that
-        `trainable` leaves frozen are stored with the first step only; `about` is JSON.
-        Raises CheckpointError when the step before could not be written.
+        `state` is a tree of arrays with `params` and `step`, `about` is metadata for
+        JSON. Parameters that are frozen according to `trainable` are stored only once.
+        Raises CheckpointError if the previous checkpoint could not be written.
         """
         self.wait()
-        # A copy: the next training step writes to the very memory of this state. The
-        # copy's memory is kept for the next one: new pages take twenty times as long.
+        # The state is copied, because the next training step overwrites its memory. The
+        # copy's memory is used again: new pages take twenty times as long.
         leaves, shape = jax.tree.flatten(jax.device_get(state))
         if self._copy is None:
             self._copy = [np.empty(np.shape(leaf), leaf.dtype) for leaf in leaves]
@@ -101,10 +101,10 @@ class CheckpointManager:
         self._pending = self._writer.submit(self._save, state, trainable, dict(about))
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises CheckpointError if it failed.
+        """Wait until nothing is being written; raises CheckpointError if that failed.
 
-        A signal meanwhile raises Stopped afterwards: Python on its way out would not
-        let a save finish.
+        A signal that arrives during this time raises Stopped afterwards, because an
+        interpreter that exits would not let the thread finish.
         """
         with signals.deferred():
             pending, self._pending = self._pending, None
@@ -112,29 +112,29 @@ class CheckpointManager:
                 pending.result()
 
     def __enter__(self) -> "CheckpointManager":
-        """Wait at the end, whatever ends the block."""
+        """Return the manager; the end of the block waits, also after an error."""
         return self
 
     def __exit__(self, *_) -> None:
-        """Wait."""
+        """Wait until nothing is being written."""
         self.wait()
 
     def keep_newest(self) -> None:
-        """Delete all steps but the newest, at the end of a run."""
+        """Delete all checkpoints but the latest, at the end of a run."""
         for step in self.steps()[1:]:
             disk.remove_folder(self.folder / str(step))
 
     def restore(self, step: int | None = None) -> Checkpoint:
-        """Read a step, by default the newest that is whole; what is not is said.
+        """Read the checkpoint of a step, by default the latest intact one.
 
-        Raises CheckpointError when there is none, or the one that is asked for is not
-        there or not whole.
+        If `step` is None, a warning is logged for each damaged one. Raises
+        CheckpointError if none is intact, or if the given step is missing or damaged.
         """
         existing = self.steps()
         if step is not None and step not in existing:
             known = ", ".join(map(str, existing)) or "none"
             raise CheckpointError(
-                f"{self.folder}: has no step {step}; pass one of those it has: {known}"
+                f"{self.folder}: has no step {step}; pass one of its steps: {known}"
             )
         for number in existing if step is None else [step]:
             try:
@@ -142,32 +142,33 @@ class CheckpointManager:
             except CorruptionError as error:
                 if step is not None:
                     raise CheckpointError(
-                        f"step {step}: {error}; pass another step, or none for the "
-                        "last that is whole"
+                        f"step {step}: {error}; pass another step, or --resume "
+                        "without a step for the latest intact one"
                     ) from error
-                self.log(f"warning: step {number}: {error}; skipped")
+                self.log(f"warning: step {number}: {error}; this checkpoint is skipped")
                 continue
             self.last = number
             return saved
         raise CheckpointError(
-            f"{self.folder}: no step is whole; start anew, with --overwrite"
+            f"{self.folder}: contains no intact checkpoint; pass --overwrite instead "
+            "of --resume to start from the beginning"
         )
 
     def _read(self, step: int) -> Checkpoint:
-        """Read a step; CorruptionError unless it is there, and as it was saved."""
+        """Read a checkpoint; raise CorruptionError if it is missing or damaged."""
         folder, frozen = self.folder / str(step), self.folder / FROZEN
         about = manifest.verify_manifest(folder)
         if about["step"] != step:
-            raise CorruptionError(f"{folder}: holds step {about['step']}")
+            raise CorruptionError(f"{folder}: contains step {about['step']}")
         arrays = load_file(folder / STATE)
         if about["frozen"]:
             if manifest.digest(manifest.verify_manifest(frozen)) != about["frozen"]:
-                raise CorruptionError(f"{frozen}: is of another run")
+                raise CorruptionError(f"{frozen}: belongs to another run")
             arrays |= load_file(frozen / STATE)
             self._frozen = about["frozen"]
         return Checkpoint(step, arrays, about)
 
-    # Writing, in the thread.
+    # The methods below write, in the thread.
 
     def _save(self, state, trainable, about) -> None:
         folder, step, arrays = self.folder, int(state.step), flatten_with_names(state)
@@ -178,7 +179,7 @@ class CheckpointManager:
                 self._frozen = self._write(FROZEN, frozen, {})
             asked = step, manifest.digest(about)
             if asked == self._done:
-                return  # asked for by the end of an epoch, and by a signal
+                return  # a signal arrived after this step was saved
             self._done = asked
             about = {"step": step, "frozen": self._frozen, **about}
             self._write(str(step), arrays, about)
@@ -186,13 +187,13 @@ class CheckpointManager:
             reason = error.strerror or str(error)
             raise CheckpointError(
                 f"{folder}: step {step} could not be saved: {reason}; check the free "
-                f"space; the last step saved is {self.last}"
+                f"space; the latest checkpoint is step {self.last}"
             ) from error
         self.last = step
-        with contextlib.suppress(OSError):  # who prints next meets it as well
+        with contextlib.suppress(OSError):  # the next print raises it again
             self.log(f"saved step {step}")
-        # Later steps are there when the run goes on from an earlier one, or from before
-        # a damaged one. It may not come to them again.
+        # Later checkpoints exist if the run was resumed from an earlier step. They are
+        # deleted, because the run may never reach their steps again.
         existing = self.steps()
         kept = [number for number in existing if number <= step][: self.keep]
         for old in existing:
@@ -202,12 +203,12 @@ class CheckpointManager:
     def _write(
         self, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     ) -> str:
-        """Write a folder of arrays and its manifest; return the manifest's digest."""
+        """Write a folder of arrays with its manifest; return the manifest's digest."""
         for key, array in arrays.items():
             if not _is_finite(array):
                 raise CheckpointError(
-                    f"step {name}: {key} is not finite, and not saved; lower --lr; the "
-                    f"last step saved is {self.last}"
+                    f"step {name}: {key} is not finite, so nothing is saved; lower "
+                    f"--lr; the latest checkpoint is step {self.last}"
                 )
         with disk.atomic_folder(self.folder / name) as partial:
             for step in (*map(str, self.steps()), FROZEN):
@@ -219,10 +220,11 @@ class CheckpointManager:
 def check_disk_space(
     folder: Path, state: Any, trainable: Any, keep: int
 ) -> tuple[int, int]:
-    """Return the bytes of a run's checkpoints, and those it will still write at most.
+    """Return the size of a run's kept checkpoints, and the free space that it needs.
 
-    `folder` is that of the steps, `state` may be of shapes. Raises InputError when the
-    disk has less.
+    Both are in bytes; the second includes the model, but not what `folder`, which
+    contains the checkpoints, uses already. The leaves of `state` may be shapes. Raises
+    InputError if the disk does not have the space.
     """
     params = jax.tree.leaves(state.params)
     frozen = sum(
@@ -232,16 +234,16 @@ def check_disk_space(
     )
     changing = sum(map(_size, jax.tree.leaves(state))) - frozen
     kept = keep * changing + frozen
-    # While a step is written it is there besides; at the end so is the model.
+    # A checkpoint that is being written exists in addition, and so does the model.
     needed = kept + changing + sum(map(_size, params))
-    # What an earlier run, or this one before, has written goes or is there already.
+    # Files of an earlier run are removed, and those of this run exist already.
     needed -= sum(path.lstat().st_size for path in folder.rglob("*"))
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise InputError(
-            f"{folder.parent}: checkpoints need {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; free some, pass another --out, or "
-            "--checkpoint-every 0"
+            f"{folder.parent}: checkpoints and model need {needed / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB are free; free some space, pass another --out, or "
+            "pass --checkpoint-every 0"
         )
     return kept, max(needed, 0)
 
@@ -251,10 +253,10 @@ def _size(leaf: Any) -> int:
 
 
 def _forget(file: Path) -> None:
-    """Tell the system that nobody reads this file, so that it reuses its memory.
+    """Remove a file from the system's page cache, so that the memory is reused.
 
-    It would take new pages for what is written next, and clear them first; on a virtual
-    machine that is most of what a save costs.
+    Otherwise the next file is written to new pages, which the system clears first. On a
+    virtual machine, that takes most of the time of saving.
     """
     if hasattr(os, "posix_fadvise") and file.is_file():
         with open(file, "rb") as opened:
@@ -263,12 +265,12 @@ def _forget(file: Path) -> None:
 
 def _is_finite(array: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
-        # A sum is tested faster, but may be too large itself.
+        # Testing the sum is faster, but the sum of finite values may overflow.
         return bool(np.isfinite(np.sum(array)) or np.isfinite(array).all())
 
 
 def flatten_with_names(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a state, or tree, by name, such as `params.fc6.kernel`."""
+    """Return the leaves of a tree by name, such as `params.conv1.kernel`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -282,12 +284,13 @@ def _frozen_names(trainable: Any) -> set[str]:
 
 
 def unflatten_like(template: Any, saved: Checkpoint) -> Any:
-    """Return the saved arrays as a tree like `template`, of arrays or their shapes.
+    """Return the saved arrays as a tree like `template`, whose leaves may be shapes.
 
-    Raises CheckpointError naming every array that is of another network or optimiser.
+    Raises CheckpointError, which names every array that is missing, unexpected, or of a
+    different shape or dtype.
     """
     expected = flatten_with_names(template)
-    problems = [f"{name} is not of this run" for name in saved.arrays.keys() - expected]
+    problems = [f"{name} is unexpected" for name in saved.arrays.keys() - expected]
     for name, leaf in expected.items():
         found = saved.arrays.get(name)
         if found is None:
@@ -299,7 +302,7 @@ def unflatten_like(template: Any, saved: Checkpoint) -> Any:
             )
     if problems:
         raise CheckpointError(
-            f"step {saved.step}: is of another network or optimiser: "
+            f"step {saved.step}: was saved for a different network or optimizer: "
             f"{'; '.join(sorted(problems))}; resume with the settings it was saved with"
         )
     leaves = [saved.arrays[name] for name in expected]

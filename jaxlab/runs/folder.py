@@ -1,4 +1,4 @@
-"""The folder of one run: its files' names; refused where it would overwrite; locked."""
+"""The folder of a run: its file names, the checks before it is used, and its lock."""
 
 import contextlib
 import errno
@@ -17,20 +17,21 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
-# The first two make a folder a run's: they go last.
+# The first two identify a run's folder, so they are deleted last.
 _FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
 
 
 def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Path:
-    """Return the folder to use; by default `runs/` and the time. Creates nothing.
+    """Return the folder to use, by default `runs/TIME-PID`; it is not created.
 
-    Raises UsageError when `out` is a file, cannot be written, or holds something and
-    neither `overwrite` nor `resume` is asked for.
+    Raises UsageError if `out` is a file or cannot be written to. If it is not empty,
+    `overwrite` or `resume` must be True and it must contain a run; an existing run of
+    the lab can only be overwritten.
     """
     if out == "":
         raise UsageError("--out: is empty; pass the name of a folder")
     if out is None:
-        # The process's number keeps runs apart that start in the same second.
+        # Runs that start in the same second differ in the process ID.
         now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
         folder = Path("runs") / f"{now}-{os.getpid()}"
     else:
@@ -40,29 +41,34 @@ def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Pa
         while not os.path.lexists(above):
             above = above.parent
         if not above.is_dir():
-            raise UsageError(f"--out: {above} is no folder; pass the name of a folder")
+            raise UsageError(
+                f"--out: {above} is not a folder; pass the name of a folder"
+            )
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if above == folder and any(map(_is_content, folder.iterdir())):
             if not overwrite and not resume:
                 raise UsageError(
-                    f"--out: {folder} is not empty; pass another folder, or --overwrite"
+                    f"--out: {folder} is not empty; pass another folder, or pass "
+                    "--overwrite to replace the run in it"
                 )
             is_run = read_record(folder / CONFIG) is not None
             is_lab = not resume and is_of_the_lab(folder / RESULTS)
             if not is_run and not is_lab:
                 what = "resume" if resume else "overwrite"
                 raise UsageError(
-                    f"--out: {folder} holds no run to {what}; pass another folder"
+                    f"--out: {folder} contains no run to {what}; pass another folder"
                 )
     return folder
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create the folder and keep other processes out of it; a dead one does not.
+    """Create the folder and lock it against other processes, until the block ends.
 
-    Raises UsageError when another process has it, or the file system refuses.
+    The lock of a process that dies is released. If nothing was written, the folder is
+    removed at the end. Raises UsageError if another process uses the folder, or if it
+    cannot be created.
     """
     with _refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,22 +77,22 @@ def locked(folder: Path) -> Iterator[None]:
             lock.acquire()
         except filelock.Timeout as error:
             raise UsageError(
-                f"--out: {folder} is another process's at the moment; wait for its "
-                "end, or pass another folder"
+                f"--out: {folder} is in use by another process; wait until it ends, "
+                "or pass another folder"
             ) from error
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing has begun
+        if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written
             (folder / LOCK).unlink()
             folder.rmdir()
         lock.release()
 
 
 def remove_run(folder: Path) -> None:
-    """Remove an earlier run's files and checkpoints from the folder, nothing else.
+    """Remove an earlier run's files and checkpoints from the folder, but nothing else.
 
-    Raises UsageError when the file system refuses.
+    Raises UsageError if a file cannot be removed.
     """
     with _refusals_named(folder):
         disk.remove(folder / CHECKPOINTS)
@@ -96,7 +102,7 @@ def remove_run(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a process that died was writing; UsageError when that is refused."""
+    """Remove partial files that a killed process left; raise UsageError on failure."""
     with _refusals_named(folder):
         for name in _FILES:
             for partial in folder.glob(f"{name}*{disk.PARTIAL}"):
@@ -104,7 +110,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def _is_content(path: Path) -> bool:
-    """Return whether it is anything but what a process leaves that never began."""
+    """Return whether `path` is neither the lock nor a partly written config.json."""
     unfinished = path.name.startswith(f"{CONFIG}.") and path.suffix == disk.PARTIAL
     return path.name != LOCK and not unfinished
 

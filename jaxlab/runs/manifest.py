@@ -1,6 +1,6 @@
-"""A folder whose every file a manifest vouches for, by size and SHA-256.
+"""A manifest with the size and SHA-256 of every file in a folder.
 
-The formats in it notice no flipped bit when they are read; this does.
+Verifying it detects damage, such as a flipped bit, that the file formats do not detect.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> str:
-    """Write the manifest of a folder, with `about`, which is JSON; return its digest.
+    """Write the manifest of a folder and return its digest; `about` is added as JSON.
 
-    Raises OSError when it cannot be written.
+    Raises OSError if it cannot be written.
     """
     body = {"format": FORMAT, "files": _files(folder), **about}
     content = {"sha256": digest(body), "body": body}
@@ -28,21 +28,21 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> str:
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Return what is told of a folder; CorruptionError unless all is as written."""
+    """Return the content of the manifest; raise CorruptionError if a file differs."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
         body, sha256 = content["body"], content["sha256"]
         if body["format"] != FORMAT:
             raise CorruptionError(
-                f"{path}: is of format {body['format']}, not {FORMAT}"
+                f"{path}: has format {body['format']}, expected {FORMAT}"
             )
         expected = body["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"is damaged ({error})"
         raise CorruptionError(f"{path}: {reason}") from error
     if digest(body) != sha256:
-        raise CorruptionError(f"{path}: its SHA-256 is another")
+        raise CorruptionError(f"{path}: SHA-256 checksum mismatch")
     try:
         found = _files(folder)
     except OSError as error:
@@ -51,28 +51,28 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         if name not in found:
             raise CorruptionError(f"{folder / name}: is missing")
         if name not in expected:
-            raise CorruptionError(f"{folder / name}: was not there when it was saved")
+            raise CorruptionError(f"{folder / name}: is not in the manifest")
         for what, then, now in zip(
             ("size", "SHA-256"), expected[name], found[name], strict=True
         ):
             if then != now:
                 raise CorruptionError(
-                    f"{folder / name}: its {what} is {now}, not {then}"
+                    f"{folder / name}: {what} is {now}, expected {then}"
                 )
     return body
 
 
 def digest(body: Any) -> str:
-    """Return the SHA-256 of what JSON can hold."""
+    """Return the SHA-256 of a value that is serialised as JSON."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return size and SHA-256 of every file but the manifest; refuse links."""
+    """Return size and SHA-256 of each file but the manifest; reject symbolic links."""
     found = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         if path.is_symlink():
-            raise CorruptionError(f"{path}: is a link")
+            raise CorruptionError(f"{path}: is a symbolic link")
         if path.is_file() and path != folder / MANIFEST:
             found[path.relative_to(folder).as_posix()] = [
                 path.stat().st_size,

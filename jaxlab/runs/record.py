@@ -1,4 +1,4 @@
-"""The record of a run: config.json, all that decides it; metrics.jsonl, its epochs."""
+"""The record of a run: its settings in config.json, its epochs in metrics.jsonl."""
 
 import dataclasses
 import json
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """What config.json holds.
+    """The content of config.json.
 
-    `settings` are the command's flags, `dataset` the name, the fingerprint and the
-    numbers of images, `weights` what the run started from. `device` and `versions` are
-    those of the process that began it; each of `resumptions` has them too, with the
-    `step` from which another process went on.
+    `settings` contains the command's flags, `dataset` the name, the fingerprint and the
+    numbers of images, `weights` the origin of the initial weights. `device` and
+    `versions` are those of the process that started the run. Each of `resumptions`
+    contains those of a process that resumed it, and the `step` from which it resumed.
     """
 
     settings: dict[str, Any]
@@ -36,7 +36,7 @@ class Record:
         weights: Mapping[str, Any],
         environment: Mapping[str, Any],
     ) -> "Record":
-        """Return the record of a run that begins, in an environment (see below)."""
+        """Return the record of a new run; `environment` has `device` and `versions`."""
         return cls(
             settings=dataclasses.asdict(config),
             dataset={
@@ -61,7 +61,7 @@ class Record:
     def resumed(
         self, config: Any, step: int, environment: Mapping[str, Any]
     ) -> "Record":
-        """Return the record of the run when it goes on from a step."""
+        """Return the record of the run after it is resumed from a step."""
         return dataclasses.replace(
             self,
             settings=dataclasses.asdict(config),
@@ -75,16 +75,16 @@ class Record:
 
     @property
     def model(self) -> str:
-        """The name of the network; the only one there was, where none is told."""
+        """The name of the network; older versions had only one and did not store it."""
         return self.settings.get("model", "alexnet")
 
     @property
     def precision(self) -> str:
-        """The network's arithmetic."""
+        """The dtype of the network's computation."""
         return self.settings["precision"]
 
     def preprocess_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the Preprocess that the run had."""
+        """Return the arguments of the Preprocess that the run used."""
         said = self.preprocessing
         return {
             "image_size": said["image_size"],
@@ -94,32 +94,36 @@ class Record:
         }
 
     def environments(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield since when a process had what device and versions, the first first."""
+        """Yield an event and an environment for each process of the run, in order.
+
+        The event is "began" or "was resumed at step …". The environment contains the
+        versions and the device of the process.
+        """
         yield "began", {**self.versions, "device": self.device}
         for each in self.resumptions:
-            since = f"went on at step {each['step']}"
+            since = f"was resumed at step {each['step']}"
             yield since, {**each["versions"], "device": each["device"]}
 
 
 def parse_record(text: str) -> Record:
-    """Return the record that config.json's text holds; ValueError if it is no run's."""
+    """Return the record in the text of config.json; raise ValueError if invalid."""
     content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError(f"holds a {type(content).__name__}")
+        raise ValueError(f"contains a {type(content).__name__}, expected an object")
     kinds = {"device": str, "class_names": list, "resumptions": list}
     values = {}
     for name in Record.__dataclass_fields__:
         value = content.get(name, [] if name == "resumptions" else None)
         if not isinstance(value, kinds.get(name, dict)):
-            raise ValueError(f"has no {name!r}, or an odd one")
+            raise ValueError(f"{name!r} is missing or has the wrong type")
         values[name] = value
     if "jaxlab" not in values["versions"]:
-        raise ValueError("was written by something else")
+        raise ValueError("was not written by jaxlab")
     return Record(**values)
 
 
 def read_record(path: Path) -> Record | None:
-    """Return what a config.json holds; None where no run has begun."""
+    """Return the record in a config.json; None if it is missing or not a run's."""
     try:
         return parse_record(path.read_text())
     except (OSError, ValueError):
@@ -127,7 +131,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def is_of_the_lab(path: Path) -> bool:
-    """Return whether a results.json is one that the lab has written."""
+    """Return whether a results.json was written by the lab."""
     try:
         return "jaxlab" in json.loads(path.read_text())["versions"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -135,20 +139,20 @@ def is_of_the_lab(path: Path) -> bool:
 
 
 def rows_text(rows: Sequence[Mapping[str, float]]) -> str:
-    """Return metrics.jsonl's text, a line an epoch."""
+    """Return the text of metrics.jsonl, one line per epoch."""
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Return the epochs in a metrics.jsonl; none where there is no such file."""
+    """Return the epochs in a metrics.jsonl; none if the file does not exist."""
     return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
 
 
 def final_accuracy(path: Path, epochs: int) -> float | None:
-    """Return the test accuracy of the last of so many epochs, if all are there."""
+    """Return the last epoch's test accuracy; None if there are fewer than `epochs`."""
     try:
         rows = read_rows(path)
         accuracy = float(rows[-1]["test_accuracy"])
     except (ValueError, LookupError, TypeError):
-        return None  # damaged; the last step knows what it held
+        return None  # damaged; the checkpoint contains the epochs as well
     return accuracy if len(rows) >= epochs else None

@@ -1,4 +1,4 @@
-"""What a run takes over from the process that began it."""
+"""Checks and settings for resuming a run in another process."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,24 +11,24 @@ from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
 from jaxlab.runs.record import Record
 
-if TYPE_CHECKING:  # so that --help does not wait for JAX
+if TYPE_CHECKING:  # --help must not wait for the import of JAX
     from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return the settings that a run to be resumed has, for flags that are not given.
+    """Return the settings of the run to resume, as defaults for flags not given.
 
-    None of them where nothing has begun. Raises UsageError for flags that make no
-    sense together.
+    The result is empty if no run was started. Settings of a single process are left
+    out. Raises UsageError for flags that contradict each other.
     """
     if config.overwrite:
-        raise UsageError("--resume: not together with --overwrite; pass one of them")
+        raise UsageError("--resume: conflicts with --overwrite; pass only one of them")
     if config.out is None:
-        raise UsageError("--resume: which run? pass its folder as --out")
+        raise UsageError("--resume: no run is given; pass its folder as --out")
     if config.resume != LAST and not config.resume.isdecimal():
         raise UsageError(
-            f"--resume: {config.resume!r} is no step; pass a step's number, or nothing "
-            "for the last"
+            f"--resume: {config.resume!r} is not a step; pass a step's number, or no "
+            "value for the latest step"
         )
     found = record.read_record(Path(config.out) / run_folder.CONFIG)
     then = found.settings if found else {}
@@ -39,63 +39,64 @@ def settings(config: Config) -> dict[str, Any]:
 def check_settings(
     config: Config, then: Mapping[str, Any], on_resume: str | None
 ) -> None:
-    """Refuse, with UsageError, settings that must be the run's and are not.
+    """Raise UsageError if settings that must equal the run's differ from them.
 
-    Of them those of a kind: None, or RESOLVED_FROM_DATA.
+    Only settings with this value of `on_resume` are compared: None, or
+    RESOLVED_FROM_DATA. `then` contains the settings of the run.
     """
     now, names = dataclasses.asdict(config), fields_that(on_resume)
     differences = [
-        f"--{name.replace('_', '-')} {then[name]} there, {now[name]} here"
+        f"--{name.replace('_', '-')} was {then[name]}, is now {now[name]}"
         for name in sorted(names)
         if name in then and now[name] != then[name]
     ]
     if differences:
         raise UsageError(
-            f"--resume: the run in {config.out} has other settings: "
-            f"{', '.join(differences)}; resume with its own, or start another run"
+            f"--resume: the run in {config.out} has different settings: "
+            f"{', '.join(differences)}; pass the run's settings, or start another run"
         )
 
 
 def checkpoint_to_resume(
     checkpoints: "CheckpointManager", asked: str, log: Callable[[str], None]
 ) -> "Checkpoint | None":
-    """Return the step to go on from; None where none was saved yet.
+    """Return the checkpoint to resume from; None if no checkpoint was saved yet.
 
-    Raises CheckpointError when those that were saved cannot be used.
+    `asked` is a step, or LAST. Raises CheckpointError if no usable one exists.
     """
     checkpoints.recover()
     folder = checkpoints.folder.parent
     if asked == LAST and not checkpoints.steps():
         if (folder / run_folder.MODEL).exists():
             raise CheckpointError(
-                f"{folder}: the run is finished, and no step is left to go on from; "
+                f"{folder}: the run is finished, but has no checkpoint to resume from; "
                 "pass another --out, or --overwrite instead of --resume"
             )
-        log("no step was saved yet: the run begins anew")
+        log("no checkpoint was saved yet: the run starts from the beginning")
         return None
     return checkpoints.restore(None if asked == LAST else int(asked))
 
 
 def check_data(then: Record, data: Any) -> None:
-    """Refuse, with CheckpointError, images or classes that are not the run's."""
+    """Raise CheckpointError if images or classes differ from the run's."""
     if then.class_names != list(data.class_names):
         raise CheckpointError(
-            f"--resume: the classes are {', '.join(data.class_names)}, the run's "
+            f"--resume: the classes are {', '.join(data.class_names)}, but the run has "
             f"{', '.join(then.class_names)}; start another run"
         )
     if then.sha256 != data.fingerprint():
         raise CheckpointError(
-            f"--resume: the images of {data.name} are not those of the run; put them "
-            "back, or start another run"
+            f"--resume: the images of {data.name} differ from those of the run; "
+            "restore them, or start another run"
         )
 
 
 def warn_if_environment_changed(
     then: Record, environment: Mapping[str, Any], log: Callable[[str], None]
 ) -> None:
-    """Say where other software or another device may round differently.
+    """Log a warning if the device or versions changed, which can change rounding.
 
-    `environment` holds this process's `device` and `versions`.
+    `environment` contains this process's `device` and `versions`.
     """
     now = {**environment["versions"], "device": environment["device"]}
     for since, earlier in then.environments():
@@ -103,20 +104,20 @@ def warn_if_environment_changed(
             f"{k} {earlier.get(k)} → {v}" for k, v in now.items() if v != earlier.get(k)
         ]:
             log(
-                f"warning: {', '.join(changes)} since the run {since}: its last bits "
-                "may differ from those of a run in one piece"
+                f"warning: {', '.join(changes)} since the run {since}: its results may "
+                "differ in the last bits from those of an uninterrupted run"
             )
             return
 
 
 def final_accuracy(folder: Path, epochs: int) -> float | None:
-    """Return a run's last test accuracy if it is finished, but for its pictures."""
+    """Return the test accuracy of a finished run, or None; figures may be missing."""
     if not (folder / run_folder.MODEL).exists():
         return None
     return record.final_accuracy(folder / run_folder.METRICS, epochs)
 
 
 def missing_pictures(folder: Path) -> list[str]:
-    """Return the names of the pictures that a finished run lacks."""
+    """Return the names of the figures that are missing in the folder of a run."""
     names = (run_folder.CURVES, run_folder.CONFUSION)
     return [name for name in names if not (folder / name).exists()]

@@ -1,7 +1,8 @@
-"""All that a run writes to its folder, in the order that loses nothing.
+"""Write the files of a run, in an order in which an interruption loses nothing.
 
-First what the run is, then an epoch at a time what it has reached; at the end one saved
-step, then the model, which makes the run a finished one; then pictures.
+First the record of the run is written, then the metrics after each epoch. At the end
+only one checkpoint is kept, then the model is written, which marks the run as finished,
+and then the figures.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class RunWriter:
-    """The writer of one run, whose folder this process holds.
+    """The writer of one run, whose folder this process has locked.
 
-    Without `checkpoints` no step is saved. Used as a context, it waits at its end for
-    what is being saved. `log` gets a line for what is unusual.
+    If `checkpoints` is None, no checkpoints are saved. At the end of a `with` block it
+    waits for the checkpoint that is being written. `log` is called with each warning.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class RunWriter:
         checkpoints: CheckpointManager | None,
         log: Callable[[str], None],
     ):
-        """Write nothing yet."""
+        """Store the arguments; nothing is written yet."""
         self.folder = folder
         self.checkpoints = checkpoints
         self.log = log
@@ -44,10 +45,10 @@ class RunWriter:
     def begin(
         self, record: Record, rows: Sequence[Mapping[str, float]], files: Any = None
     ) -> None:
-        """Write what the run is, the epochs it has behind it, and its data's files.
+        """Write the record of the run, the rows so far, and the paths of its images.
 
-        Of a run that begins, what an earlier one left in the folder is removed; of one
-        that goes on, the end of a shorter one.
+        For a new run, the files of an earlier run in the folder are removed. For a
+        resumed run, the model is removed, since the run is no longer finished.
         """
         if record.resumptions:
             (self.folder / run_folder.MODEL).unlink(missing_ok=True)
@@ -64,30 +65,30 @@ class RunWriter:
         self._write(name, json.dumps(content, indent=2) + "\n")
 
     def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write metrics.jsonl, a line an epoch."""
+        """Write metrics.jsonl, one line per epoch."""
         self._write(run_folder.METRICS, rows_text(rows))
 
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
-        """Save a step, in a thread; see `CheckpointManager.save`."""
+        """Save a checkpoint in a thread; see `CheckpointManager.save`."""
         if self.checkpoints is not None:
             self.checkpoints.save(state, trainable, progress)
 
     def wait(self) -> None:
-        """Return when nothing is being saved; CheckpointError if that failed."""
+        """Wait until nothing is being saved; raise CheckpointError if that failed."""
         if self.checkpoints is not None:
             self.checkpoints.wait()
 
     @property
     def last_step(self) -> int | None:
-        """The newest step that is saved, if one is."""
+        """The step of the latest checkpoint, or None if nothing was saved."""
         return self.checkpoints and self.checkpoints.last
 
     def write_model(
         self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
     ) -> None:
-        """Write the network, when the last step is saved, and alone.
+        """Wait for the last checkpoint, delete the others and write the model.
 
-        After all but the pictures: it makes a run a finished one.
+        Call this after everything except `draw`, because it marks the run as finished.
         """
         self.wait()
         if self.checkpoints is not None:
@@ -95,25 +96,25 @@ class RunWriter:
         write_safetensors(self.folder / run_folder.MODEL, tensors, metadata)
 
     def draw(self, name: str, draw: Callable[[], "Figure"]) -> None:
-        """Write a picture; that it cannot be drawn or written is a warning."""
+        """Draw and write a figure; log a warning if that fails."""
         path = self.folder / name
         try:
             with atomic_write(path) as partial:
                 draw().savefig(partial, dpi=150, format="png")
-        # Whatever a drawing library raises must not cost a trained network its end.
+        # An error in a drawing library must not make a finished training run fail.
         except Exception as error:
             reason = getattr(error, "strerror", None) or one_line(str(error))[:200]
             self.log(
                 f"warning: {path}: not drawn: {type(error).__name__}: {reason}; the "
-                "run is finished without it, and --resume draws it"
+                "run is finished without it; pass --resume to draw it"
             )
 
     def __enter__(self) -> "RunWriter":
-        """Wait at the end, whatever ends the block."""
+        """Return the writer; the end of the block waits, also after an error."""
         return self
 
     def __exit__(self, *_) -> None:
-        """Wait."""
+        """Wait until nothing is being saved."""
         self.wait()
 
     def _write(self, name: str, text: str) -> None:
@@ -122,7 +123,7 @@ class RunWriter:
 
 
 class SilentWriter:
-    """A writer of nothing: that of every process of a run but the first."""
+    """A writer that writes nothing, for all processes of a run except the first."""
 
     last_step: int | None = None
 
@@ -139,13 +140,13 @@ class SilentWriter:
         """Do nothing."""
 
     def wait(self) -> None:
-        """Return at once."""
+        """Return immediately."""
 
     def write_model(self, tensors: Any, metadata: Any) -> None:
         """Do nothing."""
 
     def draw(self, name: str, draw: Any) -> None:
-        """Do nothing, not even draw."""
+        """Do nothing; `draw` is not called."""
 
     def __enter__(self) -> "SilentWriter":
         """Return itself."""

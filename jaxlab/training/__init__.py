@@ -1,1 +1,1 @@
-"""How a network learns: steps, epochs, what they start from, what they are fed."""
+"""Training: steps, epochs, optimizers, initial weights and inputs."""

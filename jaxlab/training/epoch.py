@@ -1,4 +1,4 @@
-"""An epoch: one step for every batch of an order; and a split evaluated."""
+"""Train a network for one epoch, and evaluate it on a split."""
 
 import functools
 import time
@@ -13,23 +13,23 @@ import numpy as np
 from jaxlab.data.loaders import InMemory, Loader, batches, gather
 from jaxlab.training.step import Metrics, TrainState
 
-# How long the device may work without the host: what a progress bar, or who interrupts
-# the run, has to wait.
+# Several steps run as one program that should take at most about this long, because
+# progress bars are updated and signals are handled only between two programs.
 MAX_DISPATCH_SECONDS = 0.5
 
 
 class NotFinite(Exception):
-    """A loss that is not finite: the number of its step in the epoch, and its value."""
+    """Raised if the loss of a step, counted from 1 in its epoch, is not finite."""
 
     def __init__(self, step: int, loss: float):
-        """Keep both."""
+        """Store the step and its loss."""
         super().__init__(f"step {step}: the loss is {loss}")
         self.step = step
         self.loss = loss
 
 
 class Score(NamedTuple):
-    """Means over examples."""
+    """The mean loss and the accuracy, in [0, 1], over a number of examples."""
 
     loss: float
     accuracy: float
@@ -100,7 +100,10 @@ def train_epoch(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _steps(train_step, state, data, indices, weights, key, start, stop):
-    """Take the steps of batches start to stop; metrics are [number of batches]."""
+    """Run the training steps of the batches from `start` up to, but excluding, `stop`.
+
+    Each of the metrics has shape [number of batches] and is 0 for all other batches.
+    """
 
     def take(i, state):
         return train_step(state, gather(data, indices[i], weights[i]), key)
@@ -116,7 +119,7 @@ def _steps(train_step, state, data, indices, weights, key, start, stop):
 
 
 def fetch_lagged(results: Iterable[Any]) -> Iterator[Any]:
-    """Yield device results on the host, each when the next one is under way."""
+    """Yield results copied to the host, each after the next one was dispatched."""
     pending: deque[Any] = deque()
     for result in results:
         pending.append(result)
@@ -133,12 +136,15 @@ def evaluate_split(
     count: int,
     batch_size: int,
 ) -> tuple[Score, np.ndarray]:
-    """Return the mean score and predictions int32[count]; each example counts once."""
+    """Return the mean score and the predictions, int32[count], of `count` examples.
+
+    Each example counts once; the padding of the last batch is ignored.
+    """
     scores, predictions = [], []
     steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))
     for metrics, predicted in fetch_lagged(steps):
         scores.append(metrics)
-        predictions.append(predicted[: int(metrics.count)])  # padding stands last
+        predictions.append(predicted[: int(metrics.count)])  # the padding is at the end
     return _score(scores), np.concatenate(predictions)
 
 

@@ -1,7 +1,7 @@
-"""Arrays kept on disk between runs: bounded in size, checked when they are read.
+"""A store of arrays on disk, with a limited size and checksums verified on reading.
 
-An entry is a folder, named by its key: the array's bytes, and beside them their
-SHA-256 with what the caller wants to be known about them.
+An entry is a folder that is named after its key. It contains a file with the array's
+bytes, and a JSON file with their SHA-256 and the metadata that the caller passed.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from pretrained.disk import PARTIAL, atomic_folder, write_text
 
 ARRAY, ENTRY = "array.bin", "entry.json"
 _HASHED_AT_ONCE = 1 << 20  # bytes
-_FREE_BYTES = 1 << 29  # left on the disk besides what a run asks for
+_FREE_BYTES = 1 << 29  # remain free on the disk in addition to `leave`
 
 
 class StoreFullError(Exception):
-    """An array that the store cannot take; says why."""
+    """Raised if there is no space for an array; the message contains the reason."""
 
 
 class ArrayStore:
-    """Arrays by key, in `folder`, of at most `max_bytes` together.
+    """Arrays by key, stored in `folder`, with a total size of at most `max_bytes`.
 
-    What was used last stays longest. Several processes may share a folder: who works
-    on a key holds its `lock`.
+    The least recently used entries are removed first. Several processes may share a
+    folder: a process holds the `lock` of a key while it reads or writes its entry.
     """
 
     def __init__(self, folder: Path, max_bytes: int, leave: int = 0):
-        """Touch nothing before the first use; `leave` bytes of the disk stay free."""
+        """Access no files yet; at least `leave` bytes of the disk remain free."""
         self.folder = folder
         self.max_bytes = max_bytes
         self._leave = leave + _FREE_BYTES
-        self._used: set[str] = set()  # never removed by the run that needs them
+        self._used: set[str] = set()  # keys whose entries this run does not remove
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold a key; waits, after `on_wait()`, for another process that holds it."""
+        """Hold the lock of a key; call `on_wait` before waiting for another process."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = self._lock(key)
         try:
@@ -60,9 +60,10 @@ class ArrayStore:
     def read(
         self, key: str, shape: tuple[int, ...], dtype: Any, *, mapped: bool
     ) -> np.ndarray | None:
-        """Return the array, None when it is not there; raises CorruptionError.
+        """Return the array of a key, or None if there is no entry.
 
-        A `mapped` array stays on disk and is read where it is used.
+        If `mapped`, the array is memory-mapped: it is read from disk when it is used.
+        Raises CorruptionError if the entry is damaged or its size is wrong.
         """
         self._used.add(key)
         entry = self.folder / key
@@ -77,7 +78,7 @@ class ArrayStore:
         expected_size = dtype.itemsize * np.prod(shape, dtype=np.int64)
         if size != expected_size:
             raise CorruptionError(
-                f"{entry}: has {size:,} bytes instead of {expected_size:,}"
+                f"{entry}: contains {size:,} bytes, expected {expected_size:,}"
             )
         if mapped:
             array = np.memmap(entry / ARRAY, dtype, "r", shape=shape)
@@ -88,7 +89,7 @@ class ArrayStore:
         for start in range(0, size, _HASHED_AT_ONCE):
             digest.update(flat[start : start + _HASHED_AT_ONCE])
         if digest.hexdigest() != expected:
-            raise CorruptionError(f"{entry}: its SHA-256 is another")
+            raise CorruptionError(f"{entry}: SHA-256 checksum mismatch")
         os.utime(entry)
         return array
 
@@ -96,11 +97,12 @@ class ArrayStore:
     def write(
         self, key: str, size: int, about: Mapping[str, Any]
     ) -> Iterator[Callable[[np.ndarray], None]]:
-        """Make an entry of `size` bytes, of the arrays given to the yielded function.
+        """Write an entry of `size` bytes: the arrays passed to the yielded function.
 
-        An older entry of the key is replaced, and others make room, but for those that
-        this store has read or written. What breaks off leaves nothing. Raises
-        StoreFullError before anything is written.
+        An older entry of the key is replaced. Others are removed to make room, except
+        those that this store has read or written. `about` is the metadata, as JSON. If
+        writing is interrupted, no partial entry remains. Raises StoreFullError before
+        anything is written.
         """
         self._used.add(key)
         self._make_space(key, size)
@@ -135,7 +137,7 @@ class ArrayStore:
             if path.name not in self._used and not path.suffix
         ]
         gain = sum(entry_size for _, entry_size, _ in removable)
-        # What would not be enough is not even begun.
+        # Remove nothing if removing all of them would still not make enough room.
         while size > min(allowed, free) and size <= min(allowed, free) + gain:
             _, entry_size, path = removable.pop(0)
             gain -= entry_size
@@ -143,18 +145,18 @@ class ArrayStore:
                 allowed, free = allowed + entry_size, free + entry_size
         if size > allowed:
             raise StoreFullError(
-                f"{size / 1e9:.2g} GB do not go into what is left of "
-                f"{self.max_bytes / 1e9:.2g} GB"
+                f"{size / 1e9:.2g} GB do not fit into the space that is left of the "
+                f"limit of {self.max_bytes / 1e9:.2g} GB"
             )
         if size > free:
             raise StoreFullError(
-                f"{size / 1e9:.2g} GB do not go onto the disk, which has "
-                f"{(free + self._leave) / 1e9:.2g} GB free; the run needs "
-                f"{self._leave / 1e9:.2g} GB of it"
+                f"{size / 1e9:.2g} GB do not fit on the disk, which has "
+                f"{(free + self._leave) / 1e9:.2g} GB free, of which "
+                f"{self._leave / 1e9:.2g} GB are reserved for the run"
             )
 
     def _remove(self, key: str, path: Path) -> bool:
-        """Remove a folder of a key, unless another process works on it."""
+        """Remove a folder unless its key is locked; return whether it was removed."""
         try:
             with self._lock(key).acquire(blocking=False):
                 shutil.rmtree(path)
@@ -167,7 +169,7 @@ class ArrayStore:
 
 
 def _used_and_size(entry: Path) -> tuple[float, int]:
-    """Return when an entry was last used, and its bytes; zeros when it just went."""
+    """Return the time of an entry's last use and its bytes; zeros if it was removed."""
     try:
         size = sum(path.stat().st_size for path in entry.iterdir())
         return entry.stat().st_mtime, size

@@ -1,11 +1,11 @@
-"""The outputs of frozen layers, computed once instead of once an epoch.
+"""The outputs of frozen layers, computed once instead of once per epoch.
 
-Without augmentation a frozen layer gives the same output for an image in every epoch,
-so training on stored outputs is exact. The store stops before the first dropout, whose
-output changes from step to step even where its neighbours are frozen.
+Without augmentation a frozen layer has the same output for an image in every epoch, so
+training on stored outputs is exact. For training, only the outputs before the first
+dropout layer are stored, because dropout differs in each step even if it is frozen.
 
-Later runs find what was computed on disk, under a key of all that decides it: pixels,
-weights, device, and the program itself.
+The outputs are kept on disk for later runs. Their key is a hash of everything that
+determines them: the images, the weights, the device and the program itself.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from jaxlab.errors import CorruptionError
 from jaxlab.training.epoch import fetch_lagged
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 
-# A split's outputs up to this part of the memory are held in it, larger ones on disk.
+# A split's outputs are held in memory up to this fraction of it; larger ones on disk.
 IN_MEMORY_PART = 1 / 4
 
 
 class Images(NamedTuple):
-    """Images: their loader, the shape of one, their labels, their pixels' SHA-256."""
+    """Images: a loader, the shape of one, their labels, and the SHA-256 of the data."""
 
     load: Loader
     shape: tuple[int, ...]

@@ -1,6 +1,7 @@
-"""The epochs of a run: train, test, tell, save; from the first or from any step on.
+"""The training loop of a run, which can start at the first step or at any later one.
 
-The loop knows no folder: it is handed a writer.
+In each epoch it trains, tests, logs the metrics and saves a checkpoint. It writes files
+only through the `Writer` that it is given.
 """
 
 import functools
@@ -19,31 +20,32 @@ from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
 from jaxlab.training.inputs import FORWARD_BATCH, Inputs
 from jaxlab.training.step import Metrics, TrainState
 
-Row = dict[str, float]  # an epoch, as metrics.jsonl has it
+Row = dict[str, float]  # the metrics of an epoch, a line of metrics.jsonl
 
 
 class Writer(Protocol):
-    """What the loop needs of a run's writer."""
+    """The methods of a run's writer that the training loop calls."""
 
     @property
     def last_step(self) -> int | None:
-        """The newest step that is saved, if one is."""
+        """The step of the latest checkpoint, or None if nothing was saved."""
 
     def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write the epochs so far."""
+        """Write the metrics of all epochs so far."""
 
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
-        """Save a step."""
+        """Save a checkpoint; this may return before it is written."""
 
     def wait(self) -> None:
-        """Return when it is saved."""
+        """Wait until the checkpoint is written."""
 
 
 class Job(NamedTuple):
-    """What does not change while a run trains.
+    """Everything that is constant during the training of a run.
 
-    `inputs` and `counts` by split, `rate` from an epoch to its learning rate, `key` for
-    dropout. Every `every` epochs a step is saved, never for 0.
+    `inputs` and `counts` (numbers of examples) are by split. `rate` returns the
+    learning rate of an epoch, counted from 0. `key` is the PRNG key for dropout. A
+    checkpoint is saved every `every` epochs and after the last one, or never for 0.
     """
 
     inputs: dict[str, Inputs]
@@ -61,10 +63,11 @@ class Job(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a run has come: what the arrays of its state do not say.
+    """The progress of a run, as far as it is not part of the training state.
 
-    The rows of its epochs, and of an epoch that is not finished the metrics of the
-    steps taken and the seconds it took so far.
+    `rows` are the metrics of the finished epochs. For an unfinished epoch,
+    `step_metrics` are the metrics of the steps that were taken, and `seconds` is the
+    time that it has taken so far.
     """
 
     rows: tuple[Row, ...] = ()
@@ -72,30 +75,31 @@ class Progress(NamedTuple):
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON has it, without loss."""
+        """Return the progress as values for JSON, which represents it exactly."""
         steps = [[float(value) for value in step] for step in self.step_metrics]
         return {**self._asdict(), "step_metrics": steps}
 
     @classmethod
     def from_checkpoint(cls, about: Mapping[str, Any]) -> "Progress":
-        """Return the progress that was saved with a step."""
+        """Return the progress that was saved in a checkpoint."""
         steps = [Metrics(*map(np.float32, step)) for step in about["step_metrics"]]
         return cls(tuple(about["rows"]), tuple(steps), about["seconds"])
 
     @property
     def epochs_begun(self) -> int:
-        """The number of epochs that at least one step was taken of."""
+        """The number of epochs in which at least one step was taken."""
         return len(self.rows) + bool(self.step_metrics)
 
 
 def fit(
     job: Job, state: TrainState, progress: Progress, writer: Writer
 ) -> tuple[TrainState, list[Row], np.ndarray]:
-    """Train from some progress to the last epoch; its step may not be saved yet.
+    """Train from `progress` to the last epoch; the last save may still be running.
 
-    Returns the state, the rows and the predictions int32[tested] of the last epoch. A
-    signal ends it between two steps, saved (see `jaxlab.cli.signals`). Raises
-    JaxlabError when a loss is not finite, CheckpointError when a step cannot be saved.
+    Returns the state, the rows of all epochs, and the predictions, int32[number of test
+    images], of the last one. On a signal, training ends after the current step, saves a
+    checkpoint unless `job.every` is 0, and raises Stopped (see `jaxlab.cli.signals`).
+    Raises JaxlabError if a loss is not finite, CheckpointError if saving fails.
     """
     rows, step_metrics = list(progress.rows), list(progress.step_metrics)
     predictions = None
@@ -108,7 +112,8 @@ def fit(
             training_seconds = job.clock() - started
             tested, predictions = _test(job, state)
             if not math.isfinite(tested.loss):
-                # The training loss does not yet see what the last update did.
+                # A training loss is computed before the update of its step, so it does
+                # not show the effect of the last update.
                 raise NotFinite(len(step_metrics), tested.loss)
             row = {
                 "epoch": epoch + 1,
@@ -120,13 +125,13 @@ def fit(
                 "examples_per_second": job.counts["train"] / training_seconds,
                 "seconds": job.clock() - started,
             }
-            with signals.deferred():  # what was reached and what is told go together
+            with signals.deferred():  # a signal must not separate these updates
                 rows.append(row)
                 step_metrics, started = [], job.clock()
                 writer.write_rows(rows)
                 try:
                     _log_epoch(job, row)
-                finally:  # whether somebody reads it or not
+                finally:  # also if stdout was closed
                     if _is_saved(job, epoch):
                         progress = Progress(tuple(rows))
                         writer.save(state, job.trainable, progress.as_json())
@@ -140,7 +145,7 @@ def fit(
             writer.save(state, job.trainable, progress.as_json())
             writer.wait()
         raise
-    if predictions is None:  # all was trained before
+    if predictions is None:  # no epoch was left to train
         _, predictions = _test(job, state)
     return state, rows, predictions
 
@@ -152,7 +157,7 @@ def _train(
     step_metrics: list[Metrics],
     stop: Callable[[], bool],
 ) -> tuple[TrainState, Score]:
-    """Take the steps of an epoch that `step_metrics` lacks, until told to stop."""
+    """Run the steps of an epoch that `step_metrics` lacks, until `stop()` is true."""
     order = epoch_order(job.counts["train"], job.seed, epoch)
     with terminal.progress_bar(len(order), f"epoch {epoch + 1}") as bar:
         bar.update(min(len(step_metrics) * job.batch_size, len(order)))
@@ -180,7 +185,7 @@ def _test(job: Job, state: TrainState) -> tuple[Score, np.ndarray]:
 
 
 def _is_saved(job: Job, epoch: int) -> bool:
-    """Return whether a step is saved behind an epoch, counted from 0."""
+    """Return whether a checkpoint is saved after an epoch, counted from 0."""
     is_last = epoch + 1 == job.epochs
     return job.every > 0 and ((epoch + 1) % job.every == 0 or is_last)
 
@@ -212,5 +217,5 @@ def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> JaxlabE
     return JaxlabError(
         f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1} "
         f"at learning rate {job.rate(epoch):g}; lower --lr"
-        + (f"; the last step saved is {last}" if last is not None else "")
+        + (f"; the latest checkpoint is step {last}" if last is not None else "")
     )

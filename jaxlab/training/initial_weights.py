@@ -1,4 +1,7 @@
-"""The parameters a run starts from: fresh, or with pretrained layers put in."""
+"""The initial parameters of a run: fresh layers, pretrained layers, or both.
+
+Fresh layers are randomly initialised as torch initialises them.
+"""
 
 import functools
 import os
@@ -16,7 +19,7 @@ from pretrained.errors import IntegrityError
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES
 
-IMAGE_SIZE = 64  # of a first call; no parameter's shape depends on it
+IMAGE_SIZE = 64  # of the image for Linen's `init`; affects no parameter's shape
 
 
 def initial_params(
@@ -27,20 +30,20 @@ def initial_params(
     *,
     offline: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a network's first params, and the record of where they come from.
+    """Return the initial params of a network, and a record of their origin.
 
-    `name` is "none" (all layers fresh, as torch initialises them), "imagenet-conv" (the
-    embedded convolutions of torchvision's AlexNet, the rest fresh), "imagenet" (the
-    whole of it, from the cache or else, unless `offline`, downloaded), or the path of a
-    weights file. A head of another number of classes than the model's is left out, and
-    fresh. The record holds the source, its hash, whether that is a published file's,
-    and for each layer where it is from.
+    `name` is "none" (all layers fresh), "imagenet-conv" (the embedded ImageNet
+    convolutions, all other layers fresh), "imagenet" (all layers of the published
+    weights, which are read from the cache, or downloaded unless `offline`), or the path
+    of a weights file. If the number of classes differs from the model's, the head of
+    the weights is not used and the model's head is fresh. The record contains the
+    source, its SHA-256, whether it is a published file, and the origin of each layer.
 
-    Raises WeightsError, DownloadError or IntegrityError for weights that are absent,
-    damaged or of another network.
+    Raises WeightsError, DownloadError or IntegrityError if the weights are missing,
+    damaged or for a different network.
     """
     head = architecture.head
-    # First what may be refused; fresh layers take seconds.
+    # Weights are read first, since this may fail, and fresh layers take seconds.
     loaded: dict[str, Any] = {}
     record: dict[str, Any] = {"name": name}
     origin = "ImageNet"
@@ -66,7 +69,7 @@ def initial_params(
     }
 
     @jax.jit
-    def fresh(key):  # what is not asked for is not even compiled, which takes seconds
+    def fresh(key):  # unused layers are not compiled, which would take seconds
         params = _init(model, key)
         return {layer: params[layer] for layer in layers if layer not in loaded}
 
@@ -74,9 +77,9 @@ def initial_params(
     return {layer: params[layer] for layer in layers}, {**record, "layers": layers}
 
 
-@functools.cache  # a run asks twice
+@functools.cache  # a run calls this twice
 def param_shapes(model: nn.Module) -> Any:
-    """Return a network's params as shapes and dtypes, without computing any."""
+    """Return the shapes and dtypes of a network's params, without computing them."""
     return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
 
 
@@ -88,9 +91,10 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
 def whole_network(
     name: str, network: str | None = None, *, offline: bool = False
 ) -> Weights:
-    """Return all layers: of published weights by their name, or of a file.
+    """Return the weights of all layers; `name` is a key of SOURCES, or a file's path.
 
-    `network` is the one that they must be of; by default the one whose keys they have.
+    `network` is the network that they must belong to; by default it is detected from
+    their names and shapes. Raises WeightsError, DownloadError or IntegrityError.
     """
     if name in SOURCES:
         with open_published(SOURCES[name], offline=offline) as file:
@@ -104,14 +108,14 @@ def whole_network(
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return the lines that say what a run starts from; "" when it is all fresh."""
+    """Return the lines that describe the initial weights; "" if all are fresh."""
     if "sha256" not in record:
         return ""
-    trust = "as published" if record["verified"] else "unverified: no published file"
+    trust = "as published" if record["verified"] else "unverified: not a published file"
     digest = record["sha256"][:16]
     words = f"weights: {record['source']}, SHA-256 {digest}… ({trust})"
     head = list(record["layers"])[-1]
     if "classes" in record and record["layers"][head] == "fresh":
         count = record["classes"]
-        words += f"\n{head} is fresh: the weights' own has {count:,} classes"
+        words += f"\n{head} is fresh: the weights have a head for {count:,} classes"
     return words

@@ -18,12 +18,13 @@ from jaxlab.models.architecture import Architecture
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
 
-# Images a batch where nothing is learnt: a compromise of speed and memory, no result.
+# Images per batch where no gradients are computed: a compromise between speed and
+# memory that does not affect the results.
 FORWARD_BATCH = 100
 
 
 class Inputs(NamedTuple):
-    """Batches of a split, and the function from them to logits, a model's `apply`."""
+    """A split's loader, and a function like a model's `apply` from batch to logits."""
 
     load: Loader
     apply_fn: Callable
@@ -32,10 +33,10 @@ class Inputs(NamedTuple):
 def image_inputs(
     model: nn.Module, data: Dataset, preprocess: Preprocess, workers: int
 ) -> dict[str, Inputs]:
-    """Return each split's images, for the whole network; `workers` of `Streamed`."""
+    """Return each split's images for the whole network; `workers` is for `Streamed`."""
     to_input = preprocess.normalize if data.resized else preprocess
 
-    @functools.wraps(model.apply)  # what it takes, this takes
+    @functools.wraps(model.apply)  # `takes` inspects model.apply
     def apply_fn(variables, batch, **kwargs):
         return model.apply(variables, to_input(batch), **kwargs)
 
@@ -124,16 +125,16 @@ def _shape(split: Split, preprocess: Preprocess) -> tuple[int, ...]:
 
 
 def frozen_children(children: Sequence[str], trainable: Any) -> list[str]:
-    """Return the children from the first on of which nothing is trained."""
+    """Return the children before the first one that has a trainable parameter."""
     trained = [name for name in children if any(jax.tree.leaves(trainable[name]))]
     return list(children[: children.index(trained[0])] if trained else children)
 
 
 def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
-    """Return the named layers' params, which no step changes.
+    """Return the params of the named layers, which must be frozen.
 
-    Raises ValueError naming each leaf of them that `trainable` says is trained: its
-    gradient would be zero and its stored outputs those of other weights.
+    Raises ValueError, which names each of their leaves that is True in `trainable`: its
+    gradient would be zero, and the stored outputs would not be those of its new values.
     """
     trained = [
         f"{layer}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
@@ -143,7 +144,7 @@ def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
     ]
     if trained:
         raise ValueError(
-            f"stored outputs: {', '.join(trained)} are trained, so what they give "
-            "changes from step to step; store the outputs of frozen layers only"
+            f"stored outputs: {', '.join(trained)} are trained, so the outputs of "
+            "their layers change in each step; store the outputs of frozen layers only"
         )
     return {layer: params[layer] for layer in layers}

@@ -1,4 +1,4 @@
-"""From the settings of a run to its network, and to what the loop repeats."""
+"""Build the network of a run, and the `Job` of its training loop, from its settings."""
 
 import math
 from collections.abc import Callable
@@ -24,19 +24,19 @@ from jaxlab.training.step import TrainState
 
 
 class Network(NamedTuple):
-    """A module, its parameters' shapes, which are trained, and how."""
+    """A model, its params' shapes, which of them are trained, and its optimizer."""
 
     model: nn.Module
     shapes: Any
     trainable: Any
     optimizer: optax.GradientTransformation
-    rate: Callable[[int], float]  # of an epoch
+    rate: Callable[[int], float]  # of an epoch, counted from 0
     init_key: jax.Array
     dropout_key: jax.Array
 
 
 def network_of(config: Config, data: Dataset) -> Network:
-    """Return the network that a config asks for, for the classes of some data."""
+    """Return the network of a config, with one output for each class of the data."""
     architecture = ARCHITECTURES[config.model]
     dtype = jnp.dtype(config.precision)
     model = architecture.build(len(data.class_names), dtype=dtype)
@@ -73,10 +73,10 @@ def job_of(
     class_weights: np.ndarray | None = None,
     store: ArrayStore | None = None,
 ) -> Job:
-    """Return what the loop repeats, from the state it begins with.
+    """Return the job that `fit` runs from `state`.
 
-    With a `store` the outputs of frozen layers are computed once and kept there;
-    `class_weights` are those of `make_train_step`.
+    With a `store`, the outputs of frozen layers are computed once and kept there.
+    `class_weights` is passed to `make_train_step`.
     """
     architecture = ARCHITECTURES[config.model]
     clock = runtime.Clock()

@@ -1,7 +1,7 @@
-"""A state and pure steps over it: `(state, batch, key) -> (state, metrics)`.
+"""The training state, and pure steps `(state, batch, key) -> (state, metrics)`.
 
-The steps know no model and no optimiser by name: they take an `apply_fn` with the
-signature of a Linen module's `apply`, and an Optax transformation.
+The steps work with any model and any optimizer: they are made from an `apply_fn` with
+the signature of a Linen module's `apply`, and an Optax transformation.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from jaxlab.models.chain import takes
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step reads and writes; plain nested dicts and arrays.
+    """Everything that a step reads and updates, as nested dicts and arrays.
 
-    `params` and `batch_stats` as Linen keeps them, `opt_state` as Optax does, `step`
-    int32: the number of steps taken.
+    `params` and `batch_stats` have the form that Linen uses, `opt_state` that of Optax.
+    `step`, int32, is the number of steps taken.
     """
 
     params: Any
@@ -31,12 +31,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def other_variables(self) -> dict[str, Any]:
-        """The variables beside the params: running statistics, if there are any."""
+        """The variables other than the params: running statistics, if there are any."""
         return {"batch_stats": self.batch_stats} if self.batch_stats else {}
 
 
 class Metrics(NamedTuple):
-    """Sums over examples: of the loss, of correct answers, and their number."""
+    """Sums over examples: the loss, the correct predictions, and the examples."""
 
     loss: jax.Array
     correct: jax.Array
@@ -46,7 +46,10 @@ class Metrics(NamedTuple):
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, batch_stats: Any = None
 ) -> TrainState:
-    """Return the state before the first step. The first step donates its buffers."""
+    """Return the state before the first step.
+
+    It contains copies of the arrays, because the first step donates its buffers.
+    """
     return TrainState(
         params=jax.tree.map(jnp.array, params),
         batch_stats=jax.tree.map(jnp.array, batch_stats or {}),
@@ -129,7 +132,7 @@ def make_train_step(
 def make_eval_step(
     apply_fn: Callable,
 ) -> Callable[[TrainState, Batch], tuple[Metrics, jax.Array]]:
-    """Return the jitted `(state, batch) -> (metrics, predictions int32[b])`."""
+    """Return the jitted step `(state, batch) -> (metrics, predictions int32[b])`."""
 
     def eval_step(state, batch):
         logits = apply_fn(
@@ -143,7 +146,7 @@ def make_eval_step(
 
 
 def _metrics(logits: jax.Array, batch: Batch) -> Metrics:
-    # At least float32, so that bfloat16 logits do not round the loss.
+    # At least float32, so that the loss of bfloat16 logits is not rounded.
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     correct = logits.argmax(-1) == batch.labels

@@ -1,13 +1,13 @@
-"""Key tables, one visible row a tensor: torchvision's state_dict and Flax's params.
+"""Key tables that map torchvision's state_dicts to Flax's variables, a row per tensor.
 
-A family of networks has a file here, with a function of its widths that returns its
-rows; `pretrained.layout` converts by them. Nothing is matched by order or reshaped to
-fit.
+Each family of networks has a module here, with a function that returns its rows for
+given layer widths; `pretrained.layout` converts by these rows. Tensors are matched by
+name, never by order, and are not reshaped to make them fit.
 """
 
 from collections.abc import Iterable
 
-# The function takes the module's place as the attribute `tables.alexnet`.
+# The function replaces the module of the same name as the attribute `tables.alexnet`.
 from pretrained.tables.alexnet import ALEXNET, alexnet
 from pretrained.tables.row import Row, Transform
 
@@ -17,7 +17,7 @@ __all__ = ["ALEXNET", "TABLES", "Row", "Transform", "alexnet", "children", "head
 
 
 def children(table: Iterable[Row]) -> list[str]:
-    """Return the names of a network's children, in order: the first parts of paths."""
+    """Return a network's children in order: the first components of the Flax paths."""
     paths = (row.flax for row in table if row.collection == "params")
     return list(dict.fromkeys(path.split("/")[0] for path in paths))
 

@@ -1,4 +1,4 @@
-"""torchvision's AlexNet."""
+"""The key table of torchvision's AlexNet."""
 
 from pretrained.tables.row import Row, conv, flattened_chw, linear
 
@@ -7,7 +7,7 @@ def alexnet(
     channels: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256),
     hidden: int = 4096,
 ) -> tuple[Row, ...]:
-    """Return AlexNet's rows, for torchvision's widths or others."""
+    """Return the rows of an AlexNet; the default widths are torchvision's."""
     c1, c2, c3, c4, c5 = channels
     return (
         *conv("features.0", "conv1", c1, 3, 11),

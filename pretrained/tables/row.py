@@ -1,7 +1,7 @@
-"""A row of a key table: a tensor's two names, its shape, how its axes move.
+"""Rows of a key table: a tensor's two names, its shape, and the order of its axes.
 
-torch keeps convolutions as OIHW and flattens C·H·W; Flax keeps HWIO and, with channels
-last, flattens H·W·C. Every difference is a named transform.
+torch stores convolution kernels as OIHW and flattens feature maps as C·H·W. Flax stores
+HWIO and, with channels last, flattens H·W·C. Every difference is a named transform.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,19 +11,19 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """A re-ordering of one tensor's axes and its exact inverse."""
+    """A reordering of the axes of one tensor, and its exact inverse."""
 
     to_flax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
 class Row(NamedTuple):
-    """One tensor: its name on both sides, its shape in torch, how the axes move.
+    """One tensor: its names in torch and Flax, its shape in torch, and its transform.
 
     `flax` is a path of any depth in `collection`, "params" or "batch_stats". A string
-    in `shape` is a free dimension, equal wherever the same string stands. A "count",
-    such as BatchNorm's of its batches, is int64 in torch and int32 in Flax, and 0 where
-    a file lacks it; all else is "float".
+    in `shape` is a free dimension: its size is the same wherever the string occurs. A
+    tensor of kind "count", such as BatchNorm's number of batches, is int64 in torch and
+    int32 in Flax, and 0 if a state_dict lacks it. All other tensors have kind "float".
     """
 
     torch: str
@@ -34,11 +34,14 @@ class Row(NamedTuple):
     kind: Literal["float", "count"] = "float"
 
 
-Size = int | str  # of a dimension; a free one is named
+Size = int | str  # of a dimension; a string names a free dimension
 
 
 def flattened_chw(channels: int, height: int, width: int) -> Transform:
-    """[out, C·H·W] <-> [H·W·C, out]: a linear layer behind a flattened feature map."""
+    """Return the transform of a linear layer that follows a flattened feature map.
+
+    It converts [out, C·H·W] in torch to [H·W·C, out] in Flax and back.
+    """
     rows = channels * height * width
 
     def to_flax(weight):
@@ -70,7 +73,7 @@ def conv(
     groups: int = 1,
     bias: bool = True,
 ) -> Iterator[Row]:
-    """Yield the rows of a convolution: [out, inputs / groups, kernel, kernel]."""
+    """Yield the rows of a convolution of [out, inputs / groups, kernel, kernel]."""
     shape = (out, inputs // groups, kernel, kernel)
     yield Row(f"{torch}.weight", f"{flax}/kernel", shape, oihw_hwio)
     if bias:
@@ -80,13 +83,13 @@ def conv(
 def linear(
     torch: str, flax: str, out: Size, inputs: int, transform: Transform = transposed
 ) -> Iterator[Row]:
-    """Yield the rows of a linear layer: [out, inputs]."""
+    """Yield the rows of a linear layer of [out, inputs]."""
     yield Row(f"{torch}.weight", f"{flax}/kernel", (out, inputs), transform)
     yield Row(f"{torch}.bias", f"{flax}/bias", (out,), same)
 
 
 def batch_norm(torch: str, flax: str, channels: int) -> Iterator[Row]:
-    """Yield the five rows of a batch normalisation, in torch's order."""
+    """Yield the five rows of a batch normalization layer, in torch's order."""
     shape = (channels,)
     yield Row(f"{torch}.weight", f"{flax}/scale", shape, same)
     yield Row(f"{torch}.bias", f"{flax}/bias", shape, same)

@@ -1,4 +1,4 @@
-"""A dataclass becomes flags, and flags a dataclass."""
+"""Test that a dataclass defines flags and that flags are parsed into its fields."""
 
 from dataclasses import dataclass
 
@@ -29,11 +29,11 @@ def test_only_what_was_given_is_returned():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"size": 0}, "--size: 0 is out of range; pass a number at least 1"),
-        ({"size": "three"}, "--size: 'three' is no whole number"),
-        ({"rate": [0.5]}, "--rate: '[0.5]' is no number"),
-        ({"loud": 1}, "--loud: 1 is of another kind"),
-        ({"size": True}, "--size: True is of another kind"),
+        ({"size": 0}, "--size: 0 is out of range; pass a number that is at least 1"),
+        ({"size": "three"}, "--size: 'three' is not a whole number"),
+        ({"rate": [0.5]}, "--rate: '[0.5]' is not a number"),
+        ({"loud": 1}, "--loud: 1 has the wrong type"),
+        ({"size": True}, "--size: True has the wrong type"),
     ],
 )
 def test_values_from_elsewhere_are_checked_as_flags_are(values, message):
@@ -53,6 +53,6 @@ def test_flags_become_typed_fields_with_defaults():
 
 def test_bounds_are_told_whole():
     with pytest.raises(
-        UsageError, match="1 is out of range; pass a number above 0 and"
+        UsageError, match="1 is out of range; pass a number that is above 0 and"
     ):
         parse("--rate", "1")

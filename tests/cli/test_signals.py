@@ -1,4 +1,4 @@
-"""Signals: noted, deferred, raised once."""
+"""Test that signals are raised once, deferred on request, and never lost."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_signals_are_the_callers_again_afterwards():
 
 def test_a_signal_that_python_drops_is_raised_at_the_end_and_not_printed(capsys):
     class Dying:
-        def __del__(self):  # Python drops what is raised here
+        def __del__(self):  # Python ignores exceptions raised here
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""What every command does with errors, interruptions and the terminal."""
+"""Test how commands report errors and interruptions and draw progress bars."""
 
 import os
 import pty

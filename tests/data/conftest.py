@@ -1,4 +1,4 @@
-"""Folders of pictures, and how to load them."""
+"""Fixtures and helpers for tests that load a folder of images."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def load(root, preprocess=SQUASH, **kwargs):
 
 @pytest.fixture
 def pets(tmp_path):
-    """Two classes of eight pictures."""
+    """Return the path of a folder with two classes of eight images each."""
     root = tmp_path / "my pets"
     for label, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)

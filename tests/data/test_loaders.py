@@ -1,4 +1,4 @@
-"""Streaming: the same batches from memory, from threads and from any worker count."""
+"""Test that streaming gives the in-memory batches for any number of workers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from tests.data.conftest import SQUASH, load, picture
 
 @pytest.fixture
 def both(pets, monkeypatch):
-    """The same pictures in memory and on the disk."""
+    """Return the same training images in memory and read from the disk."""
     whole = load(pets)[0].train
     monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     return whole, load(pets)[0].train
@@ -51,6 +51,6 @@ def test_a_file_that_changes_while_it_is_used_is_named(both, change):
     else:
         path.write_bytes(path.read_bytes()[:-30])
     stream = Streamed(files.images, files.labels, SQUASH)
-    with pytest.raises(InputError, match="leave the folder as it is") as raised:
+    with pytest.raises(InputError, match="leave the folder unchanged") as raised:
         list(stream(np.arange(12), 4))
     assert str(path) in str(raised.value)

@@ -1,4 +1,4 @@
-"""Decoding: every odd kind of picture has one meaning, every bad one a name."""
+"""Test that unusual images are decoded as defined and that bad ones are refused."""
 
 import io
 import struct
@@ -54,7 +54,7 @@ def test_transparency_is_composited_on_white():
     found = pixels(encoded(image))
     assert (found[:2] == 255).all()
     np.testing.assert_array_equal(found[2:], COLOUR[2:])
-    # Pillow's own conversion, the trap, shows what lies under the transparency.
+    # Pillow's own conversion would show the colours below the transparency.
     assert (np.asarray(image.convert("RGB"))[:2] != 255).any()
 
 
@@ -88,14 +88,14 @@ def test_sixteen_bits_are_scaled_not_cut():
     content = encoded(Image.fromarray(values))
     np.testing.assert_array_equal(pixels(content), [[0, 0, 1, 1, 117, 255]])
     cut = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
-    assert (cut[0, 2:] == 255).all()  # what Pillow does by itself
+    assert (cut[0, 2:] == 255).all()  # Pillow's own conversion clips the values
 
 
 def test_exif_turns_a_picture_upright():
     image = Image.fromarray(COLOUR)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 270 degrees
+    exif[0x0112] = 6  # displayed after a counter-clockwise rotation by 270 degrees
     content = encoded(turned, "PNG", exif=exif)
     np.testing.assert_array_equal(pixels(content), COLOUR)
 
@@ -115,7 +115,7 @@ def test_one_pixel_is_a_picture():
 
 
 def bomb(width, height):
-    """A PNG of a few bytes whose header claims a huge picture."""
+    """Return a PNG of a few bytes whose header claims a huge image."""
 
     def chunk(kind, data):
         body = kind + data
@@ -139,16 +139,16 @@ JPEG = encoded(Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), np.uint8)), 
 PNG = encoded(Image.fromarray(COLOUR))
 BAD = {
     "zero bytes": (b"", "empty file"),
-    "a text": (b"no picture", "no picture in a known format"),
-    "HTML": (b"<html>", "no picture in a known format"),
-    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no picture in a known"),
-    "EPS": (encoded(Image.fromarray(COLOUR), "EPS"), "no picture in a known format"),
-    "PDF": (encoded(Image.fromarray(COLOUR), "PDF"), "no picture in a known format"),
-    "ICO": (encoded(Image.new("RGB", (16, 16)), "ICO"), "no picture in a known format"),
+    "a text": (b"no picture", "unknown image format"),
+    "HTML": (b"<html>", "unknown image format"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "unknown image format"),
+    "EPS": (encoded(Image.fromarray(COLOUR), "EPS"), "unknown image format"),
+    "PDF": (encoded(Image.fromarray(COLOUR), "PDF"), "unknown image format"),
+    "ICO": (encoded(Image.new("RGB", (16, 16)), "ICO"), "unknown image format"),
     "a truncated JPEG": (JPEG[: len(JPEG) // 2], "damaged"),
     "a truncated PNG": (PNG[:-30], "damaged"),
     "a PNG with a flipped bit": (PNG[:45] + b"\xff" + PNG[46:], "damaged"),
-    "only a signature": (b"\x89PNG\r\n\x1a\n", "no picture in a known format"),
+    "only a signature": (b"\x89PNG\r\n\x1a\n", "unknown image format"),
     "51 million pixels": (bomb(7_200, 7_100), "over 50 million pixels"),
     "100 million pixels": (bomb(10_000, 10_000), "over 50 million pixels"),
     "4 billion pixels": (bomb(65_000, 65_000), "over 50 million pixels"),

@@ -1,4 +1,4 @@
-"""Preprocessing against Pillow and torchvision's transforms."""
+"""Test preprocessing against Pillow and torchvision's transforms."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_two_hundred_real_digits_resize_to_pillows_pixels():
 
 @pytest.mark.parametrize(
     "shape",
-    # Both orders of the two passes, one pass, none, and the extremes.
+    # Both orders of the two resize passes, one pass, no pass, and extreme sizes.
     [
         (417, 300, 3),
         (300, 417, 3),
@@ -50,7 +50,7 @@ def test_noise_resizes_to_pillows_pixels_up_and_down(shape):
     assert np.count_nonzero(ours != pillow(image, 224, 224)) == 0
 
 
-# Each size compiles its own operations, a second's worth.
+# Each size compiles its own operations, which takes about a second.
 @pytest.mark.slow
 @settings(max_examples=settings.default.max_examples // 12, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))

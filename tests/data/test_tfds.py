@@ -1,4 +1,8 @@
-"""TensorFlow Datasets, with the real Fashion-MNIST: prepared once, then only read."""
+"""Test that a TensorFlow Datasets (TFDS) dataset is prepared once and then only read.
+
+It is one file because many of these tests read the small dataset that the fixture
+`prepared` stores once with TensorFlow, which is slow. Some use the real Fashion-MNIST.
+"""
 
 import gzip
 import json
@@ -54,7 +58,7 @@ def incomplete(folder):
     return list((folder / "fashion_mnist").glob("incomplete.*"))
 
 
-# Stores arrays as a set of the name and version given.
+# A program that stores arrays as a TFDS dataset with the given name and version.
 STORE = """
 import sys
 import numpy as np
@@ -84,14 +88,14 @@ def store(folder, name, version, shape, classes, **arrays):
     shape = ",".join(map(str, shape))
     words = [folder / "arrays.npz", name, version, shape, ",".join(classes), folder]
     script = [sys.executable, "-c", STORE, *words]
-    (folder / "temporary").mkdir()  # TFDS leaves a folder there
+    (folder / "temporary").mkdir()  # TFDS leaves a folder behind there
     environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
     subprocess.run(script, check=True, capture_output=True, env=environment)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A small set under the name of TFDS' mnist: 300 digits, and 200 to test."""
+    """Store 300 training and 200 test digits under the name of TFDS's dataset mnist."""
     folder = tmp_path_factory.mktemp("tensorflow datasets")
     digits = mnist5k().first(300, 200)
     arrays = {
@@ -124,8 +128,9 @@ def test_fashion_mnist_is_prepared_and_its_pixels_are_the_original_files(tmp_pat
 def test_it_is_prepared_once_by_two_processes_after_another_was_killed(
     tmp_path, monkeypatch
 ):
+    # The killed process leaves its temporary files here.
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # the killed one's stay
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     process = loading(tmp_path)
     while not list((tmp_path / "fashion_mnist").glob("incomplete.*/*")):
         assert process.poll() is None
@@ -139,7 +144,7 @@ def test_it_is_prepared_once_by_two_processes_after_another_was_killed(
         assert out.splitlines()[-1] == "60000 10000 False False", err
         assert err == ""
     told = [out for out, _ in results if "preparing it under" in out]
-    assert len(told) == 1  # the other one waited
+    assert len(told) == 1  # the other process waited
     assert incomplete(tmp_path) == []
 
 
@@ -158,7 +163,7 @@ def test_the_lab_runs_on_it(prepared, undrawn, tmp_path, capsys):
     overfit.main([*job, "--train-size", "100", *flags, "--out", str(tmp_path / "lab")])
     printed = capsys.readouterr()
     assert "mnist: 100 training and 200 test images, 1 seeds" in printed.out
-    assert printed.err == ""  # nothing of TFDS' own
+    assert printed.err == ""  # no message from TFDS itself
 
 
 @pytest.mark.slow
@@ -212,13 +217,13 @@ def test_a_cut_shard_is_noticed(prepared, tmp_path):
 
 
 def test_a_shard_without_records_is_noticed(prepared, tmp_path):
-    """As some are after a cut: they open, with nothing in them."""
+    """A shard that opens but is empty, as some truncated ones are, is refused."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shutil.copytree(prepared, tmp_path / "data")
     (shard,) = (tmp_path / "data").rglob("*test.array_record*")
     ArrayRecordWriter(str(shard), "group_size:1").close()
-    with pytest.raises(InputError, match="test has 0 records, .* says 200; remove"):
+    with pytest.raises(InputError, match="test has 0 records, .* lists 200; remove"):
         load_tfds("mnist", data_dir=str(tmp_path / "data"))
 
 
@@ -236,7 +241,8 @@ def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
     with pytest.raises(NetworkError):
         load_tfds("mnist", data_dir=str(tmp_path / "data"), offline=True)
     assert list(tmp_path.iterdir()) == []
-    tfds._tfds().builder("mnist", data_dir=str(tmp_path / "data"))  # the control
+    # As a control, TFDS itself leaves a temporary folder behind.
+    tfds._tfds().builder("mnist", data_dir=str(tmp_path / "data"))
     assert len(list(tmp_path.glob("tmp*tfds"))) == 1
 
 
@@ -281,7 +287,7 @@ def test_offline_and_not_prepared_names_three_ways_out(tmp_path):
         "(t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz, train-images-idx3-",
         "pass --manual-dir",
         f"({tmp_path} lacks t10k-images",
-        "copy a prepared set there from another machine",
+        "copy the prepared dataset from another machine into --data-dir",
     ):
         assert way in process.stderr
     assert list(tmp_path.iterdir()) == []
@@ -357,7 +363,7 @@ def test_the_lab_takes_no_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def varying(tmp_path_factory):
-    """Twenty images of different sizes, dark and light, all of one split."""
+    """Store twenty dark and light images of different sizes in a single split."""
     folder = tmp_path_factory.mktemp("varying")
     random = np.random.default_rng(0)
     images = np.empty(20, object)

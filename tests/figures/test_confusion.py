@@ -1,4 +1,4 @@
-"""The confusion matrix, read back from the figure."""
+"""Test the confusion matrix and the content of its figure."""
 
 import numpy as np
 from PIL import Image
@@ -37,4 +37,4 @@ def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path):
     with Image.open(tmp_path / "c.png") as picture:
         assert 1000 < min(picture.size) and max(picture.size) < 3000
         reds = (np.asarray(picture.convert("RGB"))[..., 1] < 130).sum()
-    assert reds > 1000  # each mistake has its cell
+    assert reds > 1000  # each mistake has a cell that can be seen

@@ -1,4 +1,4 @@
-"""What the pictures and tables say, read back from the figures."""
+"""Test the labels and the values in the figure of the training curves."""
 
 import numpy as np
 

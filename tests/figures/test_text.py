@@ -1,4 +1,4 @@
-"""What the tables say."""
+"""Test the content of the layer table."""
 
 import numpy as np
 

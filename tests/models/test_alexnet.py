@@ -1,4 +1,7 @@
-"""AlexNet against the real torchvision: every named layer, sizes, precisions."""
+"""Test every layer of AlexNet against torchvision, at several sizes and precisions.
+
+It is one file because most tests compare the two networks with the helpers below.
+"""
 
 import functools
 
@@ -24,10 +27,10 @@ from tests.conftest import (
 )
 from tests.stress.narrow import NARROW
 
-# What a wrong layer must exceed: a thousand times the bar of a right one.
+# The error of a wrong layer must exceed a thousand times the tolerance.
 CLEARLY_WRONG = 1000 * FORWARD_FLOAT32
 SIZES = [(63, 63), (192, 256), (224, 224), (320, 320)]
-# Our layer -> the index path in torchvision's module tree.
+# The path of each of our layers in torchvision's module tree.
 LAYERS = {
     "conv1": "features.0",
     "conv2": "features.3",
@@ -41,12 +44,12 @@ LAYERS = {
 
 
 def torch_layers(model, images):
-    """Every named layer's output, channels last, as torchvision computes it."""
+    """Return torchvision's output of every named layer, channels last."""
     outputs = {}
 
     def keep(name):
         def hook(_module, _inputs, output):
-            # A copy: the ReLU that follows works in place.
+            # The output is copied, because the ReLU that follows works in place.
             outputs[name] = output.detach().clone().numpy()
 
         return hook
@@ -67,7 +70,7 @@ def torch_layers(model, images):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_captured(model, params, images):
-    """The logits and Flax's record of every layer; compiled once for each shape."""
+    """Return the logits and Flax's record of all layers; compiled once per shape."""
     logits, captured = model.apply(
         {"params": params}, images, train=False, capture_intermediates=True
     )
@@ -75,7 +78,7 @@ def run_captured(model, params, images):
 
 
 def our_layers(model, params, images):
-    """Every named layer's output, as our model computes it."""
+    """Return our model's output of every named layer."""
     with jax.default_matmul_precision("highest"):
         logits, captured = run_captured(model, params, images)
     outputs = {name: captured[name]["__call__"][0] for name in LAYERS}
@@ -84,7 +87,7 @@ def our_layers(model, params, images):
 
 
 def errors(model, params, images, oracle):
-    """Relative error by layer, and whether every top-1 agrees."""
+    """Return each layer's relative error, and whether all top-1 classes agree."""
     ours, theirs = our_layers(model, params, images), torch_layers(oracle, images)
     same = (ours["fc8"].argmax(-1) == theirs["fc8"].argmax(-1)).all()
     return {name: relative_error(ours[name], theirs[name]) for name in LAYERS}, same
@@ -111,7 +114,7 @@ def assert_every_layer_equal(dtype, sizes, num_classes=10, weights="random", **w
 
 
 DTYPES = ["float32", "float64"]
-# The largest take their time in the compiler, one program for each size and type.
+# These cases are slow, because each size and dtype is a large program to compile.
 LARGE = [
     pytest.param(dtype, size, marks=mark)
     for dtype, size, mark in (
@@ -147,13 +150,13 @@ def test_every_layer_equals_torchvision_on_larger_images(dtype, size):
 
 
 def same_padded(*args, kernel_size, **kwargs):
-    """Negative control: Flax's default padding instead of torch's."""
+    """Negative control: pad by half of the kernel size instead of torch's padding."""
     kwargs["padding"] = kernel_size // 2
     return layers.Conv(*args, kernel_size=kernel_size, **kwargs)
 
 
 def plain_pool(x, output_size):
-    """Negative control: windows of one fixed size instead of torch's adaptive bins."""
+    """Negative control: pool windows of one size instead of torch's adaptive bins."""
     (height, width), (rows, columns) = x.shape[1:3], output_size
     window = (height // rows, width // columns)
     return nn.avg_pool(x, window, strides=window)[:, :rows, :columns]
@@ -183,7 +186,8 @@ def test_wrong_variants_fail_the_parity_bar(monkeypatch, recompiled):
         found, _ = errors(AlexNet(10, **NARROW), params, images, oracle)
         assert found["conv5"] <= FORWARD_FLOAT32 < CLEARLY_WRONG < found["fc6"]
 
-    # Behind the pool all has the same shape: SAME gives conv1 one row and column more.
+    # This padding adds a row and a column to conv1's output. Only the outputs after the
+    # adaptive pool have equal shapes and can be compared.
     monkeypatch.setattr(alexnet, "Conv", same_padded)
     recompiled()
     ours = our_layers(AlexNet(10, **NARROW), params, images)["fc6"]
@@ -235,7 +239,8 @@ def test_fresh_layers_are_drawn_as_torch_draws_them():
         for leaf, values in layer.items():
             bound = 1 / np.sqrt(fan_in)
             assert np.abs(values).max() <= np.float32(bound), (name, leaf)
-            # A uniform law's spread; its standard error here is 0.3/sqrt(n).
+            # In units of the bound, the standard error of a uniform sample's standard
+            # deviation is below 0.3/√n, that of its mean below 0.6/√n. Allow five.
             allowed = 5 * 0.3 / np.sqrt(values.size)
             for drawn in (values, oracle[name][leaf]):
                 assert abs(np.std(drawn) / bound - 3**-0.5) < allowed, (name, leaf)
@@ -271,5 +276,5 @@ def test_a_part_and_the_rest_are_the_whole_network_behind_every_child():
         np.testing.assert_array_equal(part, whole)
     assert shapes["conv1"] == (7, 7, 8) and shapes["conv5"] == (6, 6, 12)
     assert shapes["fc7"] == (32,) and shapes["fc8"] == (10,)
-    with pytest.raises(ValueError, match="'conv9' is no child; pass one of conv1, "):
+    with pytest.raises(ValueError, match="'conv9': unknown layer; pass one of conv1, "):
         model.apply(variables, images, train=False, until="conv9")

@@ -1,4 +1,4 @@
-"""What is known of a network without building it."""
+"""Test the facts about networks that are available without building one."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_freezing_is_a_prefix_of_the_chain(freeze, frozen):
 
 @pytest.mark.parametrize("freeze", ["fc8", "conv", "all", ""])
 def test_the_head_and_what_is_no_child_cannot_be_frozen(freeze):
-    with pytest.raises(ValueError, match="nothing to freeze up to; pass one of"):
+    with pytest.raises(ValueError, match="not a layer that can be frozen; pass one of"):
         ALEXNET.frozen(freeze)
 
 

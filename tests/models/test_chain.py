@@ -1,4 +1,4 @@
-"""The chain: its parts, its modes, and what a step passes to it."""
+"""Test parts of chains, the modes of links, and the arguments that a step passes."""
 
 import functools
 
@@ -69,7 +69,7 @@ def test_frozen_links_keep_their_statistics_while_dropout_stays_on(images):
     before = variables["batch_stats"]["bn1"]
     assert all((stats[name] == before[name]).all() for name in before)
     assert (kept != trained("bn1", seed=2)[0]).any()  # dropout is on
-    moved = trained("fc1")[1]  # the control: frozen up to the child before
+    moved = trained("fc1")[1]  # the control: frozen only up to fc1
     assert moved["count"] == 1 and (moved["mean"] != before["mean"]).all()
 
 
@@ -84,7 +84,7 @@ def test_each_link_is_told_its_mode():
     assert [mode.frozen for _, mode in told] == [True, True, False]
     assert [mode.updates_statistics for _, mode in told] == [False, False, True]
     assert not Mode(train=False).updates_statistics
-    with pytest.raises(ValueError, match="'d' is no child; pass one of a, b, c"):
+    with pytest.raises(ValueError, match="'d': unknown layer; pass one of a, b, c"):
         run(links, jnp.ones(2), train=True, after="d")
 
 

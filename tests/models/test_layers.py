@@ -1,4 +1,4 @@
-"""BatchNorm and dropout against torch's own layers."""
+"""Test BatchNorm against torch's, dropout's rate and scale, and initial kernels."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from tests.conftest import FORWARD_FLOAT64, relative_error
 
 
 class Biased(BatchNorm):
-    """Negative control: Flax's habit, the running variance stored biased."""
+    """Negative control: Flax's BatchNorm, which stores the biased running variance."""
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -21,7 +21,10 @@ class Biased(BatchNorm):
 
 
 def running(module, steps=3):
-    """Run training steps then eval; returns outputs and statistics, both sides."""
+    """Run training steps and then eval, and return the relative errors against torch.
+
+    They are those of each step's output, eval's output, running mean and variance.
+    """
     random = np.random.default_rng(0)
     batches = [3 * random.standard_normal((5, 4)) + 2 for _ in range(steps)]
     scale, bias = random.standard_normal((2, 4))
@@ -49,7 +52,7 @@ def running(module, steps=3):
     variables = {"params": params, "batch_stats": stats}
     ours.append(module.apply(variables, batches[0], train=False))
     theirs.append(oracle(torch.from_numpy(batches[0])).detach().numpy())
-    stats = stats.get("BatchNorm_0", stats)  # the control's own
+    stats = stats.get("BatchNorm_0", stats)  # the name in the control
     ours += [stats["mean"], stats["var"]]
     theirs += [oracle.running_mean.numpy(), oracle.running_var.numpy()]
     assert int(stats.get("count", steps)) == int(oracle.num_batches_tracked) == steps
@@ -77,7 +80,7 @@ def test_batch_norm_over_images_has_one_statistic_a_channel(x64):
 
 
 def test_examples_that_fill_a_batch_up_are_not_counted(x64):
-    """Beside torch, which gets the batch without them."""
+    """Outputs and statistics equal those of torch for a batch without the padding."""
     random = np.random.default_rng(0)
     x = 3 * random.standard_normal((7, 3, 4, 5)) + 2
     padded = np.concatenate([x, 100 * x[:3]])
@@ -99,14 +102,14 @@ def test_examples_that_fill_a_batch_up_are_not_counted(x64):
         ]
 
     assert max(errors(weights=weights)) <= FORWARD_FLOAT64
-    assert min(errors()) > 0.1  # the control: all are counted
+    assert min(errors()) > 0.1  # the control: padding is counted
 
 
 def test_batch_norm_refuses_one_value_a_channel_as_torch_does():
     module = BatchNorm()
     x = jnp.ones((1, 4))
     variables = module.init(jax.random.key(0), x, train=False)
-    with pytest.raises(ValueError, match="more than one value a channel.*got 1"):
+    with pytest.raises(ValueError, match="more than one value per channel.*got 1"):
         module.apply(variables, x, train=True, mutable=["batch_stats"])
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         torch.nn.BatchNorm1d(4)(torch.ones(1, 4))
@@ -128,6 +131,7 @@ def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(rate):
         {}, jnp.ones(draws), rngs={"dropout": jax.random.key(0)}
     )
     dropped = int((kept == 0).sum())
+    # The number of dropped units is binomial; allow four standard deviations.
     sigma = np.sqrt(draws * rate * (1 - rate))
     assert abs(dropped - draws * rate) <= 4 * sigma
     values = np.unique(kept)

@@ -1,4 +1,7 @@
-"""The lab's MLP beside PyTorch, every variant, in float64."""
+"""Test every variant of the lab's MLP against PyTorch, in float64.
+
+It is one file because most tests use torch's copy of the MLP and the two loops below.
+"""
 
 import itertools
 
@@ -24,7 +27,7 @@ SIZES = (784, 512, 128, 10)
 
 
 class GivenMask(torch.nn.Module):
-    """torch's dropout with the mask handed in."""
+    """Multiply by a given mask in training, in place of torch's dropout."""
 
     def forward(self, x):
         return x * self.mask if self.training else x
@@ -49,7 +52,7 @@ def torch_mlp(variant):
 
 
 def as_variables(tensors):
-    """torch's names and layouts to ours: (params, batch_stats)."""
+    """Convert torch's names and layouts to ours; return (params, batch_stats)."""
     params, stats = {}, {}
     for name, value in tensors.items():
         layer, leaf = name.split(".")
@@ -74,7 +77,7 @@ def batches():
 
 
 class Drop(nn.Module):
-    """The MLP's dropout alone: the same name gives the same key."""
+    """Apply the MLP's dropout alone; the same layer name gives it the same key."""
 
     @nn.compact
     def __call__(self, x):
@@ -151,8 +154,8 @@ def assert_same_tree(ours, theirs):
     for (path, b), a in zip(
         jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours), strict=True
     ):
-        # Batch normalisation takes the mean off again, so the gradient of the bias in
-        # front of it is zero, and its buffers hold nothing but roundoff (1e-19).
+        # Batch normalisation subtracts the mean, so the gradient of the bias before it
+        # is zero, and the optimizer's buffers of that bias hold only roundoff (1e-19).
         if np.linalg.norm(b) < 1e-12 * whole:
             assert np.linalg.norm(a) < 1e-12 * whole, path
         else:
@@ -204,7 +207,7 @@ def test_a_biased_running_variance_fails_the_bar(monkeypatch, x64):
     their_losses, _ = torch_run(oracle, variant, "adam")
     our_losses, state, _, _ = our_run(start, variant, "adam")
     params, stats = as_variables(oracle.state_dict())
-    # Training never reads the running variance, so only the variance is wrong.
+    # Training does not use the running variance, so nothing else differs.
     assert relative_error(our_losses, their_losses) <= TRAJECTORY_FLOAT64
     assert_same_tree(state.params, params)
     error = relative_error(state.batch_stats["bn1"]["var"], stats["bn1"]["var"])
@@ -250,11 +253,11 @@ def test_what_has_no_place_is_refused():
     def init(model, x):
         return jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
 
-    with pytest.raises(ValueError, match="between hidden layers, got 1 hidden layer"):
+    with pytest.raises(ValueError, match="at least two hidden layers, got 1;"):
         init(MLP(features=(512,), dropout_rate=0.5), jnp.zeros((1, 784)))
-    with pytest.raises(ValueError, match="between hidden layers, got 0 hidden layer"):
+    with pytest.raises(ValueError, match="at least two hidden layers, got 0;"):
         init(MLP(features=(), batch_norm=True), jnp.zeros((1, 784)))
-    with pytest.raises(ValueError, match="got uint8; scale to"):
+    with pytest.raises(ValueError, match="got uint8; scale inputs to"):
         init(MLP(), jnp.zeros((1, 784), jnp.uint8))
     params = init(MLP(features=(512,)), jnp.zeros((1, 28, 28, 1)))["params"]
     assert list(params) == ["fc1", "fc2"]

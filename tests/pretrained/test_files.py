@@ -1,4 +1,8 @@
-"""Weights files of either kind: read whole or refused, and converted to each other."""
+"""Test that .pth and safetensors weights are read or refused, and are converted.
+
+It is one file because most of these tests share the narrow .pth file of `original`, and
+because reading and conversion check each other.
+"""
 
 import json
 import os
@@ -28,7 +32,7 @@ SMALL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)
 """
-# A command of its own, converting narrow networks.
+# Run the converter for narrow networks in a new process.
 CONVERT = [sys.executable, "-c", NARROW_CONVERT]
 
 
@@ -43,7 +47,7 @@ def convert_command(*arguments, command=(sys.executable, "-m", "pretrained.conve
 
 @pytest.fixture
 def original(narrowed, tmp_path_factory):
-    """A .pth that torch wrote, of narrow layers."""
+    """Save a narrow AlexNet with torch and return the path of its .pth file."""
     path = tmp_path_factory.mktemp("weights") / "alexnet 7.pth"
     torch.save(torch_alexnet(7, **NARROW).state_dict(), path)
     return path
@@ -77,7 +81,7 @@ def test_the_way_to_flax_and_back_keeps_every_bit(tmp_path):
     theirs = torch.load(pth, weights_only=True)
     assert_same({name: value.numpy() for name, value in theirs.items()}, state_dict)
     assert_same(read_torch_file(pth), state_dict)
-    # and from torchvision's names in a safetensors
+    # A safetensors file with torchvision's names is converted as well.
     again = tmp_path / "again.safetensors"
     assert convert.main([str(back), str(again)]) == 0
     assert_same(load_file(again), load_file(flax))
@@ -116,10 +120,18 @@ def test_what_convert_cannot_do_is_one_line_and_leaves_out_alone(original, tmp_p
     (tmp_path / "page.pth").write_text("<html>")
     cases = [
         ([path], 2, "arguments are required: OUT; see --help"),
-        ([path, tmp_path / "out.pth"], 2, "end it in .safetensors, or add --reverse"),
+        (
+            [path, tmp_path / "out.pth"],
+            2,
+            "end the name in .safetensors, or add --reverse",
+        ),
         ([path, tmp_path / "out.npz", "--reverse"], 2, ".safetensors or .pth"),
-        ([path, there], 2, "exists already; pass another name, or --overwrite"),
-        ([path, tmp_path / "no" / "a.safetensors"], 2, "is no folder; create it first"),
+        ([path, there], 2, "already exists; pass another name, or pass --overwrite"),
+        (
+            [path, tmp_path / "no" / "a.safetensors"],
+            2,
+            "not a directory; create it first",
+        ),
         ([path, out, "--revers"], 2, "unexpected argument; did you mean --reverse?"),
         ([tmp_path / "absent.pth", out], 3, "No such file or directory"),
         ([tmp_path / "page.pth", out, "--debug"], 3, "is an HTML page"),
@@ -142,7 +154,7 @@ def test_published_weights_that_cannot_be_had_are_code_4(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
     process = convert_command("imagenet", tmp_path / "o.safetensors", "--offline")
     assert process.returncode == 4
-    assert "not in the cache, and offline it cannot be fetched" in process.stderr
+    assert "not in the cache, and it cannot be downloaded offline" in process.stderr
     assert process.stderr.count("\n") == 1
 
 
@@ -187,7 +199,7 @@ def small_change(name, change):
         ),
         (
             lambda: {k: v.double() for k, v in tensors_of_two().items()},
-            "conv1/kernel is float64; save model.float()",
+            "conv1/kernel is float64, expected float32; save model.float()",
         ),
         (
             lambda: {k: v.half() for k, v in tensors_of_two().items()},
@@ -242,7 +254,10 @@ def test_a_safetensors_file_that_is_damaged_or_of_odd_types_is_named(tmp_path):
         (one_empty("[0,4611686018427387904]"), "is a damaged safetensors file"),
         (one_empty("[0,9223372036854775808]"), "is a damaged safetensors file"),
         (one_empty(str([1] * 65), 4), "is a damaged safetensors file"),
-        (one_empty("[0]", name=r"a\u001b[2J\n/b"), r"has the odd name 'a\x1b[2J\n/b'"),
+        (
+            one_empty("[0]", name=r"a\u001b[2J\n/b"),
+            r"has a tensor with the invalid name 'a\x1b[2J\n/b'",
+        ),
     ):
         path.write_bytes(content)
         with pytest.raises(WeightsError) as raised:
@@ -252,7 +267,7 @@ def test_a_safetensors_file_that_is_damaged_or_of_odd_types_is_named(tmp_path):
 
 
 def one_empty(shape, size=0, name="a"):
-    """A safetensors file of one tensor of a given shape."""
+    """Return a safetensors file of one tensor: its header, then `size` zero bytes."""
     header = (
         f'{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{size}]}}}}'
     ).encode()

@@ -1,4 +1,8 @@
-"""The converter: bijective, exact, and clear about what does not fit."""
+"""Test that the conversion of weights is bijective, exact and reports mismatches.
+
+It is one file because many of these tests share one full-size state dict and its
+converted parameters, which take half a gigabyte.
+"""
 
 import functools
 import re
@@ -27,7 +31,7 @@ from tests.stress.narrow import NARROW
 
 
 def state_dict(num_classes=10, table=ALEXNET, seed=0):
-    """Arrays of random bits, so not-a-number, infinities and -0.0 are among them."""
+    """Return arrays of random bits; any float32 may occur, NaN and -0.0 included."""
     random = np.random.default_rng(seed)
     return {
         row.torch: random.integers(
@@ -42,7 +46,7 @@ def state_dict(num_classes=10, table=ALEXNET, seed=0):
 
 @functools.cache
 def full():
-    """A good one of full size, for tests that change none of its arrays."""
+    """Return a valid full-size state dict, for tests that do not modify its arrays."""
     return state_dict()
 
 
@@ -53,7 +57,7 @@ def full_params():
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """Both take half a gigabyte."""
+    """Free the two cached networks after the tests; they take half a gigabyte."""
     yield
     full.cache_clear()
     full_params.cache_clear()
@@ -112,6 +116,8 @@ def test_the_flatten_permutation_is_flax_s_order_of_torchs_rows(c, h, w, out):
     image = np.random.default_rng(0).standard_normal((c, h, w))
     by_torch = weight @ image.reshape(-1)
     by_flax = image.transpose(1, 2, 0).reshape(-1) @ kernel
+    # Both sides sum the same products, 729 at most, in float64 in a different order;
+    # the rounding error of that sum is below 1e-6.
     np.testing.assert_allclose(by_flax, by_torch, rtol=1e-9, atol=1e-6)
     np.testing.assert_array_equal(transform.to_torch(kernel), weight)
 
@@ -147,7 +153,10 @@ def test_the_inputs_are_copied_not_shared():
 
 
 def changed(**changes):
-    """A good state_dict with keys (dots as __) replaced, added, or dropped by None."""
+    """Return a valid state_dict with keys replaced, added, or (for None) removed.
+
+    `__` in the name of an argument stands for a dot.
+    """
     tensors = dict(full())
     for name, value in changes.items():
         name = name.replace("__", ".")
@@ -240,7 +249,7 @@ def test_what_does_not_fit_is_named_all_at_once(make, messages):
     ],
 )
 def test_another_architecture_is_named(architecture, named):
-    # These two warn that a default will change, unless it is given.
+    # These two warn that a default will change unless the flag is given.
     slow = architecture in ("googlenet", "inception_v3")
     flags = {"init_weights": False} if slow else {}
     with torch.device("meta"):  # names and shapes only
@@ -274,7 +283,7 @@ def test_params_that_do_not_fit_are_named(change, message):
     assert message in str(raised.value)
 
 
-# A network of several levels with running statistics.
+# A network with nested modules and running statistics.
 DEEP = (
     *conv("stem.conv", "stem/conv", 4, 3, 3),
     *batch_norm("stem.norm", "stem/norm", 4),
@@ -366,5 +375,5 @@ def test_variables_of_a_network_by_its_name():
     variables = to_variables(full(), "alexnet")
     assert variables.keys() == {"params"}
     assert_same_bits(to_state_dict(variables, "alexnet"), full())
-    with pytest.raises(WeightsError, match="'lenet': no such network; pass one of"):
+    with pytest.raises(WeightsError, match="'lenet': unknown network; pass one of"):
         to_variables(full(), "lenet")

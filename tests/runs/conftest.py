@@ -1,4 +1,4 @@
-"""The narrow command as runs that are stopped, killed, or out of disk."""
+"""Fixtures and helpers for narrow runs that are stopped or killed."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from tests.stress import chaos
 from tests.stress.chaos import results
 from tests.stress.narrow import FLAGS
 
-STEPS = 7  # an epoch
+STEPS = 7  # per epoch
 
 
 EPOCHS = 3
@@ -23,7 +23,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="package", autouse=True)
 def interruptible():
-    """What a shell runs in the background ignores SIGINT, and so do its children."""
+    """Handle SIGINT, which a process that a shell runs in the background ignores."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -31,19 +31,19 @@ def interruptible():
 
 @pytest.fixture
 def narrowed(narrowed, monkeypatch):
-    """The narrow command, looking in at every step."""
+    """Make the command narrow and let it check for signals after every step."""
     monkeypatch.setattr(epoch, "MAX_DISPATCH_SECONDS", 0)
 
 
 def command(monkeypatch, out, *flags):
-    """Run the command as a process would; return its exit code."""
+    """Run the command in this process, as from a terminal; return its exit code."""
     arguments = ["finetune", *FLAGS, "--out", str(out), *map(str, flags)]
     monkeypatch.setattr(sys, "argv", arguments)
     return terminal.run(main)
 
 
 def on_call(patch, owner, name, nth, act):
-    """Act when a function is called for the nth time; return how to ask how often."""
+    """Call `act` before a function's nth call; return a getter of the call count."""
     function, calls = getattr(owner, name), 0
 
     def calling(*args, **kwargs):
@@ -59,7 +59,7 @@ def on_call(patch, owner, name, nth, act):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run in one piece."""
+    """Return the results of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     found = chaos.finish(out)
     kept = CheckpointManager(out / "checkpoints", 2, print).steps()
@@ -70,10 +70,13 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def stopped(monkeypatch, narrowed, tmp_path):
-    """A function that runs until another is called for the nth time, and a signal."""
+    """Return a function that runs the command and stops it with a signal.
+
+    The signal is sent before the nth call of the function `name` of `owner`.
+    """
 
     def run(owner, name, nth=1, number=signal.SIGTERM, out=None, flags=()):
-        out = out or tmp_path / "a run"  # its name is to be quoted
+        out = out or tmp_path / "a run"  # a name that must be quoted
         with monkeypatch.context() as patch:
             stop = functools.partial(os.kill, os.getpid(), number)
             calls = on_call(patch, owner, name, nth, stop)

@@ -1,4 +1,7 @@
-"""Saved steps: whole or absent, every damaged bit found, nothing restored silently."""
+"""Test that checkpoints are complete or absent and that all damage is detected.
+
+It is one file because all of these tests save and restore the same small state.
+"""
 
 import gc
 import json
@@ -39,7 +42,7 @@ def state_of(step, optimizer="adam", classes=2):
             "bias": random.standard_normal(classes).astype(np.float32),
         },
     }
-    params["body"]["kernel"][:] = 0.5  # frozen: the same in every step
+    params["body"]["kernel"][:] = 0.5  # frozen: the same in every checkpoint
     tx = make_optimizer(optimizer, 0.1, trainable=TRAINABLE)
     state = init_state(params, tx)
     gradients = jax.tree.map(jnp.ones_like, params)
@@ -48,7 +51,7 @@ def state_of(step, optimizer="adam", classes=2):
 
 
 class Place(NamedTuple):
-    """A run's checkpoints, and what they said."""
+    """The checkpoints of a run, and the lines that were logged for them."""
 
     checkpoints: CheckpointManager
     said: list
@@ -59,7 +62,7 @@ class Place(NamedTuple):
         self.checkpoints.wait()
 
     def again(self):
-        """The next process's."""
+        """Open the same folder again, as the next process does."""
         return place_of(self.checkpoints.folder)
 
     def restored(self, step=None):
@@ -78,7 +81,7 @@ def place(tmp_path):
 
 
 def same(ours, theirs):
-    """Whether two states have the same names, types and bits."""
+    """Return whether two states have the same names, dtypes and bits."""
     ours, theirs = flatten_with_names(ours), flatten_with_names(theirs)
     assert ours.keys() == theirs.keys()
     return all(
@@ -92,7 +95,7 @@ def test_what_is_saved_is_restored_bit_for_bit(place):
     place.save(7)
     step, state = place.restored()
     assert step == 7 and same(state, state_of(7))
-    assert not same(state, state_of(8))  # the control
+    assert not same(state, state_of(8))  # the control: another state
     about = place.again().checkpoints.restore().about
     assert {key: about[key] for key in ABOUT} == ABOUT
     assert place.said == ["saved step 7"]
@@ -110,7 +113,7 @@ def test_a_step_is_said_to_be_saved_when_it_can_be_restored(place):
 
 
 def test_what_is_saved_is_the_state_of_that_moment(place):
-    """The next training step writes to the memory of the state that is being saved."""
+    """A save is unaffected when the next step overwrites the memory of the state."""
     state = state_of(3)
     place.checkpoints.save(state, TRAINABLE, ABOUT)
     scribble = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
@@ -138,7 +141,10 @@ def files_of(folder):
 
 
 def outcome(place, path):
-    """Restore a damaged step 2; it is refused, naming step and file, or unharmed."""
+    """Restore the possibly damaged step 2; return "refused" or "unharmed".
+
+    An error must name the step and the file; a restored state must be the saved one.
+    """
     saved_by = place.again()
     try:
         saved = saved_by.checkpoints.restore(2)
@@ -165,7 +171,7 @@ def test_no_flipped_bit_is_restored(place):
         path.write_bytes(flipped)
         outcomes.append(outcome(place, path))
         path.write_bytes(data)
-    # The E of a number in the manifest may be written small or large.
+    # One flip is harmless: the e of a number in the manifest may become an E.
     assert outcomes.count("refused") >= 198
     assert outcome(place, None) == "unharmed"
 
@@ -194,8 +200,8 @@ def test_the_step_before_a_damaged_one_is_used_and_both_are_named(place):
     again = place.again()
     assert again.checkpoints.restore().step == 1
     (line,) = again.said
-    assert line.startswith(f"warning: step 2: {path}: its size is 0, not ")
-    assert line.endswith("; skipped")
+    assert line.startswith(f"warning: step 2: {path}: size is 0, expected ")
+    assert line.endswith("; this checkpoint is skipped")
 
 
 def manifest_of(folder, change):
@@ -214,20 +220,20 @@ def moved_outside(folder):
 BROKEN = {
     "another's number": (
         lambda folder: shutil.copytree(folder / "1", folder / "3"),
-        "3: holds step 1",
+        "3: contains step 1",
     ),
     "newer format": (
         lambda folder: manifest_of(folder, lambda body: body.update(format=99)),
-        f"manifest.json: is of format 99, not {manifest.FORMAT}",
+        f"manifest.json: has format 99, expected {manifest.FORMAT}",
     ),
     "no manifest": (
         lambda folder: (folder / "2" / MANIFEST).unlink(),
         "manifest.json: No such file",
     ),
-    "a link": (moved_outside, f"{STATE}: is a link"),
+    "a link": (moved_outside, f"{STATE}: is a symbolic link"),
     "one file more": (
         lambda folder: (folder / "2" / "more").write_text(""),
-        "more: was not there when it was saved",
+        "more: is not in the manifest",
     ),
     "half-deleted": (
         lambda folder: (folder / "2" / STATE).unlink(),
@@ -235,11 +241,11 @@ BROKEN = {
     ),
     "of the version before": (
         lambda folder: manifest_of(folder, lambda body: body.update(format=1)),
-        f"manifest.json: is of format 1, not {manifest.FORMAT}",
+        f"manifest.json: has format 1, expected {manifest.FORMAT}",
     ),
     "of another run": (
         lambda folder: manifest_of(folder, lambda body: body.update(frozen="0" * 64)),
-        "frozen: is of another run",
+        "frozen: belongs to another run",
     ),
 }
 
@@ -272,7 +278,7 @@ def test_a_damaged_step_is_replaced_when_it_is_reached_again(place):
     assert again.checkpoints.restore().step == 1
     again.save(2)
     assert place.restored()[0] == 2
-    # One that is whole is not written once more, unless there is more to tell of it.
+    # An intact checkpoint is written again only if its metadata has changed.
     path = place.checkpoints.folder / "2" / MANIFEST
     before = path.stat().st_mtime_ns
     again.save(2)
@@ -298,10 +304,10 @@ def test_what_was_written_to_the_end_is_a_step_and_nothing_else_is(place):
 
 def test_without_any_whole_step_it_is_an_error(place):
     place.save(1)
-    with pytest.raises(CheckpointError, match="has no step 9; pass .* it has: 1$"):
+    with pytest.raises(CheckpointError, match="has no step 9; pass .* its steps: 1$"):
         place.restored(9)
     (place.checkpoints.folder / "1" / MANIFEST).unlink()
-    with pytest.raises(CheckpointError, match="no step is whole") as error:
+    with pytest.raises(CheckpointError, match="contains no intact checkpoint") as error:
         place.restored()
     assert error.value.exit_code == 5
 
@@ -309,7 +315,7 @@ def test_without_any_whole_step_it_is_an_error(place):
 @pytest.mark.parametrize(
     "other, reason",
     [
-        (dict(optimizer="sgd"), "mu.head.bias is not of this run"),
+        (dict(optimizer="sgd"), "mu.head.bias is unexpected"),
         (dict(classes=3), r"params.head.bias is float32\[2\], expected float32\[3\]"),
     ],
 )
@@ -325,12 +331,14 @@ def test_what_is_not_finite_is_not_saved(place):
     state = state_of(2)
     state.params["head"]["bias"] = jnp.array([1.0, np.nan], jnp.float32)
     place.checkpoints.save(state, TRAINABLE, ABOUT)
-    with pytest.raises(CheckpointError, match="params.head.bias is not finite.* is 1"):
+    with pytest.raises(
+        CheckpointError, match="params.head.bias is not finite.* is step 1"
+    ):
         place.checkpoints.wait()
     assert place.restored()[0] == 1
 
 
-# From nothing to all but the arrays, which are many, and fail at once.
+# Limits of a file's bytes: from 0 to enough for all files but the large arrays.
 @pytest.mark.parametrize(
     "size",
     [
@@ -353,9 +361,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_the_last_step(
     folder = place.checkpoints.folder
     assert str(error.value) == (
         f"{folder}: step 2 could not be saved: File too large; check the free space; "
-        "the last step saved is 1"
+        "the latest checkpoint is step 1"
     )
-    gc.collect()  # what nobody waited for is told when it is forgotten
+    gc.collect()  # an exception that nobody retrieved would be printed now
     assert capfd.readouterr().err == ""
     assert {path.name for path in folder.iterdir()} == {FROZEN, "1"}
     again = place.again()

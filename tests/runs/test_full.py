@@ -1,4 +1,4 @@
-"""Runs without enough disk or memory: one line, nothing lost."""
+"""Test that runs without enough disk space or memory report it and lose nothing."""
 
 import os
 import resource
@@ -18,14 +18,14 @@ from tests.runs.conftest import command, on_call
 from tests.stress import chaos
 from tests.stress.chaos import results
 
-# As jaxlab.runtime has it, but pytest has filters of its own: full disks leave programs
-# half-written, and are the same process's here.
+# jaxlab.runtime ignores this warning too, but pytest replaces its filters. Tests with a
+# full disk leave incomplete programs in the compilation cache, which all tests share.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Error .*persistent compilation cache entry"
 )
 
 
-# What a full disk may interrupt: a function that writes, and which call of it.
+# Writes that the full disk interrupts: owner, function, and number of the call.
 WRITING = {
     "config.json": (RunWriter, "write_json", 1),
     "the features": (inputs, "feature_loader", 1),
@@ -40,7 +40,7 @@ FROZEN = ["--freeze", "features", "--lr", 0.003]
 
 @pytest.fixture(scope="module")
 def whole_frozen(tmp_path_factory):
-    """A run in one piece with FROZEN."""
+    """Return the results of an uninterrupted run with the flags FROZEN."""
     out = tmp_path_factory.mktemp("whole") / "run"
     chaos.finish(out, *map(str, FROZEN))
     return results(out)
@@ -101,8 +101,8 @@ def test_a_picture_that_fails_is_a_warning_and_resume_draws_it(
     if fault != "a full disk":
         reason = "RuntimeError: Failed to process string with tex"
     assert said.err == (
-        f"warning: {out / name}: not drawn: {reason}; the run is finished without it, "
-        "and --resume draws it\n"
+        f"warning: {out / name}: not drawn: {reason}; the run is finished without it; "
+        "pass --resume to draw it\n"
     )
     last = said.out.splitlines()[-1]
     assert last.startswith("test_accuracy=")
@@ -131,7 +131,7 @@ def test_a_stopped_run_that_cannot_be_saved_says_why(
     small_disk(resource.RLIM_INFINITY)
     said = capsys.readouterr().err.splitlines()
     assert code == 5
-    # The step it stopped at, or the one that was being saved.
+    # The message names the step it stopped at, or the one that was being saved.
     assert "could not be saved: File too large; check the free space" in said[-1]
 
 
@@ -150,8 +150,8 @@ def test_too_little_memory_is_one_line(full, narrowed, monkeypatch, tmp_path, ca
     monkeypatch.setattr(fit, "train_epoch", full)
     assert command(monkeypatch, tmp_path / "run") == 1
     assert capsys.readouterr().err == (
-        f"error: memory: {runtime.device_name()} has too little for batches of 10 "
-        "images of 63×63; lower --batch-size or --image-size\n"
+        f"error: memory: {runtime.device_name()} does not have enough memory for "
+        "batches of 10 images of 63×63; lower --batch-size or --image-size\n"
     )
 
 
@@ -161,9 +161,10 @@ def test_a_disk_without_room_is_refused_before_the_run(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert command(monkeypatch, tmp_path / "run") == 3
-    assert "checkpoints need 0.0 GB, 0.0 GB are free; free some, pass another" in (
-        capsys.readouterr().err
-    )
+    assert (
+        "checkpoints and model need 0.0 GB, but 0.0 GB are free; free some space, "
+        "pass another"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -171,7 +172,7 @@ def test_features_leave_the_disk_to_the_checkpoints(
     narrowed, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
-    features = 70 * 432 * 4  # bytes of the training images'
+    features = 70 * 432 * 4  # bytes of the training images' features
     real = shutil.disk_usage(tmp_path)
     for spare, kept in ((0, False), (1_000_000, True)):
         usage = real._replace(free=feature_store._FREE_BYTES + features + spare)

@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.stress chaos`."""
+"""Run `python -m tests.stress chaos` with a single kill."""
 
 import pytest
 

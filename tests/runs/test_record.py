@@ -1,4 +1,4 @@
-"""config.json and metrics.jsonl: written once, read back, refused when they are not."""
+"""Test that config.json and metrics.jsonl are read as written, or refused."""
 
 import dataclasses
 import json
@@ -48,19 +48,22 @@ def test_a_resumed_run_remembers_every_process(record):
     assert list(parse_record(text_of(again)).environments()) == [
         ("began", {"device": "cpu (one)", "jaxlab": "0.1.0", "jax": "1"}),
         (
-            "went on at step 14",
+            "was resumed at step 14",
             {"device": "cpu (other)", "jaxlab": "0.1.0", "jax": "2"},
         ),
-        ("went on at step 21", {"device": "cpu (one)", "jaxlab": "0.1.0", "jax": "1"}),
+        (
+            "was resumed at step 21",
+            {"device": "cpu (one)", "jaxlab": "0.1.0", "jax": "1"},
+        ),
     ]
 
 
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"settings": None}, "has no 'settings', or an odd one"),
+        ({"settings": None}, "'settings' is missing or has the wrong type"),
         ({"weights": [1]}, "'weights'"),
-        ({"versions": {}}, "written by something else"),
+        ({"versions": {}}, "was not written by jaxlab"),
         ({"resumptions": {}}, "'resumptions'"),
     ],
 )

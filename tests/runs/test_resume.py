@@ -1,4 +1,7 @@
-"""What --resume goes on with, takes over, refuses and repairs."""
+"""Test which runs --resume continues, refuses and repairs, and with which settings.
+
+It is one file because most of these tests resume copies of one run that was killed.
+"""
 
 import json
 import os
@@ -19,8 +22,8 @@ from tests.runs.conftest import EPOCHS, STEPS, command
 from tests.stress import chaos
 from tests.stress.chaos import results
 
-# As jaxlab.runtime has it, but pytest has filters of its own: full disks leave programs
-# half-written, and are the same process's here.
+# jaxlab.runtime ignores this warning too, but pytest replaces its filters. Tests with a
+# full disk leave incomplete programs in the compilation cache, which all tests share.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Error .*persistent compilation cache entry"
 )
@@ -77,7 +80,7 @@ def test_a_run_resumes_with_its_own_settings(narrowed, stopped, monkeypatch):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """A run that was killed after its second epoch was saved."""
+    """Return the folder of a run that was killed after saving its second epoch."""
     out = tmp_path_factory.mktemp("half") / "run"
     chaos.kill(out, "before the folder:3", 0)
     return out
@@ -92,13 +95,13 @@ REFUSED = {
     "other settings": (
         ["--lr", "0.5", "--seed", "3"],
         2,
-        "--resume: the run in {out} has other settings: --lr 0.0001 there, 0.5 here, "
-        "--seed 0 there, 3 here; resume with its own, or start another run",
+        "--resume: the run in {out} has different settings: --lr was 0.0001, is now "
+        "0.5, --seed was 0, is now 3; pass the run's settings, or start another run",
     ),
-    "fewer images": (["--train-size", "60"], 2, "--train-size 70 there, 60 here"),
+    "fewer images": (["--train-size", "60"], 2, "--train-size was 70, is now 60"),
     "a step that is not there": (["--resume", "8"], 5, "has no step 8; pass one"),
-    "no step": (["--resume", "first"], 2, "--resume: 'first' is no step; pass a"),
-    "overwrite": (["--overwrite"], 2, "--resume: not together with --overwrite"),
+    "no step": (["--resume", "first"], 2, "--resume: 'first' is not a step; pass a"),
+    "overwrite": (["--overwrite"], 2, "--resume: conflicts with --overwrite"),
     "no epochs": (["--epochs", "0"], 2, "--epochs: 0 is out of range"),
 }
 
@@ -137,7 +140,7 @@ def test_checkpoints_that_cannot_be_written_to_are_refused_at_the_start(
     copied, narrowed, monkeypatch, capsys
 ):
     folder = copied / "checkpoints"
-    access = os.access  # root may write anywhere, and the tests may be root's
+    access = os.access  # replaced, because root can write to any folder
 
     def read_only(path, mode):
         return access(path, mode) and not (path == folder and mode & os.W_OK)
@@ -145,8 +148,8 @@ def test_checkpoints_that_cannot_be_written_to_are_refused_at_the_start(
     monkeypatch.setattr(os, "access", read_only)
     assert command(monkeypatch, copied, "--resume") == 5
     assert capsys.readouterr().err == (
-        f"error: {folder}: cannot be written to; make it writable, or go on with a "
-        "copy of the run\n"
+        f"error: {folder}: cannot be written to; make it writable, or resume a copy of "
+        "the run\n"
     )
 
 
@@ -173,7 +176,9 @@ def test_other_versions_and_another_processor_are_said_each_time(
     config["versions"]["jax"] = jax.__version__
     (copied / "config.json").write_text(json.dumps(config))
     back = said(5, first)
-    assert f"({other}) → cpu ({first}) since the run went on at step 14: its" in back
+    assert (
+        f"({other}) → cpu ({first}) since the run was resumed at step 14: its" in back
+    )
 
 
 @pytest.mark.slow
@@ -194,7 +199,7 @@ def test_a_damaged_step_is_passed_over_and_the_end_is_the_same(
     file.write_bytes(data)
     assert command(monkeypatch, copied, "--resume") == 0
     said = capsys.readouterr()
-    assert f"warning: step 14: {file}: its SHA-256 is " in said.err
+    assert f"warning: step 14: {file}: SHA-256 is " in said.err
     assert "resumed from step 7" in said.out
     assert results(copied) == whole
 
@@ -227,8 +232,8 @@ def test_fewer_epochs_than_were_begun_are_refused(stopped, monkeypatch, capsys):
     capsys.readouterr()
     assert command(monkeypatch, out, "--resume", "--epochs", 1) == 2
     assert capsys.readouterr().err == (
-        f"error: --epochs: step {STEPS + 3} is of epoch 2; pass 2 or more, or an "
-        "earlier step to --resume\n"
+        f"error: --epochs: step {STEPS + 3} belongs to epoch 2; pass 2 or more, or "
+        "pass an earlier step to --resume\n"
     )
     assert not (out / "model.safetensors").exists()
     assert command(monkeypatch, out, "--resume", "--epochs", 2) == 0
@@ -242,7 +247,7 @@ def test_a_finished_run_says_so_and_is_left_alone(
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     assert command(monkeypatch, copied, "--resume") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "the run is finished; with more --epochs it can go on",
+        "the run is finished; pass a larger --epochs to continue",
         last,
     ]
     assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
@@ -262,8 +267,8 @@ def test_a_finished_run_without_steps_is_not_begun_anew(
     assert before == {path.name for path in copied.iterdir()}
     if more:
         assert said.err == (
-            f"error: {copied}: the run is finished, and no step is left to go on from; "
-            "pass another --out, or --overwrite instead of --resume\n"
+            f"error: {copied}: the run is finished, but has no checkpoint to resume "
+            "from; pass another --out, or --overwrite instead of --resume\n"
         )
     else:
         assert said.out.splitlines()[0] == "the run is finished"
@@ -272,7 +277,7 @@ def test_a_finished_run_without_steps_is_not_begun_anew(
 def test_a_run_of_the_lab_is_not_resumed(narrowed, monkeypatch, tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"versions": {"jaxlab": "0.1.0"}}')
     assert command(monkeypatch, tmp_path, "--resume") == 2
-    assert "holds no run to resume" in capsys.readouterr().err
+    assert "contains no run to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -338,21 +343,21 @@ def test_where_nothing_has_begun_resume_begins(
     assert results(tmp_path / "run") == whole
     assert command(monkeypatch, tmp_path / "no run", "--resume", 3) == 5
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/no run: no run has begun there, so it has no step 3; pass "
-        "another --out, or --resume without a step, which begins\n"
+        f"error: {tmp_path}/no run: contains no run, so there is no step 3; pass "
+        "another --out, or pass --resume without a step to start a run\n"
     )
     assert not (tmp_path / "no run").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     assert command(monkeypatch, tmp_path / "other", "--resume") == 2
-    assert "holds no run to resume" in capsys.readouterr().err
+    assert "contains no run to resume" in capsys.readouterr().err
 
 
 def test_without_a_folder_resume_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["finetune", "--resume"])
     assert terminal.run(main) == 2
     assert capsys.readouterr().err == (
-        "error: --resume: which run? pass its folder as --out\n"
+        "error: --resume: no run is given; pass its folder as --out\n"
     )
 
 
@@ -360,9 +365,9 @@ def test_without_a_folder_resume_is_refused(monkeypatch, capsys):
 def test_one_folder_is_one_runs(copied, narrowed, monkeypatch, capsys):
     with filelock.FileLock(copied / ".lock"):
         assert command(monkeypatch, copied, "--resume") == 2
-    message = f"error: --out: {copied} is another process's at the moment; "
+    message = f"error: --out: {copied} is in use by another process; "
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
-    # A dead process, such as the one that was killed here, keeps nothing.
+    # A dead process, such as the one that was killed, does not keep the lock.
     assert command(monkeypatch, copied, "--resume") == 0
 
 
@@ -386,6 +391,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"error: training: the loss is nan after step {STEPS + 4}, in epoch 2 at "
-        f"learning rate 1e-05; lower --lr; the last step saved is {STEPS}"
+        f"learning rate 1e-05; lower --lr; the latest checkpoint is step {STEPS}"
     )
     assert CheckpointManager(out / "checkpoints", 2, print).steps() == [STEPS]

@@ -1,4 +1,4 @@
-"""Runs that a signal stops, which go on as if nothing had been."""
+"""Test that a run stopped by a signal resumes to an uninterrupted run's results."""
 
 import os
 import signal
@@ -18,7 +18,8 @@ from tests.stress.chaos import results
 CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-# The middle of an epoch, the first step and the end of an epoch; all under stress.
+# The middle of an epoch is always tested, the first step and the end of an epoch with
+# the slow tests, and all other steps with --stress only.
 MARKS = {STEPS + 3: (), 1: pytest.mark.slow, STEPS: pytest.mark.slow}
 
 
@@ -38,7 +39,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
     saved = CheckpointManager(out / "checkpoints", 2, print).steps()
     assert saved[0] == step and f"saved step {step}\n" in said.out
     assert said.out.splitlines()[-1] == (
-        f"stopped after step {step}; to go on: --resume --out '{out}'"
+        f"stopped after step {step}; to continue, pass --resume --out '{out}'"
     )
     assert not (out / "model.safetensors").exists()
     assert command(monkeypatch, out, "--resume") == 0
@@ -50,13 +51,13 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
 def test_a_run_with_another_seed_ends_with_other_bits(
     whole, narrowed, monkeypatch, tmp_path
 ):
-    """The control of the comparison above."""
+    """As a control for the comparison above, all results differ with another seed."""
     assert command(monkeypatch, tmp_path / "run", "--seed", 1) == 0
     other = results(tmp_path / "run")
     assert all(other[part] != whole[part] for part in whole)
 
 
-# Where a signal may find a run: a function that it calls there, and which call.
+# Phases in which the signal arrives: owner, function, and number of the call.
 PHASES = {
     "compiling the step": (step, "make_train_step", 1),
     "a test": (fit, "_test", 2),
@@ -83,7 +84,10 @@ def test_a_signal_in_any_phase_ends_the_run_and_loses_nothing(
 
 @pytest.fixture
 def slow_last_save(monkeypatch):
-    """A function: the last step is written when it is waited for, after an action."""
+    """Return a function that delays the last save until the run waits for it.
+
+    The function takes an action, which is called before the save is written.
+    """
     waited_for, begun = threading.Event(), []
 
     def slow(act):
@@ -92,7 +96,7 @@ def slow_last_save(monkeypatch):
         def writing(self, name, *args):
             if name == str(EPOCHS * STEPS):
                 assert waited_for.wait(60)
-                time.sleep(0.2)  # by now the main thread waits for this one
+                time.sleep(0.2)  # by now the main thread waits for this save
                 act()
                 time.sleep(0.5)
                 begun.append(name)
@@ -100,7 +104,7 @@ def slow_last_save(monkeypatch):
 
         def waiting(self):
             pending = self._pending is not None
-            # Each of three saves waits for the one before, and the end for the last.
+            # Each save waits for the previous one, and the end of the run for the last.
             if pending and self.last == (EPOCHS - 1) * STEPS:
                 waited_for.set()
             wait(self)
@@ -151,7 +155,9 @@ def test_a_signal_while_features_are_computed_leaves_nothing_of_them(
     assert not list((tmp_path / "home" / "features").glob("*/"))
     capsys.readouterr()
     assert command(monkeypatch, out, "--resume", *flags) == 0
-    assert "no step was saved yet: the run begins anew" in capsys.readouterr().out
+    assert "no checkpoint was saved yet: the run starts from the beginning" in (
+        capsys.readouterr().out
+    )
 
 
 TWICE = """
@@ -191,7 +197,7 @@ def test_a_signal_that_python_drops_stops_the_run_all_the_same(
     whole, narrowed, monkeypatch, tmp_path, capsys
 ):
     class Dying:
-        def __del__(self):  # Python drops what is raised here
+        def __del__(self):  # Python ignores exceptions raised here
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
@@ -235,6 +241,6 @@ def test_the_epoch_that_nobody_reads_is_saved(tmp_path):
 def test_without_checkpoints_a_stopped_run_says_that_nothing_is_saved(stopped, capsys):
     code, out = stopped(fit, "_update_bar", 2, flags=["--checkpoint-every", 0])
     assert code == 143 and not (out / "checkpoints").exists()
-    assert "nothing is saved, as --checkpoint-every 0 asks for" in (
+    assert "nothing was saved, because of --checkpoint-every 0" in (
         capsys.readouterr().out
     )

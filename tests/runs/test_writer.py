@@ -1,4 +1,4 @@
-"""The writer of a run, and its twin that writes nothing."""
+"""Test the writer of a run and the silent writer, which writes nothing."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""What the suite has no time for: repetition, breadth, chance."""
+"""Stress tests that take too long for the test suite."""
 
 import datetime
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def publish(result: dict[str, Any]) -> dict[str, Any]:
-    """Print a result, with when and on what it was found, as one line of JSON."""
+    """Print a result with its date and machine as one line of JSON, and return it."""
     from jaxlab import runtime
 
     machine = f"{runtime.processor()}, {os.cpu_count()} cores"

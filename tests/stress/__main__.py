@@ -1,13 +1,13 @@
-"""python -m tests.stress NAME [FLAGS]: what the suite has no time for.
+"""python -m tests.stress NAME [FLAGS]: run a stress test that the suite leaves out.
 
-    chaos   SIGKILL at random moments and at named points of the writing, then --resume
-    stops   SIGTERM in every phase of a run, then --resume
-    fuzz    broken and hostile .pth files
-    broken  one line of each part broken, which the short loop must notice
-    cases   every case of every test, those included that the suite leaves out; FLAGS
-            are pytest's
+    chaos   kill runs at random moments and at named points of writing, then resume them
+    stops   stop runs with SIGTERM in every phase, then resume them
+    fuzz    read thousands of damaged and hostile .pth files
+    broken  break one line in each part of the code; the quick tests must detect it
+    cases   run every case of every test, including those that the suite leaves out;
+            FLAGS are passed to pytest
 
-Each ends with exit code 0 when nothing was found.
+The exit code is 0 if no fault was found.
 """
 
 import importlib
@@ -19,7 +19,7 @@ SCRIPTS = ("chaos", "stops", "fuzz", "broken")
 
 
 def main(argv: list[str]) -> int:
-    """Run what is named; return the exit code."""
+    """Run the named stress test and return the exit code."""
     name, *flags = argv or ["--help"]
     if name == "cases":
         return pytest.main(["--stress", *flags])

@@ -1,9 +1,10 @@
-"""Break one line of each part of the project; the short loop must notice each.
+"""Break one line in each part of the project; the quick tests must detect each change.
 
     python -m tests.stress broken [NUMBER …]
 
-The tests run in a copy of the tree. For each line only the files of tests named beside
-it run, and of these what the short loop runs: `-m "not slow"`.
+The tests run in a copy of the tree. For each line only the test file named with it
+runs, and of its tests only the quick ones (`-m "not slow"`).
+It is one file because most of it is the table of lines.
 """
 
 import os
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Line(NamedTuple):
-    """Text that stands once in a file, the wrong text, and tests that must fail."""
+    """A text that occurs once in a file, a wrong text, and tests that must fail."""
 
     file: str
     right: str
@@ -250,7 +251,7 @@ LINES = [
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Break each, print, and return the result; raises AssertionError for a miss."""
+    """Break the lines, print and return the result; raise AssertionError for a miss."""
     numbers = [int(word) for word in argv] or range(1, len(LINES) + 1)
     missed = []
     with tempfile.TemporaryDirectory() as folder:
@@ -263,12 +264,12 @@ def main(argv: list[str]) -> dict[str, Any]:
             noticed = notices(tree, LINES[number - 1])
             print(f"{number:>3}  {LINES[number - 1].file:<28} {noticed}", flush=True)
             missed += [] if noticed else [number]
-    assert not missed, f"the short loop does not notice {missed}"
+    assert not missed, f"the quick tests do not detect the broken lines {missed}"
     return publish({"name": "broken", "noticed": len(numbers), "of": len(LINES)})
 
 
 def left_out(folder: str, names: list[str]) -> list[str]:
-    """Return what of a folder is not copied: what no test reads, and may be large."""
+    """Return the names in a folder that are not copied, because no test reads them."""
     at_top = (".git", ".venv", "runs", "build") if Path(folder) == ROOT else ()
     return [name for name in names if name in at_top or name.endswith("_cache")]
 
@@ -276,7 +277,7 @@ def left_out(folder: str, names: list[str]) -> list[str]:
 def notices(tree: Path, line: Line) -> str:
     """Return a test that fails with the wrong text and passes with the right one.
 
-    Returns "" when all pass with the wrong text.
+    Returns "" if all tests pass with the wrong text.
     """
     path = tree / line.file
     good = path.read_text()
@@ -286,12 +287,12 @@ def notices(tree: Path, line: Line) -> str:
         failed = first_failure(tree, f"tests/{line.tests}")
     finally:
         path.write_text(good)
-    assert not failed or not first_failure(tree, failed), f"{failed} fails anyway"
+    assert not failed or not first_failure(tree, failed), f"{failed} always fails"
     return failed
 
 
 def first_failure(tree: Path, tests: str) -> str:
-    """Return the first of the tests that fails, "" when all pass."""
+    """Return the first test that fails, or "" if all pass."""
     pytest = [sys.executable, "-m", "pytest", "-m", "not slow", "-x", "-q", "-n0"]
     process = subprocess.run(
         [*pytest, tests],

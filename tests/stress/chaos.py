@@ -1,13 +1,14 @@
-"""Kill runs, resume them, and compare every bit with a run in one piece.
+"""Kill runs, resume them, and compare every bit with an uninterrupted run.
 
     python -m tests.stress chaos [--kills 50]
 
-SIGKILL at random moments, chosen so that enough of them fall into saves, into deletions
-and before anything is saved; then at each of eight named points of the writing, the
-first three times it is reached, amid the writing of model.safetensors, and before the
-first picture has its name. After each, `--resume` runs to the end: parameters,
-optimiser state, weights and metrics must be those of the run in one piece, and the
-folder must hold the same files.
+Runs are killed by SIGKILL, or SIGALRM where a kill is timed within a save or deletion:
+at random moments, chosen so that enough of them fall into saves, into deletions and
+before the first save; then at each of eight named points of writing, the first three
+times it is reached, in the middle of writing model.safetensors, and before the first
+figure is renamed. After each kill, `--resume` runs to the end: parameters, optimizer
+state, weights and metrics must equal those of the uninterrupted run, and the folder
+must hold the same files.
 """
 
 import argparse
@@ -28,22 +29,22 @@ from tests.stress.narrow import DELETION, EXPORT, PICTURE, POINTS, SAVE
 
 EVERY_POINT = [f"{point}:{time}" for point in POINTS for time in (1, 2, 3)]
 EVERY_POINT += [f"{EXPORT}:1", f"{PICTURE}:1"]
-TIMES = ("seconds", "examples_per_second")  # of metrics.jsonl, which differ
-# Enough epochs, and a rate that learns, for every point to be reached three times.
+TIMES = ("seconds", "examples_per_second")  # in metrics.jsonl; they differ between runs
+# Enough epochs to reach every point three times, at a learning rate that learns.
 JOB = ("--epochs", "6", "--lr", "0.003", "--lr-step", "6")
-# Where fifty kills at random moments are to fall, at least.
+# The least number of fifty kills at random moments that must fall into each phase.
 FLOORS = {"in a save": 20, "in a deletion": 5, "nothing saved before": 2}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run, print, and return the result; raises AssertionError for what is lost."""
+    """Run, print and return the result; raise AssertionError if a result differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument(
         "--point",
         action="append",
         metavar="NAME:TIME",
-        help="instead of the first three times at every point",
+        help="kill at this point, instead of three times at every point",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -61,12 +62,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             moments.append(moment)
             again = finish(out, "--resume", *JOB)
             other = [part for part in whole if again[part] != whole[part]]
-            assert not other, f"{how}, {moment}: resumed to other {', '.join(other)}"
-            print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: same bits", flush=True)
+            assert not other, f"{how}, {moment}: changed results: {', '.join(other)}"
+            print(f"{number:>3}/{len(plan)}  {how:<28} {moment}: identical", flush=True)
     at_random = Counter(moments[: options.kills])
     for where, floor in FLOORS.items() if options.kills >= 50 else ():
         kills = sum(n for moment, n in at_random.items() if where in moment)
-        assert kills >= floor, f"{kills} kills {where}, {floor} are wanted"
+        assert kills >= floor, f"{kills} kills {where}, expected at least {floor}"
     result = {"name": "chaos", "resumed": len(plan), "of": len(plan)}
     return publish({**result, "moments": Counter(moments), "at_random": at_random})
 
@@ -74,9 +75,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def plan_of(
     kills: int, seed: int, seconds: float, told: list[str]
 ) -> list[tuple[str, float]]:
-    """Return how to choose each moment: a point and a delay, or a time of the run.
+    """Return how to kill each run: a value of --die, or "" and the seconds to wait.
 
-    `told` is what a run told: among it how long its saves and deletions took.
+    `told` holds the lines of a run with --tell: the seconds of its saves and deletions.
     """
     dice = random.Random(seed)
 
@@ -96,7 +97,7 @@ def plan_of(
 
 
 def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    """Start a run."""
+    """Start a run in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.stress.narrow", "--out", str(out), *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
@@ -107,7 +108,7 @@ def start(out: Path, *flags: str, **environment: str) -> subprocess.Popen:
 
 
 def kill(out: Path, how: str, delay: float, *flags: str) -> None:
-    """Start a run and let it die: at or after a named point, or after a delay."""
+    """Start a run that dies at or after a named point, or kill it after a delay."""
     with start(out, *flags, *(["--die", how] if how else [])) as process:
         if not how:
             time.sleep(delay)
@@ -116,13 +117,13 @@ def kill(out: Path, how: str, delay: float, *flags: str) -> None:
     ends = {-signal.SIGKILL}
     if how.count(":") == 2:
         ends = {-signal.SIGALRM}
-    if not how:  # at a random moment the run may be over already
+    if not how:  # the run may have finished before it was killed
         ends.add(0)
     assert process.returncode in ends, (how, process.returncode, rest)
 
 
 def moment_of(out: Path) -> str:
-    """Return where a dead run was, from what it left."""
+    """Return the phase in which a run was killed, derived from the files it left."""
     folder = out / "checkpoints"
     left = {path.suffix for path in folder.iterdir()} if folder.exists() else set()
     steps = [p for p in folder.iterdir() if p.name.isdecimal()] if left else []
@@ -136,7 +137,7 @@ def moment_of(out: Path) -> str:
 
 
 def finish(out: Path, *flags: str) -> dict[str, Any]:
-    """Run to the end; return its results, the names of its files, and its seconds."""
+    """Run to the end; return the results, file names, seconds, and lines of stderr."""
     began = time.perf_counter()
     with start(out, *flags) as process:
         errors = process.stderr.read()
@@ -149,7 +150,7 @@ def finish(out: Path, *flags: str) -> dict[str, Any]:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """Return all of a finished run that must not depend on how it got there."""
+    """Return the results of a finished run that must not depend on interruptions."""
     from jaxlab.runs.checkpoint import CheckpointManager
     from jaxlab.runs.record import read_rows
 

@@ -1,12 +1,14 @@
-"""python -m tests.stress fuzz: broken and hostile .pth files by the thousand.
+"""python -m tests.stress fuzz: read thousands of damaged and hostile .pth files.
 
-Files that torch wrote are changed one pickle operation, archive member or byte at a
-time, and given good checksums again, so that they reach the parser. Each must be read,
-or refused by the one exception there is for it, at once and without a side effect.
+Pickle operations, archive members or bytes of files that torch wrote are changed. Most
+of these mutants get valid checksums, so that they reach the parser. Each mutant must be
+read, or refused with a WeightsError, within five seconds and without a side effect.
 
-Watched for each mutant: every event that Python's audit hooks report (a reader of bytes
-in memory causes none), a canary file that the planted commands would create, the type
-of the exception, five seconds, and the memory of the process.
+For each mutant the script checks the events of Python's audit hooks (reading bytes in
+memory causes none), a canary file that the planted commands would create, the type of
+the exception, and the time. For each chunk it checks the memory of the process.
+
+It is one file because the mutations are used only by the reader loop at its end.
 """
 
 import argparse
@@ -33,15 +35,15 @@ from typing import Any
 from pretrained import WeightsError, read_torch_file
 from tests.stress import publish
 
-TIME_LIMIT = 5  # seconds a mutant
-MEMORY_LIMIT = 64e6  # bytes, beyond the file's own size
-CHUNK = 2_000  # mutants a worker takes at a time
+TIME_LIMIT = 5  # seconds per mutant
+MEMORY_LIMIT = 64e6  # bytes, in addition to the largest mutant
+CHUNK = 2_000  # mutants per task of a worker process
 
 Mutator = Callable[[random.Random, bytearray], None]
 
 
 def seeds() -> list[bytes]:
-    """Return small files by torch itself, of each kind that must be read."""
+    """Return small files written by torch, of each kind that the reader must accept."""
     import torch
 
     base = torch.arange(24.0)
@@ -58,7 +60,7 @@ def seeds() -> list[bytes]:
     return files
 
 
-# Pickles, changed operation by operation.
+# Mutations of the pickle programs.
 
 NUMBERS = [-1, 0, 1, 2, 4, 255, 256, 65535, 2**31 - 1, -(2**31), 2**31, 2**62, 2**63]
 NUMBERS += [-(2**63), 2**64, 2**126]
@@ -97,7 +99,7 @@ def _name(value: str) -> bytes:
 
 
 def attacks(canary: str) -> list[bytes]:
-    """Return programs that touch the canary when a machine runs them."""
+    """Return hostile programs; most of them create the canary file if executed."""
     command = f"touch {canary}"
     call = b"(" + _text(command) + b"tR"
     python = _text(f"open({canary!r}, 'w').close()")
@@ -134,7 +136,7 @@ def _any_operation(rng: random.Random, canary: str) -> bytes:
     if kind == 4:
         index = rng.choice([0, 1, 255, 9_999, 10_000, 2**31, 2**32 - 1])
         return rng.choice(b"rj").to_bytes() + struct.pack("<I", index)
-    if kind == 5:  # a length that is not there
+    if kind == 5:  # a length beyond the end of the data
         code = rng.choice([b"X", b"\x8b", b"B", b"T", b"\x8d", b"\x8e"])
         return code + struct.pack("<I", rng.choice([2**31, 2**32 - 1, 100]))
     if kind == 6:
@@ -143,7 +145,7 @@ def _any_operation(rng: random.Random, canary: str) -> bytes:
 
 
 def mutate_program(rng: random.Random, program: bytes, canary: str) -> bytes:
-    """Change one to three things in a pickle."""
+    """Apply one to three random changes to a pickle program."""
     operations = _operations(program)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(operations)) if operations else 0
@@ -157,7 +159,7 @@ def mutate_program(rng: random.Random, program: bytes, canary: str) -> bytes:
         elif kind == 3:
             other = rng.randrange(len(operations))
             operations[at], operations[other] = operations[other], operations[at]
-        elif kind == 4:  # one part again, now and then often enough to nest deeply
+        elif kind == 4:  # repeat a part, sometimes often enough to nest deeply
             part = operations[at : at + rng.choice([1, 2, 5])]
             operations[at:at] = part * rng.choice([1, 2, 10, 2_000])
         elif kind == 5:
@@ -169,7 +171,7 @@ def mutate_program(rng: random.Random, program: bytes, canary: str) -> bytes:
                 byte ^ (1 << rng.randrange(8)) if rng.random() < 0.3 else byte
                 for byte in operations[at]
             )
-        elif kind == 8:  # an attack where a value is expected
+        elif kind == 8:  # an attack instead of a value
             operations[at] = rng.choice(attacks(canary))
         else:
             numbers = [i for i, op in enumerate(operations) if op[:1] in b"JKM\x8a"]
@@ -193,11 +195,14 @@ def _change_argument(rng: random.Random, operations: list[bytes], at: int) -> No
         )
 
 
-# The two formats around the pickles.
+# Mutations of the two file formats.
 
 
 def mutate_zip(rng: random.Random, content: bytes, canary: str) -> bytes:
-    """Change a program, a member or the archive; checksums fit again afterwards."""
+    """Change a program, a member or the headers of a zip file.
+
+    The checksums are valid, unless the headers were changed.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     at = rng.randrange(len(members))
@@ -227,7 +232,7 @@ def mutate_zip(rng: random.Random, content: bytes, canary: str) -> bytes:
     compression = zipfile.ZIP_DEFLATED if kind == 12 else zipfile.ZIP_STORED
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of duplicate names, which are meant
+        warnings.simplefilter("ignore")  # duplicate names are intended
         with zipfile.ZipFile(buffer, "w", compression) as archive:
             for name, data in members:
                 archive.writestr(zipfile.ZipInfo(name), data, compression)
@@ -235,7 +240,7 @@ def mutate_zip(rng: random.Random, content: bytes, canary: str) -> bytes:
 
 
 def mutate_headers(rng: random.Random, content: bytes) -> bytes:
-    """Set fields of the archive's own records to values that lie."""
+    """Set fields of the zip archive's records to wrong values."""
     out = bytearray(content)
     signatures = rb"PK(\x01\x02|\x03\x04|\x05\x06|\x06\x06|\x06\x07)"
     records = [match.start() for match in re.finditer(signatures, content)]
@@ -249,7 +254,7 @@ def mutate_headers(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_legacy(rng: random.Random, content: bytes, canary: str) -> bytes:
-    """Change one of the five pickles, or a length behind them."""
+    """Change one of the five pickles of a legacy file, or a number in the data."""
     stream = io.BytesIO(content)
     parts = []
     for _ in range(5):
@@ -273,7 +278,7 @@ def mutate_legacy(rng: random.Random, content: bytes, canary: str) -> bytes:
 
 def mutate(rng: random.Random, content: bytes, canary: str) -> bytes:
     """Return one mutant of a file."""
-    if rng.random() < 0.1:  # the bytes as such, whatever they mean
+    if rng.random() < 0.1:  # change bytes regardless of their meaning
         kind = rng.randrange(4)
         at = rng.randrange(len(content))
         if kind == 0:
@@ -287,11 +292,11 @@ def mutate(rng: random.Random, content: bytes, canary: str) -> bytes:
     return (mutate_zip if is_zip else mutate_legacy)(rng, content, canary)
 
 
-# Running them.
+# Running the mutants.
 
 
 class _Hang(BaseException):
-    """Five seconds are over."""
+    """Raised when reading a mutant takes longer than TIME_LIMIT."""
 
 
 def _ring(*_):
@@ -299,7 +304,7 @@ def _ring(*_):
 
 
 def _by_pickle(file: io.BytesIO) -> dict:
-    """The control: a reader that does what pickle says."""
+    """Read a file with Python's own pickle, as a control that executes the commands."""
 
     class Reader(pickle.Unpickler):
         def persistent_load(self, reference):
@@ -315,7 +320,7 @@ def _by_pickle(file: io.BytesIO) -> dict:
     return value
 
 
-_events: list[str] | None = None  # while a mutant is read
+_events: list[str] | None = None  # a list only while a mutant is read
 
 
 def _audit(event: str, _arguments: object) -> None:
@@ -331,7 +336,7 @@ def _peak_memory() -> int:
 def run_chunk(
     files: list[bytes], seed: int, first: int, count: int, reader: str
 ) -> collections.Counter:
-    """Read mutants number `first` to `first + count`; return what was seen."""
+    """Read `count` mutants from number `first` on; return the count of each outcome."""
     global _events
     read = read_torch_file if reader == "ours" else _by_pickle
     if not getattr(run_chunk, "watching", False):
@@ -340,7 +345,8 @@ def run_chunk(
         run_chunk.watching = True
     seen: collections.Counter = collections.Counter()
     canary = Path(tempfile.gettempdir()) / f"canary-{os.getpid()}"
-    # What is imported on first use, such as the codec of old zip names, is no effect.
+    # Load now what is imported on first use, such as the codec of old zip names, so
+    # that the import is not reported as a side effect of a mutant.
     "".encode("cp437")
     for content in files:
         read_torch_file(io.BytesIO(content))
@@ -368,7 +374,7 @@ def run_chunk(
                 problem = "another exception"
         except _Hang:
             problem = "hang"
-        except Exception as error:  # noqa: BLE001 (any other type is the finding)
+        except Exception as error:  # noqa: BLE001 (any other type is a fault)
             problem = "another exception"
             if reader == "ours":
                 print(f"mutant {index}: {type(error).__name__}: {error}")
@@ -389,14 +395,15 @@ def run_chunk(
 
 
 def _reason(message: str) -> str:
-    """The message's kind: its words up to the first that varies."""
+    """Return the words of a message before its first variable part."""
     return re.split(r"[^a-zA-Z _.-]", message.partition(": ")[2])[0].strip()
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the mutants in two processes, print, and return the result.
+    """Run the mutants in two processes; print and return the result.
 
-    Raises AssertionError when one was more than read or refused.
+    Raises AssertionError if a mutant had a side effect, crashed, hung, raised another
+    exception, or needed too much memory.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=10_000)
@@ -406,7 +413,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     files = seeds()
     started = time.perf_counter()
     total: collections.Counter = collections.Counter()
-    # Spawned, so that torch's memory is not theirs.
+    # Spawned processes do not inherit the memory of torch.
     context = concurrent.futures.process.mp.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
         chunks = [
@@ -453,5 +460,5 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result = publish(result)
     violations = total["execution"] + total["crash"] + total["hang"]
     violations += total["another exception"] + (total["memory"] > MEMORY_LIMIT)
-    assert not violations, f"{violations} mutants were more than read or refused"
+    assert not violations, f"{violations} violations; see the counts above"
     return result

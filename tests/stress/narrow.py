@@ -1,11 +1,11 @@
-"""`jaxlab.finetune` with a narrow network, so that hundreds of runs take minutes.
+"""Run `jaxlab.finetune` with a narrow network, so that hundreds of runs take minutes.
 
     python -m tests.stress.narrow [--die POINT:N[:SECONDS]] [--tell] FLAGS
 
-All is the command's but the widths of the layers. `--die` kills the process, as
-SIGKILL does, at a point of its writing, the Nth time it gets there, or so many seconds
-after that; `--tell` prints a line to stderr whenever a phase begins, how many images
-were trained on, and how many seconds a save or a deletion took.
+Only the widths of the layers differ from the command. `--die` kills the process at a
+point of its writing, the Nth time it is reached, by SIGKILL, or SECONDS after that, by
+SIGALRM. `--tell` prints a line to stderr whenever a phase begins, for the number of
+images trained on, and for the seconds that a save or a deletion took.
 """
 
 import functools
@@ -28,18 +28,18 @@ POINTS = (
     "amid a deletion",
     "amid metrics.jsonl",
 )
-# Of AlexNet's convolutions and fully connected layers.
+# The widths of AlexNet's convolutions and of its hidden fully connected layers.
 NARROW = {"channels": (8, 12, 16, 12, 12), "hidden": 32}
-# Where a save and a deletion begin, to die some time after that.
+# The beginning of a save and of a deletion; SECONDS may follow only these points.
 SAVE, DELETION = "in a save", "in a deletion"
-# Reached once a run.
+# Points that are reached once per run.
 EXPORT, PICTURE = "amid model.safetensors", "before a picture is there"
 FLAGS = ("--weights", "none", "--image-size", "63", "--train-size", "70")
 FLAGS += ("--test-size", "20", "--batch-size", "10", "--epochs", "3")
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; return its exit code."""
+    """Run the command and return its exit code."""
     arguments = [*FLAGS, *argv]
     point, occurrence, delay = None, 0, 0.0
     if "--die" in arguments:
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> int:
 
 
 def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
-    """Let the commands build, read and write AlexNet with other widths: NARROW's.
+    """Make the commands use AlexNet with other widths, by default NARROW.
 
-    `put(mapping, name, value)` sets an item: of the architectures, and the key tables.
+    `put(mapping, name, value)` sets an item of the architectures and of the key tables.
     """
     from jaxlab.models.architecture import ARCHITECTURES
     from pretrained import tables
@@ -79,7 +79,7 @@ def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
 
 
 def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
-    """Make the process die at a point or after it, and tell when a phase begins."""
+    """Make the process die `delay` seconds after a point, and print the phases."""
     from jaxlab.runs import folder as run_folder
     from jaxlab.runs.checkpoint import STATE
     from jaxlab.runs.manifest import MANIFEST
@@ -95,7 +95,7 @@ def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
 
     def log(line: str) -> None:
         if tell:
-            os.write(2, f"{line}\n".encode())  # in one piece: two threads tell
+            os.write(2, f"{line}\n".encode())  # one write, as two threads log
 
     def told(phase: str) -> Callable:
         return lambda *_, **__: log(phase)
@@ -108,7 +108,7 @@ def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
         die()
 
     def before(owner: Any, name: str, act: Callable) -> None:
-        """Call `act` with the arguments before each call of a function."""
+        """Call `act` with the same arguments before each call of a function."""
         function = getattr(owner, name)
 
         @functools.wraps(function)
@@ -121,7 +121,7 @@ def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
     def die_later(phase: str) -> None:
         began[phase] = time.perf_counter()
         if reached(phase):
-            # By the system's own hand, whatever Python is doing then.
+            # The signal ends the process, whatever Python is doing then.
             signal.setitimer(signal.ITIMER_REAL, delay)
 
     def log_seconds(phase: str) -> None:

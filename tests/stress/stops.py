@@ -1,10 +1,10 @@
-"""Stop runs by SIGTERM in every phase, resume them, and compare every bit.
+"""Stop runs with SIGTERM in every phase, resume them, and compare every bit.
 
     python -m tests.stress stops [--times 10]
 
-Each phase is met at random moments of its length. A stopped run must end with exit code
-143, within 30 seconds, and have every step saved that it told; `--resume` must end with
-the bits of a run in one piece. A stopped download must go on where it was.
+Each phase is interrupted at random moments. A stopped run must exit with code 143
+within 30 seconds and have saved every step that it reported; `--resume` must then give
+the bits of an uninterrupted run. A stopped download must continue where it stopped.
 """
 
 import argparse
@@ -26,24 +26,24 @@ from typing import Any
 
 from tests.stress import chaos, publish
 
-SECONDS = 30  # to end in
+SECONDS = 30  # allowed from the signal to the exit
 BATCH = 10
-SHORTEST = 0.03  # seconds that a phase is taken to last, at least
-# With the convolutions frozen, so that there are features to compute, and with enough
-# images for phases that last.
+SHORTEST = 0.03  # seconds, the least length assumed for a phase
+# The convolutions are frozen, so that there are features to compute, and there are
+# enough images for each phase to take some time.
 JOB = (*chaos.JOB, "--freeze", "features", "--train-size", "1000", "--test-size", "500")
-# What the run tells when a phase begins.
+# The words that a run prints to stderr when a phase begins.
 PHASES = ("features", "compiling", "trained", "testing", "saving", "exporting")
 DOWNLOADING = "downloading"
-# And nothing else, on stderr.
+# The only words that may begin a line in the rest of stderr.
 TOLD = {*PHASES, "deleting", "in", "done", "interrupted"}
-SAME = ("arrays", "model", "metrics")  # of a run, however it got there
+SAME = ("arrays", "model", "metrics")  # results that must be equal
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run, print, and return the result; raises AssertionError for what is lost."""
+    """Run, print and return the result; raise AssertionError if a result differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--times", type=int, default=10, help="each phase is stopped")
+    parser.add_argument("--times", type=int, default=10, help="stops of each phase")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     dice = random.Random(options.seed)
@@ -62,15 +62,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             )
             seconds.append(taken)
             saved = newest(out)
-            # What is trained and tested is also saved: to the step under way.
-            assert saved >= trained, f"{phase}: {trained} steps told, {saved} saved"
+            # Every step that the run reported is saved, and possibly the one under way.
+            assert saved >= trained, f"{phase}: {trained} steps done, {saved} saved"
             again = chaos.finish(out, "--resume", *JOB)
-            # Which steps are kept differs: the one of the stop is among them.
+            # The kept checkpoints differ, as the one of the stop is among them.
             other = [part for part in SAME if again[part] != whole[part]]
-            assert not other, f"{phase}: resumed to other {', '.join(other)}"
+            assert not other, f"{phase}: changed results: {', '.join(other)}"
             print(
-                f"{phase:<12} step {trained:>2} told, {saved:>2} saved, exit after "
-                f"{taken:.2f} s: same bits",
+                f"{phase:<12} step {trained:>2} done, {saved:>2} saved, exit after "
+                f"{taken:.2f} s: identical",
                 flush=True,
             )
         seconds += [
@@ -89,13 +89,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def cache_of(home: Path, phase: str, number: int) -> Path:
-    """Return where a run has its cache: an empty one where that makes the phase."""
+    """Return the cache folder of a run: an empty one for phases that fill the cache."""
     new = phase in ("features", "compiling")
     return home / (f"cache {number}" if new else "cache")
 
 
 def lengths_of_phases(out: Path) -> dict[str, list[float]]:
-    """Return how long each phase lasts each time; the run computes and compiles all."""
+    """Return the seconds of each occurrence of each phase, with an empty cache."""
     moments = []
     cache = str(out.parent / "first cache")
     with chaos.start(out, "--tell", *JOB, JAXLAB_HOME=cache) as process:
@@ -104,7 +104,7 @@ def lengths_of_phases(out: Path) -> dict[str, list[float]]:
     lengths: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for (phase, began), (_, ended) in itertools.pairwise(moments):
         if phase in lengths:
-            # What is told next may be another thread's.
+            # The next line may come from another thread.
             lengths[phase].append(max(ended - began, SHORTEST))
     assert all(lengths.values()), lengths
     return lengths
@@ -113,9 +113,9 @@ def lengths_of_phases(out: Path) -> dict[str, list[float]]:
 def stop(
     out: Path, phase: str, earlier: int, delay: float, cache: Path
 ) -> tuple[float, int]:
-    """Stop a run in a phase that was met so often earlier, and a delay after it began.
+    """Stop a run `delay` seconds into a phase that has begun `earlier` times before.
 
-    Returns the seconds to its end, and the steps it told.
+    Returns the seconds until the run ended, and the number of steps it reported.
     """
     images, times = 0, 0
     with chaos.start(out, "--tell", *JOB, JAXLAB_HOME=str(cache)) as process:
@@ -125,7 +125,7 @@ def stop(
             times += word == phase
             if times > earlier:
                 break
-        assert times > earlier, f"{phase}: told {times} times"
+        assert times > earlier, f"{phase}: began {times} times"
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         began = time.perf_counter()
@@ -136,7 +136,7 @@ def stop(
     unknown = [words for words in told if not words or words[0] not in TOLD]
     assert not unknown, (phase, rest)
     images += sum(int(words[1]) for words in told if words[0] == "trained")
-    # When all is done the signal finds Python on its way out.
+    # If the run has finished, the signal arrives while Python exits.
     codes = (0, -signal.SIGTERM) if ["done"] in told else (143,)
     assert process.returncode in codes, (phase, process.returncode, rest)
     assert seconds < SECONDS, (phase, seconds)
@@ -144,7 +144,7 @@ def stop(
 
 
 def newest(out: Path) -> int:
-    """Return the newest step that is saved; 0 for none."""
+    """Return the newest saved step, or 0 if there is none."""
     from jaxlab.runs.checkpoint import CheckpointManager
 
     return next(iter(CheckpointManager(out / "checkpoints", 2, print).steps()), 0)
@@ -161,7 +161,7 @@ sys.exit(narrow.main(sys.argv[1:]))
 
 
 def stop_download(home: Path, delay: float) -> float:
-    """Stop a download twice, the second going on; return how long the longer took."""
+    """Stop a download, resume it and stop it again; return the longer time to exit."""
     from pretrained.sources import SOURCES
 
     (home / "weights").mkdir(parents=True)
@@ -194,16 +194,16 @@ def stop_download(home: Path, delay: float) -> float:
                 seconds.append(time.perf_counter() - began)
             assert process.returncode == 143, (process.returncode, rest)
             assert seconds[-1] < SECONDS
-            assert not (home / "run").exists(), "a run that never began left a folder"
-    # The second one asked for what the first one lacked.
+            assert not (home / "run").exists(), "a run that had not begun left a folder"
+    # The second request continues where the first one stopped.
     assert asked[0] is None and asked[1] == f"bytes={size}-" and size > 0, asked
-    print(f"{DOWNLOADING:<12} {size:>9,} bytes, and on from there", flush=True)
+    print(f"{DOWNLOADING:<12} {size:>9,} bytes, then resumed from there", flush=True)
     return max(seconds)
 
 
 @contextmanager
 def slow_server(size: int) -> Iterator[tuple[str, list[str | None]]]:
-    """Serve a file of zeros at 3 MB/s; yield the URL and the ranges asked for."""
+    """Serve a file of zeros at 3 MB/s; yield the URL and the requested ranges."""
     asked: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The loop of an epoch: what is counted and recompiled, in whatever portions."""
+"""Test that an epoch counts each example once, for any batch size and dispatch."""
 
 import jax
 import numpy as np
@@ -47,13 +47,13 @@ def test_steps_give_the_same_bits_by_one_and_by_many(monkeypatch):
         return jax.tree.leaves(jax.device_get(state)), score, calls
 
     whole, score, calls = job(lambda data: data, np.inf)
-    assert calls == [4, 8, 16, 22]  # 1, 2, 4 and 6 batches; the last one holds 2
-    # A plain function: any other loader, whose batches pass by the host.
+    assert calls == [4, 8, 16, 22]  # 1, 2, 4, 6 batches; the last has 2 examples
+    # A plain function stands for all other loaders, whose batches come from the host.
     loaders = {"one": lambda data: data, "host": lambda data: data.__call__}
     for name, load_of in loaders.items():
         found, found_score, calls = job(load_of, 0)
         assert calls == [4] * 12 + [2], name
-        # By the host it is another program, which may round otherwise.
+        # Batches from the host run in another program, which may round differently.
         tolerance = {"one": 0, "host": 1e-6}[name]
         np.testing.assert_allclose(found_score, score, rtol=tolerance)
         for ours, theirs in zip(found, whole, strict=True):

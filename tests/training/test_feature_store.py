@@ -1,4 +1,4 @@
-"""Arrays on disk: found again, bounded, checked, and shared by processes."""
+"""Test that arrays on disk are reused, limited in size, checked, and shared safely."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_what_was_used_longest_ago_makes_room(place):
     for age, key in enumerate("abcd"):
         put(place, key, rows=2)
         os.utime(place.folder / key, (1000 + age, 1000 + age))
-    get(place, "a", rows=2)  # used: now the newest
+    get(place, "a", rows=2)  # now the most recently used
     put(ArrayStore(place.folder, place.max_bytes), "e", rows=4)
     kept = {path.name for path in place.folder.iterdir() if path.is_dir()}
     size = sum(path.stat().st_size for path in place.folder.rglob(ARRAY))
@@ -99,7 +99,7 @@ def test_what_was_used_longest_ago_makes_room(place):
 
 def test_what_is_larger_than_the_whole_is_refused_and_removes_nothing(place):
     put(place, "a")
-    with pytest.raises(StoreFullError, match="do not go into what is left"):
+    with pytest.raises(StoreFullError, match="do not fit into the space that is left"):
         put(place, "b", rows=11)
     assert get(place, "a") is not None
 
@@ -107,7 +107,7 @@ def test_what_is_larger_than_the_whole_is_refused_and_removes_nothing(place):
 def test_a_full_disk_is_refused_before_anything_is_written(place, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 20))
-    with pytest.raises(StoreFullError, match="onto the disk, which has 0.001 GB free"):
+    with pytest.raises(StoreFullError, match="on the disk, which has 0.001 GB free"):
         put(place, "a")
     assert not any(path.is_dir() for path in place.folder.iterdir())
 
@@ -142,7 +142,7 @@ with place.lock("a", lambda: None):
 
 @pytest.fixture
 def holder(place):
-    """A function that starts a process which holds the key "a"."""
+    """Return a function that starts a process that holds the lock of key "a"."""
     started = []
 
     def start(how):
@@ -178,7 +178,7 @@ def test_what_the_run_itself_uses_is_not_removed(place):
     again = ArrayStore(place.folder, place.max_bytes)  # the next run
     get(again, "b", rows=6)
     with pytest.raises(StoreFullError, match="what is left"):
-        put(again, "c", rows=5)  # not even without a
+        put(again, "c", rows=5)  # even without a it would not fit
     assert get(place, "a", rows=2) is not None
     put(again, "c", rows=3)
     assert get(again, "b", rows=6) is not None and get(place, "a", rows=2) is None
@@ -225,7 +225,7 @@ def test_what_a_killed_process_left_is_removed(place, holder):
     partial = place.folder / "a.partial"
     assert partial.exists()
     put(place, "b")
-    assert partial.exists(), "it was still at work"
+    assert partial.exists(), "a process was still writing it"
     process.kill()
     process.wait()
     put(place, "c")

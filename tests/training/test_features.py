@@ -1,4 +1,4 @@
-"""Stored outputs of frozen layers: equal to the layers', found again, never stale."""
+"""Test that stored outputs of frozen layers are exact, reused and never out of date."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def frozen(variables, images):
 
 
 class Job:
-    """One run's request, of which a test changes a part."""
+    """The arguments of one call of `feature_loader`; a test changes some of them."""
 
     def __init__(self, place):
         random = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def where(request, monkeypatch):
 
 
 def check(loader, job):
-    """Every batch holds the layer's own outputs, labels and weights, in order."""
+    """Assert that the batches hold the layer's outputs and the labels, in order."""
     order = epoch_order(COUNT, seed=0, epoch=0)
     seen = []
     for batch in loader(order, 4):
@@ -101,7 +101,7 @@ def test_outputs_are_the_layers_own_and_are_found_again(job, where):
 
 
 def test_a_found_output_that_is_wrong_fails_the_check(job):
-    """The control of `check`: outputs of other pixels under the same hash."""
+    """Control: `check` fails for outputs of other pixels stored under the same hash."""
     job.run()
     job.pixels = 255 - job.pixels
     loader, found = job.run()

@@ -1,4 +1,4 @@
-"""Where a run starts: files and published weights, whole or with a fresh head."""
+"""Test initial weights from files and published weights, with or without a new head."""
 
 import contextlib
 import hashlib
@@ -32,13 +32,13 @@ JOB += ["--epochs", "1", *NO_CHECKPOINTS]
 
 @pytest.fixture(scope="module")
 def whole(narrow_weights):
-    """A file as torchvision's: 1,000 classes, written by torch."""
+    """Return a file with 1,000 classes, like torchvision's, written by torch."""
     return Path(narrow_weights)
 
 
 @pytest.fixture(scope="module")
 def trained(whole, tmp_path_factory):
-    """A run from that file, with everything but the new head frozen: stdout, folder."""
+    """Train a new head on that file's frozen layers; return stdout and the folder."""
     folder, out = tmp_path_factory.mktemp("runs") / "first", io.StringIO()
     flags = ["--weights", str(whole), "--freeze", "backbone", "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
@@ -73,21 +73,21 @@ BACKBONE = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7"]
 def test_a_torchvision_file_is_fine_tuned_with_a_new_head(run, whole):
     out, folder = run
     saved = converted(load_file(folder / "model.safetensors"))
-    assert_equal(saved, params_of(whole), BACKBONE)  # frozen: as they came
+    assert_equal(saved, params_of(whole), BACKBONE)  # frozen, so unchanged
     assert saved["fc8"]["bias"].shape == (10,)
     record = json.loads((folder / "config.json").read_text())["weights"]
     assert record["source"] == str(whole) and record["verified"] is False
     assert record["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
     assert record["layers"] == {**dict.fromkeys(BACKBONE, "file"), "fc8": "fresh"}
     assert record["classes"] == 1000
-    assert "fc8 is fresh: the weights' own has 1,000 classes" in out
+    assert "fc8 is fresh: the weights have a head for 1,000 classes" in out
     assert "fc7     32×32                    1,056  frozen     file" in out
     assert "fc8     32×10                      330  trainable  fresh" in out
 
 
 def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     model = run[1] / "model.safetensors"
-    # At a rate this small the weights stay, so the result must be the first run's.
+    # This learning rate changes no weight, so the accuracy must be the first run's.
     flags = ["--weights", str(model), "--freeze", "backbone", "--lr", "1e-30"]
     again = main([*JOB, *flags, "--l2", "0", "--out", str(tmp_path / "second")])
     assert f"test_accuracy={again.test_accuracy:.4f} " in run[0]
@@ -95,7 +95,7 @@ def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     assert_equal(saved, converted(load_file(model)), [*BACKBONE, "fc8"])
     out = capsys.readouterr().out
     assert f"weights: {model}, SHA-256 " in out
-    assert "(unverified: no published file)" in out
+    assert "(unverified: not a published file)" in out
     assert "fc8 is fresh" not in out
     assert "fc8     32×10                      330  trainable  file" in out
 
@@ -137,7 +137,7 @@ def test_imagenet_is_downloaded_once_checked_and_known(
     )
     monkeypatch.setitem(SOURCES, "imagenet", published)
     key = jax.random.key(0)
-    with pytest.raises(DownloadError, match="offline it cannot be fetched"):
+    with pytest.raises(DownloadError, match="it cannot be downloaded offline"):
         initial_params(ALEXNET, MODEL, key, "imagenet", offline=True)
     for offline in (False, True):
         params, record = initial_params(
@@ -166,8 +166,12 @@ def test_weights_that_cannot_be_had_are_one_line_and_write_nothing(
     out = tmp_path / "run"
     for weights, code, message in (
         (tmp_path / "page.pth", 3, "page.pth: is an HTML page"),
-        (tmp_path / "folder", 3, "folder: is a folder; pass a weights file"),
-        ("imagenet", 4, "run once with a network, or put https://download.pytorch.org"),
+        (tmp_path / "folder", 3, "folder: is a directory; pass a weights file"),
+        (
+            "imagenet",
+            4,
+            "run once with a network, or save https://download.pytorch.org",
+        ),
     ):
         process = run_here(main, "--weights", weights, "--offline", "--out", out)
         assert_one_line(process, code, message)

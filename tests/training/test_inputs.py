@@ -1,4 +1,4 @@
-"""Training on stored outputs is training on images, whatever is frozen."""
+"""Test that training on stored outputs equals training on images."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ TRAINED, TESTED = 24, 12
 
 
 class Narrow:
-    """A narrow network on digits, in float64, trained from images or stored outputs."""
+    """A narrow float64 network, trained on images of digits or on stored outputs."""
 
     def __init__(self, folder):
         self.model, self.preprocess = AlexNet(10, **NARROW), Preprocess(63)
@@ -55,7 +55,7 @@ class Narrow:
         self.store = ArrayStore(folder, 1 << 30)
 
     def trainable(self, frozen):
-        """The tree of what is trained where the layers named are frozen."""
+        """Return a tree of bool like params: False in the layers named in `frozen`."""
         return {
             layer: dict.fromkeys(leaves, layer not in frozen)
             for layer, leaves in self.params.items()
@@ -77,7 +77,7 @@ class Narrow:
         )
 
     def train(self, splits, trainable):
-        """Three epochs with dropout; what comes of them, as arrays by name."""
+        """Train three epochs; return params, train and test scores, and predictions."""
         optimizer = make_optimizer("adam", 1e-3, trainable=trainable, l2=5e-4)
         step = make_train_step(splits["train"].apply_fn, optimizer, trainable)
         state = init_state(self.params, optimizer)
@@ -101,7 +101,7 @@ class Narrow:
 
 
 def assert_same_training(found, expected):
-    """To roundoff in float64, but for the answers, which are equal."""
+    """Assert equality to float64 roundoff, and exact equality of predictions."""
     for ours, theirs in zip(
         *map(jax.tree.leaves, (found[0], expected[0])), strict=True
     ):
@@ -116,7 +116,7 @@ def narrow(tmp_path, x64):
     return Narrow(tmp_path / "features")
 
 
-# How many layers, from the first on, are frozen: every place to freeze up to.
+# `depth` is the number of frozen layers, counted from the first; the head is trained.
 @pytest.mark.parametrize(
     "depth",
     [
@@ -147,7 +147,7 @@ def test_what_each_choice_of_freezing_stores(freeze, narrow, where):
             "none": {"train": image, "test": image},
         }[freeze]
     )
-    if freeze == "backbone":  # from the disk too, since what is stored is read there
+    if freeze == "backbone":  # in both places, as training reads the outputs there
         found = narrow.train(stored, trainable)
         assert_same_training(found, narrow.train(narrow.images, trainable))
 
@@ -156,11 +156,14 @@ def test_a_layer_of_which_a_part_is_trained_is_not_stored(narrow):
     trainable = narrow.trainable(LAYERS[:5])
     trainable["conv3"] = {"kernel": False, "bias": True}
     batch = next(narrow.stored(trainable)["train"].load(np.arange(2), 2))
-    assert batch.inputs.shape == (2, 3, 3, 12)  # conv2's
+    assert batch.inputs.shape == (2, 3, 3, 12)  # of conv2's output
 
 
 def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypatch):
-    """The control: all convolutions stored where only three of them are frozen."""
+    """Storing the outputs of trained layers is refused, and would change the result.
+
+    All convolutions are to be stored here, but only the first three are frozen.
+    """
     trainable = narrow.trainable(LAYERS[:3])
     monkeypatch.setattr(inputs, "frozen_children", lambda *_: list(LAYERS[:5]))
     with pytest.raises(ValueError) as raised:

@@ -1,4 +1,4 @@
-"""The optimiser by hand-computed values; for trajectories see test_training_parity."""
+"""Test the optimizers by values computed by hand; test_parity compares trajectories."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def run(tx, steps, params=PARAMS, gradients=GRADIENTS):
 
 
 def test_l2_joins_the_gradient_before_momentum_biases_included():
-    # All powers of two, so that float32 is exact:
+    # All values are exact in float32, because they have few binary digits:
     # g1 = 1 + 0.5·4 = 3, v1 = 3, w1 = 4 - 0.25·3 = 3.25
     # g2 = 1 + 0.5·3.25 = 2.625, v2 = 0.5·3 + 2.625 = 4.125, w2 = 3.25 - 1.03125
     tx = make_optimizer("sgd", 0.25, trainable=ALL, momentum=0.5, l2=0.5)
@@ -60,7 +60,7 @@ def test_frozen_leaves_hold_no_state_in_bytes_and_do_not_move():
 
 
 def test_optax_masked_would_move_frozen_leaves_uphill():
-    """Negative control: the transformation that looks right and is not."""
+    """Negative control: optax.masked adds a frozen leaf's gradient to the leaf."""
     params, _ = run(optax.masked(optax.sgd(0.1), HEAD), 1)
     assert (params["body"]["kernel"] == PARAMS["body"]["kernel"] + 8).all()
 
@@ -90,10 +90,10 @@ def test_the_first_pattern_that_matches_decides():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        ((("head/.*", "trainable"),), "no pattern covers body/kernel"),
-        ((("head", "trainable"), (".*", "frozen")), "'head' decides no leaf"),
-        (((".*", "trainable"), ("head/.*", "frozen")), "'head/.*' decides no leaf"),
-        (((".*", "freeze"),), "'freeze' is no label"),
+        ((("head/.*", "trainable"),), "no pattern matches body/kernel"),
+        ((("head", "trainable"), (".*", "frozen")), "'head' applies to no leaf"),
+        (((".*", "trainable"), ("head/.*", "frozen")), "'head/.*' applies to no leaf"),
+        (((".*", "freeze"),), "'freeze' is not a label"),
     ],
 )
 def test_patterns_that_would_freeze_the_wrong_layers_are_errors(patterns, message):

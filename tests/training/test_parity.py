@@ -1,8 +1,10 @@
-"""Thirty optimiser steps beside PyTorch in float64: the strongest evidence of equality.
+"""Test that thirty optimizer steps equal PyTorch's in float64.
 
 Both sides start from the same weights and see the same batches of small images, across
-two step-decay boundaries. The full-size network runs once, with the command's default
-freezing and optimiser; every other case runs a copy with fewer channels, for speed.
+two step-decay boundaries. This is the strongest evidence of equality. The full-size
+network runs with the command's default freezing and optimizer only, for six steps, or
+thirty under stress. All other cases run a copy with fewer channels, for speed.
+It is one file because all tests use the two training loops below.
 """
 
 import gc
@@ -30,7 +32,7 @@ from tests.stress.narrow import NARROW
 patterns_of = ARCHITECTURES["alexnet"].freezing_patterns
 
 STEPS, STEPS_PER_EPOCH, BATCH = 30, 5, 4
-# Of the full-size network, in the suite: as many epochs, of one step.
+# For the full-size network, except under stress: as many epochs, of one step each.
 FEW = {"STEPS": 6, "STEPS_PER_EPOCH": 1}
 L2, GAMMA, STEP_EPOCHS = 5e-4, 0.1, 2
 RATE = {"sgd": 1e-2, "adam": 1e-4}
@@ -39,7 +41,7 @@ QUICK = [("features", "adam")]
 
 
 class Case(NamedTuple):
-    """The same network on both sides, and the table that converts it."""
+    """A network in torch and in jaxlab, and the key table that converts its weights."""
 
     torch: torch.nn.Module
     ours: AlexNet
@@ -62,7 +64,7 @@ def narrow(dropout=0.0):
 
 
 def torch_run(model, freeze, optimizer, masks=None):
-    """PyTorch's own loop; returns the losses, the end weights and the buffers."""
+    """Train in PyTorch; return losses, final state dict and the optimizer's buffers."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad = {
             "features": name.startswith("classifier"),
@@ -105,7 +107,7 @@ def our_optimizer(optimizer, trainable):
 
 
 def our_run(model, params, freeze, optimizer, tx=None):
-    """The same through jaxlab; returns losses, params, the optimiser's trees."""
+    """Train in jaxlab; return losses, final params and the optimizer's buffers."""
     trainable = trainable_tree(params, patterns_of(freeze))
     tx = tx or our_optimizer(optimizer, trainable)
     step = make_train_step(model.apply, tx, trainable)
@@ -130,7 +132,7 @@ def batches():
 
 
 def assert_same_tree(ours, theirs, what):
-    """Compare a (partly masked) params tree with a partial state_dict, leaf by leaf."""
+    """Compare a params tree, whose frozen leaves may be masked, with torch's leaves."""
     compared = 0
     for layer, leaves in ours.items():
         for leaf, value in leaves.items():
@@ -144,7 +146,7 @@ def assert_same_tree(ours, theirs, what):
 
 
 def as_params(case, partial):
-    """Convert a partial state_dict by filling it up with NaN, then dropping that."""
+    """Convert a partial state dict: fill it up with NaN, then drop the NaN layers."""
     missing = {
         row.torch: torch.full(shape.shape, torch.nan, dtype=torch.float64)
         for row in case.table
@@ -160,8 +162,8 @@ def as_params(case, partial):
 
 def assert_same_trajectory(case, freeze, optimizer, folder):
     start = case.params(case.torch.state_dict())
-    # What comes of torch's run is on the disk while ours goes on: of the full-size
-    # network both are too much for a small memory.
+    # torch's results are on disk while our run is computed, because the results of both
+    # full-size networks may not fit into memory together.
     their_losses, weights, buffers = torch_run(case.torch, freeze, optimizer)
     torch.save(weights, folder / "params")
     for name, buffer in buffers.items():
@@ -211,7 +213,7 @@ def test_steps_of_the_full_size_network_equal_torchs(steps, tmp_path, monkeypatc
 
 
 class GivenMask(torch.nn.Module):
-    """torch's dropout with the mask handed in."""
+    """Multiply by a given mask, in place of torch's dropout."""
 
     def forward(self, x):
         return x * self.mask
@@ -232,7 +234,7 @@ def test_thirty_steps_with_dropout_equal_torchs_with_the_same_masks(x64):
 
         key = jax.random.fold_in(jax.random.key(KEY), step)
         at6, at7 = case.ours.apply({}, method=masks, rngs={"dropout": key})
-        # Ours drops from H·W·C order, torch from C·H·W.
+        # Our mask is in H·W·C order, torch's features are in C·H·W order.
         at6 = at6.reshape(BATCH, 6, 6, -1).transpose(0, 3, 1, 2).reshape(BATCH, -1)
         return {0: np.array(at6), 3: np.array(at7)}
 
@@ -247,7 +249,7 @@ def test_thirty_steps_with_dropout_equal_torchs_with_the_same_masks(x64):
 
 @pytest.mark.slow
 def test_wrong_optimizers_fail_the_bar(x64):
-    """Negative controls: decoupled decay, a late boundary, moving frozen weights."""
+    """Negative controls: decoupled weight decay, late step decay, unfrozen layers."""
     case = narrow()
     start = case.params(case.torch.state_dict())
     their_losses, _, _ = torch_run(case.torch, "features", "adam")

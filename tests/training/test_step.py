@@ -1,4 +1,4 @@
-"""The step: what is computed, counted and donated."""
+"""Test what the train step computes, counts and donates."""
 
 import flax.linen as nn
 import jax
@@ -59,9 +59,9 @@ def test_the_state_is_donated_but_the_callers_params_are_not():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
-# Forward: 5 convolutions, 3 products. Backward, all trained: every weight, and every
-# input but the first convolution's, and those of three pools. Frozen layers add nothing
-# to the forward pass.
+# Convolutions, matrix products and pool gradients. The forward pass has 5 convolutions
+# and 3 products. If all layers are trained, the backward pass adds one for each weight
+# and for each input but the images, and 3 pool gradients. Frozen layers add none.
 OPERATIONS = {
     "none": (5 + 5 + 4, 3 + 6, 3),
     "features": (5, 3 + 5, 0),
@@ -70,7 +70,7 @@ OPERATIONS = {
 
 
 def step_of(freeze, batch_size):
-    """AlexNet's step, and the shapes of its arguments."""
+    """Return AlexNet's train step and the shapes of its arguments."""
     model = AlexNet(10)
     images = jax.ShapeDtypeStruct((batch_size, 63, 63, 3), jnp.float32)
     shapes = param_shapes(model)
@@ -99,7 +99,7 @@ def test_other_devices_get_plain_operations_and_no_gradient_of_frozen_layers(
 
 
 def test_a_cpu_gets_kernels_of_its_own():
-    """The control of the test above."""
+    """Control of the test above: it detects the operations that CPUs have instead."""
     convolutions, products, pools = operations_of(*step_of("none", 2), "cpu")
     assert convolutions == pools == 0 and products > 100
 
@@ -158,6 +158,6 @@ def test_class_weights_are_torch_s():
         np.testing.assert_allclose(
             params["head"][name] - state.params["head"][name], leaf.grad, atol=1e-6
         )
-    # The metrics stay those of plain cross entropy, comparable with the test loss.
+    # The metrics are unweighted, so that they are comparable with the test loss.
     plain = torch.nn.CrossEntropyLoss()(logits, targets)
     np.testing.assert_allclose(metrics.loss / metrics.count, plain.item(), rtol=1e-5)
