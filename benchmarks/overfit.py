@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxlab.overfit import VARIANTS, Config
+from jaxlab.overfit import VARIANTS, Config, Variant
 
 
 def main() -> None:
@@ -101,8 +102,6 @@ def run_torch(seeds: int) -> tuple[float, dict[str, float]]:
 def torch_lab(seeds: int) -> dict[str, float]:
     """Run the lab in PyTorch; return the mean test accuracy by variant."""
     import torch
-    from torch import nn
-    from torch.nn.functional import cross_entropy
 
     from jaxlab.data.digits import mnist5k
 
@@ -115,55 +114,66 @@ def torch_lab(seeds: int) -> dict[str, float]:
         )
         for name, split in data.splits.items()
     }
-    images, labels = splits["train"]
-
-    def train(variant, seed):
-        torch.manual_seed(seed)
-        between = [nn.BatchNorm1d(512)] if variant.batch_norm else []
-        dropped = [nn.Dropout(config.dropout_rate)] if variant.dropout else []
-        model = nn.Sequential(
-            nn.Linear(784, 512),
-            *between,
-            nn.ReLU(),
-            *dropped,
-            nn.Linear(512, 128),
-            nn.ReLU(),
-            nn.Linear(128, 10),
-        )
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-        step_size = config.lr_step if variant.step_decay else config.epochs
-        scheduler = torch.optim.lr_scheduler.StepLR(
-            optimizer, step_size, config.lr_gamma
-        )
-        curves = []
-        for _ in range(config.epochs):
-            model.train()
-            for indices in torch.randperm(len(labels)).split(config.batch_size):
-                loss = cross_entropy(model(images[indices]), labels[indices])
-                if variant.l1:
-                    weights = model.parameters()
-                    loss = loss + config.l1 * sum(w.abs().sum() for w in weights)
-                if variant.l2:
-                    weights = model.parameters()
-                    loss = loss + config.l2 * sum(w.square().sum() for w in weights)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            scheduler.step()
-            model.eval()
-            with torch.no_grad():
-                point = {}
-                for name, (inputs, targets) in splits.items():
-                    logits = model(inputs)
-                    right = (logits.argmax(1) == targets).float().mean().item()
-                    point[name] = (cross_entropy(logits, targets).item(), right)
-            curves.append(point)
-        return curves[-1]["test"][1]
-
     return {
-        name: float(np.mean([train(variant, seed) for seed in range(seeds)]))
+        name: float(
+            np.mean([torch_train(variant, config, splits, i) for i in range(seeds)])
+        )
         for name, variant in VARIANTS.items()
     }
+
+
+def torch_model(variant: Variant, config: Config) -> Any:
+    """Return a variant's network in PyTorch."""
+    from torch import nn
+
+    normalization = [nn.BatchNorm1d(512)] if variant.batch_norm else []
+    dropout = [nn.Dropout(config.dropout_rate)] if variant.dropout else []
+    return nn.Sequential(
+        nn.Linear(784, 512),
+        *normalization,
+        nn.ReLU(),
+        *dropout,
+        nn.Linear(512, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+def torch_train(variant: Variant, config: Config, splits: Any, seed: int) -> float:
+    """Train a variant as PyTorch's users write it; return its final test accuracy."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.manual_seed(seed)
+    images, labels = splits["train"]
+    model = torch_model(variant, config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    step_size = config.lr_step if variant.step_decay else config.epochs
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, config.lr_gamma)
+    curves = []
+    for _ in range(config.epochs):
+        model.train()
+        for indices in torch.randperm(len(labels)).split(config.batch_size):
+            loss = cross_entropy(model(images[indices]), labels[indices])
+            if variant.l1:
+                weights = model.parameters()
+                loss = loss + config.l1 * sum(w.abs().sum() for w in weights)
+            if variant.l2:
+                weights = model.parameters()
+                loss = loss + config.l2 * sum(w.square().sum() for w in weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scheduler.step()
+        model.eval()
+        with torch.no_grad():
+            point = {}
+            for name, (inputs, targets) in splits.items():
+                logits = model(inputs)
+                right = (logits.argmax(1) == targets).float().mean().item()
+                point[name] = (cross_entropy(logits, targets).item(), right)
+        curves.append(point)
+    return curves[-1]["test"][1]
 
 
 if __name__ == "__main__":

@@ -1,31 +1,62 @@
-"""Transfer learning for vision in functional JAX, tested against torchvision."""
+"""Transfer learning for vision in functional JAX, with results proven equal to torch's.
+
+    data = jaxlab.load_data("mnist5k", train_size=200)     # or a folder, or arrays
+    history = jaxlab.fit(jaxlab.MLP(dropout_rate=0.5), data, epochs=40)
+    jaxlab.plot_curves(history)
+    run = jaxlab.fine_tune("mnist5k", epochs=2)            # a pretrained network
+    run.classifier.predict("picture.png")
+
+`help(jaxlab.NAME)` has an example for each name:
+
+- data: load_data, Preprocess, Batch, batches
+- networks: create_model, MLP, AlexNet, layers, summary
+- training: fine_tune, Config (its settings), fit
+- what was trained: Classifier, plot_curves, plot_confusion, plot_images
+- the pieces of the loop: init_state, TrainState, make_optimizer, step_decay, penalty,
+  trainable_tree, make_train_step, make_eval_step, evaluate_split
+- errors: JaxlabError, the base class of those with a message for the user
+"""
 
 import importlib
 
+# Each public name and the module that defines it.
 _HOME = {
     "AlexNet": "jaxlab.models.alexnet",
     "Batch": "jaxlab.data.loaders",
     "batches": "jaxlab.data.loaders",
+    "Classifier": "jaxlab.classifier",
+    "Config": "jaxlab.config",
+    "create_model": "jaxlab.library",
     "evaluate_split": "jaxlab.training.epoch",
+    "fine_tune": "jaxlab.finetune",
+    "fit": "jaxlab.training.trainer",
     "init_state": "jaxlab.training.step",
+    "JaxlabError": "jaxlab.errors",
+    "layers": "jaxlab.models",
+    "load_data": "jaxlab.library",
     "make_eval_step": "jaxlab.training.step",
     "make_optimizer": "jaxlab.training.optim",
     "make_train_step": "jaxlab.training.step",
     "MLP": "jaxlab.models.mlp",
     "penalty": "jaxlab.training.optim",
+    "plot_confusion": "jaxlab.plots",
+    "plot_curves": "jaxlab.plots",
+    "plot_images": "jaxlab.plots",
     "Preprocess": "jaxlab.data.preprocess",
     "step_decay": "jaxlab.training.optim",
+    "summary": "jaxlab.models.describe",
     "trainable_tree": "jaxlab.training.optim",
     "TrainState": "jaxlab.training.step",
 }
-__all__ = list(_HOME)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    # Names are imported on first use, so that `--help` and `import jaxlab` do not
-    # wait for JAX.
+    # Names are imported when they are used, so that `--help` does not wait for JAX.
     if name not in _HOME:
         raise AttributeError(f"module 'jaxlab' has no attribute {name!r}")
+    if name == "layers":
+        return importlib.import_module("jaxlab.models.layers")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

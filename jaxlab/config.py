@@ -1,14 +1,18 @@
-"""The flags of the fine-tuning command, and the checks of their combinations."""
+"""The settings of a fine-tuning run: flags of the command, arguments of `fine_tune`.
+
+A Config validates itself, so that the command and Python have the same checks. It is
+one long file because each setting is declared once, with its help, bounds and names.
+"""
 
 import dataclasses
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean
-from jaxlab.models.architecture import ARCHITECTURES, FREEZE, Architecture
+from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -31,64 +35,34 @@ RESOLVED_FROM_DATA = "resolved from data"
 
 @dataclass(frozen=True)
 class Config:
-    """The flags of the command and their defaults."""
+    """The settings of a run and their defaults: the flags of `jaxlab.finetune`.
+
+    Every value and every combination is checked when it is created; files are looked
+    for when the run begins. `jaxlab.fine_tune` takes the same names as arguments.
+    Raises UsageError with the setting, its value and what to pass.
+
+    >>> Config(epochs=2, freeze="none").epochs
+    2
+    >>> Config(lr=-1)
+    Traceback (most recent call last):
+    jaxlab.errors.UsageError: lr: -1 is out of range; pass a number that is above 0
+    """
 
     dataset: str = flag(
         "mnist5k",
         "mnist5k (embedded), the name of a TensorFlow Datasets (TFDS) dataset such as "
         "mnist or fashion_mnist, or a folder with one subfolder per class",
+        group="data",
+        synonyms=("data", "data-path", "path", "images", "folder"),
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
     manual_dir: str | None = flags.manual_dir(on_resume=NOT_COMPARED)
-    val_fraction: float = flag(
-        0.2, "fraction to test with if there is no test split", above=0, below=1
-    )
-    model: str = flag("alexnet", "network", choices=tuple(ARCHITECTURES))
-    weights: str | None = flag(
-        None,
-        "imagenet-conv: embedded ImageNet convolutions, randomly initialised fc "
-        "layers; imagenet: all layers of torchvision's network, downloaded once; none: "
-        "all layers randomly initialised; or a .pth or .safetensors file",
-        default_help=", ".join(
-            f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
-        ),
-    )
-    freeze: str | None = flag(
-        None,
-        "layers to freeze: features (all convolutions), backbone (all layers but the "
-        "head), none, or a layer's name, which freezes it and all layers before it",
-        default_help="features; none with --weights none",
-    )
-    epochs: int = flag(
-        5, "passes over the training images", at_least=1, on_resume=NOT_COMPARED
-    )
-    batch_size: int = flag(
-        64, "images per step", at_least=1, on_resume=RESOLVED_FROM_DATA
-    )
-    optimizer: str = flag("adam", "update rule", choices=tuple(LEARNING_RATE))
-    lr: float | None = flag(
-        None, "learning rate", above=0, default_help="0.0001 for adam, 0.01 for sgd"
-    )
-    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
-    l2: float = flag(5e-4, "L2 penalty, as weight_decay of torch.optim", at_least=0)
-    class_weights: str = flag(
-        "none",
-        "class weights of the loss; balanced: rare classes have larger weights",
-        choices=CLASS_WEIGHTS,
-    )
-    lr_step: int = flag(3, "epochs between learning rate decays", at_least=1)
-    lr_gamma: float = flag(0.1, "factor of each decay", above=0, at_most=1)
-    seed: int = flag(
-        0, "seed of initial weights, data order and dropout", at_least=0, below=2**32
-    )
-    image_size: int = flag(
-        224,
-        "side of the square input images in pixels",
-        at_least=MIN_IMAGE_SIZE,
-        at_most=MAX_IMAGE_SIZE,
-    )
-    crop: bool = flag(
-        False, "resize the shorter side and crop the centre; keeps the aspect ratio"
+    test_fraction: float = flag(
+        0.2,
+        "fraction to test with if there is no test split",
+        above=0,
+        below=1,
+        synonyms=("val-fraction", "test-split", "validation-split"),
     )
     train_size: int | None = flag(
         None,
@@ -104,29 +78,118 @@ class Config:
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
-    precision: str = flag(
-        "float32", "dtype of the computation", choices=("float32", "bfloat16")
+    image_size: int = flag(
+        224,
+        "side of the square input images in pixels",
+        at_least=MIN_IMAGE_SIZE,
+        at_most=MAX_IMAGE_SIZE,
+        synonyms=("img-size", "imgsz", "input-size", "resize"),
+    )
+    crop: bool = flag(
+        False, "resize the shorter side and crop the centre; keeps the aspect ratio"
     )
     workers: int = flag(
         0,
         "processes that decode images; 0: use threads",
         at_least=0,
         at_most=64,
+        synonyms=("num-workers",),
         on_resume=NOT_COMPARED,
     )
-    offline: bool = flag(False, "open no network connection", on_resume=PER_PROCESS)
-    feature_cache: bool = flag(True, "run the frozen layers in every epoch")
-    feature_cache_size: float = flag(
+    model: str = flag(
+        "alexnet",
+        "network",
+        group="network",
+        choices=tuple(ARCHITECTURES),
+        synonyms=("arch", "architecture", "network", "backbone"),
+    )
+    weights: str | None = flag(
+        None,
+        "imagenet-conv: embedded ImageNet convolutions, randomly initialised fc "
+        "layers; imagenet: all layers of torchvision's network, downloaded once; none: "
+        "all layers randomly initialised; or a .pth or .safetensors file",
+        metavar="NAME|FILE",
+        default_help=", ".join(
+            f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
+        ),
+        synonyms=("pretrained", "checkpoint", "init"),
+    )
+    freeze: str | None = flag(
+        None,
+        "layers to freeze: features (all convolutions), backbone (all layers but the "
+        "head), none, or a layer's name, which freezes it and all layers before it",
+        default_help="features; none with --weights none",
+    )
+    precision: str = flag(
+        "float32",
+        "dtype of the computation",
+        choices=("float32", "bfloat16"),
+        synonyms=("dtype", "amp"),
+    )
+    epochs: int = flag(
         5,
-        "maximum GB of frozen layers' outputs to keep for later runs",
-        at_least=0,
-        at_most=1e6,
+        "passes over the training images",
+        group="training",
+        at_least=1,
+        synonyms=("num-epochs", "n-epochs"),
         on_resume=NOT_COMPARED,
+    )
+    batch_size: int = flag(
+        64,
+        "images per step",
+        at_least=1,
+        synonyms=("batch", "bs"),
+        on_resume=RESOLVED_FROM_DATA,
+    )
+    optimizer: str = flag(
+        "adam", "update rule", choices=tuple(LEARNING_RATE), synonyms=("opt", "optim")
+    )
+    lr: float | None = flag(
+        None,
+        "learning rate",
+        above=0,
+        default_help="0.0001 for adam, 0.01 for sgd",
+        synonyms=("learning-rate", "lr0", "rate"),
+    )
+    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
+    l2: float = flag(
+        5e-4,
+        "L2 penalty, as weight_decay of torch.optim",
+        at_least=0,
+        synonyms=("weight-decay", "wd", "decay"),
+    )
+    class_weights: str = flag(
+        "none",
+        "class weights of the loss; balanced: rare classes have larger weights",
+        choices=CLASS_WEIGHTS,
+    )
+    lr_step: int = flag(
+        3,
+        "epochs between learning rate decays",
+        at_least=1,
+        synonyms=("step-size", "lr-step-size", "decay-epochs"),
+    )
+    lr_gamma: float = flag(
+        0.1,
+        "factor of each decay",
+        above=0,
+        at_most=1,
+        synonyms=("gamma", "decay-rate"),
+    )
+    seed: int = flag(
+        0,
+        "seed of initial weights, data order and dropout",
+        at_least=0,
+        below=2**32,
+        synonyms=("random-seed", "random-state"),
     )
     out: str | None = flag(
         None,
         "folder of the run",
+        group="run",
+        metavar="FOLDER",
         default_help="a new folder in runs/",
+        synonyms=("output", "output-dir", "save-dir", "project"),
         on_resume=PER_PROCESS,
     )
     overwrite: bool = flag(
@@ -136,6 +199,7 @@ class Config:
         None,
         "resume the run in --out from its latest checkpoint, or from the checkpoint of "
         "the given step; the settings of the run are restored",
+        metavar="STEP",
         default_help="start a new run",
         const=LAST,
         on_resume=PER_PROCESS,
@@ -149,7 +213,25 @@ class Config:
         at_least=1,
         on_resume=NOT_COMPARED,
     )
+    feature_cache: bool = flag(True, "run the frozen layers in every epoch")
+    feature_cache_size: float = flag(
+        5,
+        "maximum GB of frozen layers' outputs to keep for later runs",
+        at_least=0,
+        at_most=1e6,
+        on_resume=NOT_COMPARED,
+    )
+    offline: bool = flag(False, "open no network connection", on_resume=PER_PROCESS)
     debug: bool = flag(False, "show tracebacks", on_resume=PER_PROCESS)
+
+    def __post_init__(self):
+        """Check every setting, then their combination."""
+        flags.validate(self)
+        # The settings of a run that is resumed are known only when its record is read.
+        if self.resume is None:
+            _check_combination(self)
+        else:
+            _check_resume(self)
 
 
 def fields_that(on_resume: str | None) -> frozenset[str]:
@@ -162,13 +244,13 @@ def fields_that(on_resume: str | None) -> frozenset[str]:
 
 
 def resolved(config: Config) -> Config:
-    """Return the config with the defaults that depend on other flags filled in.
+    """Return the config with the defaults that depend on other settings filled in.
 
-    Raises UsageError for invalid or contradictory settings, and prints a warning to
-    stderr for settings that are probably a mistake.
+    Raises UsageError if `weights` is a file that does not exist, and for settings of a
+    resumed run that contradict each other.
     """
-    architecture = ARCHITECTURES[config.model]
-    weights = architecture.weights if config.weights is None else config.weights
+    _check_combination(config)
+    weights = _weights(config)
     # A resumed run has its weights in the checkpoint and does not need the file.
     known = weights in WEIGHTS or config.resume is not None
     if not known and not os.path.lexists(weights):
@@ -176,44 +258,65 @@ def resolved(config: Config) -> Config:
             f"--weights: {weights!r} is neither a file nor one of "
             f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS)}"
         )
+    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+    return dataclasses.replace(config, weights=weights, freeze=_freeze(config), lr=lr)
+
+
+def warn_of_random_frozen_layers(config: Config, log: Callable[[str], None]) -> None:
+    """Log a warning if layers with random weights are frozen."""
+    if config.weights == "none" and config.freeze != "none":
+        log(
+            f"warning: --freeze {config.freeze} with --weights none: the frozen layers "
+            "are randomly initialised and not trained; pass --freeze none to train them"
+        )
+
+
+def _weights(config: Config) -> str:
+    default = ARCHITECTURES[config.model].weights
+    return default if config.weights is None else config.weights
+
+
+def _freeze(config: Config) -> str:
+    if config.freeze is not None:
+        return config.freeze
+    return "none" if _weights(config) == "none" else "features"
+
+
+def _check_combination(config: Config) -> None:
+    """Raise UsageError if settings contradict the network or each other."""
+    architecture = ARCHITECTURES[config.model]
     if config.image_size < architecture.min_image_size:
         raise UsageError(
             f"--image-size: {config.image_size} is out of range; pass a number that is "
             f"at least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
-    freeze = config.freeze
-    if freeze is None:
-        freeze = "none" if weights == "none" else "features"
-    _check_freeze(architecture, freeze, weights)
-    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
-    return dataclasses.replace(config, weights=weights, freeze=freeze, lr=lr)
-
-
-def _check_freeze(architecture: Architecture, freeze: str, weights: str) -> None:
-    """Raise UsageError if a frozen layer is unknown, or is a fresh fc layer.
-
-    A fresh layer has random initial weights. Prints a warning to stderr if fresh
-    convolutions are frozen.
-    """
+    freeze, weights = _freeze(config), _weights(config)
     known = (*FREEZE, *architecture.children[:-1])
-    try:
-        frozen = architecture.frozen(freeze)
-    except ValueError:
+    if freeze not in known:
         raise UsageError(
             f"--freeze: {freeze!r} is not one of {', '.join(known)}"
             f"{did_you_mean(freeze, known)}"
-        ) from None
+        )
     convolutions = architecture.frozen("features")
-    if weights in ("imagenet-conv", "none"):
-        if fresh := [name for name in frozen if name not in convolutions]:
-            raise UsageError(
-                f"--freeze {freeze}: with --weights {weights}, {' and '.join(fresh)} "
-                f"{'are' if len(fresh) > 1 else 'is'} randomly initialised and would "
-                "not be trained; pass --freeze features, or --weights imagenet"
-            )
-    if weights == "none" and frozen:
-        print(
-            f"warning: --freeze {freeze} with --weights none: the frozen layers are "
-            "randomly initialised and not trained; pass --freeze none to train them",
-            file=sys.stderr,
+    random = [name for name in architecture.frozen(freeze) if name not in convolutions]
+    if random and weights in ("imagenet-conv", "none"):
+        raise UsageError(
+            f"--freeze {freeze}: with --weights {weights}, {' and '.join(random)} "
+            f"{'are' if len(random) > 1 else 'is'} randomly initialised and would not "
+            "be trained; pass --freeze features, or --weights imagenet"
+        )
+
+
+def _check_resume(config: Config) -> None:
+    """Raise UsageError if --resume does not fit the other settings."""
+    if config.overwrite:
+        raise UsageError(
+            "--resume: cannot be combined with --overwrite; pass one of them"
+        )
+    if config.out is None:
+        raise UsageError("--resume: no run is given; pass its folder as --out")
+    if config.resume != LAST and not config.resume.isdecimal():
+        raise UsageError(
+            f"--resume: {config.resume!r} is not a step; pass the number of a step, or "
+            "no value for the latest checkpoint"
         )

@@ -4,119 +4,160 @@ The frozen layers run once over the data, and the other layers train on their ou
 The settings, the results and the weights, which torchvision can load, are written to
 the folder of the run.
 """
+# It is one long file so that a job can be read from its settings to its last line.
 
 import contextlib
-import dataclasses
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlab import runtime
 from jaxlab.cli import flags, signals, terminal
-from jaxlab.cli.terminal import log
-from jaxlab.config import LAST, RESOLVED_FROM_DATA, Config, resolved
-from jaxlab.errors import CheckpointError, JaxlabError, UsageError
+from jaxlab.cli.terminal import Console
+from jaxlab.config import LAST, Config, warn_of_random_frozen_layers
+from jaxlab.errors import UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
-from jaxlab.runs.record import Record, read_record, read_rows
+from jaxlab.runs.record import Record
 from pretrained import disk
 
-IMBALANCE = 10  # warn if the largest class is more than this times the smallest
+if TYPE_CHECKING:  # `--help` must not wait for the import of JAX.
+    from jaxlab.classifier import Classifier
 
 
-class Result(NamedTuple):
-    """The result of a run: its test accuracy in [0, 1], and its folder."""
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished run: its folder, and one row of metrics for each epoch.
 
-    test_accuracy: float
-    folder: str
+    `history` holds the rows of `metrics.jsonl`: `epoch`, `train_loss`,
+    `train_accuracy`, `test_loss`, `test_accuracy`, `learning_rate`,
+    `examples_per_second` and `seconds`. Losses are in nats, accuracies in [0, 1].
+    """
+
+    folder: Path
+    history: list[dict[str, float]]
+
+    @property
+    def test_accuracy(self) -> float:
+        """The test accuracy after the last epoch, in [0, 1]."""
+        return self.history[-1]["test_accuracy"]
+
+    @functools.cached_property
+    def classifier(self) -> "Classifier":
+        """The trained network, read from the folder when it is first used."""
+        from jaxlab.classifier import Classifier
+
+        return Classifier.load(self.folder)
+
+    def __repr__(self) -> str:
+        """Return one line: the folder, the epochs and the test accuracy."""
+        return (
+            f"Run({str(self.folder)!r}, {len(self.history)} epochs, "
+            f"test accuracy {self.test_accuracy:.4f})"
+        )
 
 
-def main(argv: Sequence[str] | None = None) -> Result:
+def main(argv: Sequence[str] | None = None) -> Run:
     """Parse the flags, run the job and return its result.
 
     Raises JaxlabError or WeightsError with the message that the user sees.
     """
     prog = "python -m jaxlab.finetune"
     given = flags.parse(Config, argv, prog=prog, about=__doc__)
-    config = Config(**given)
-    if config.resume is None:
-        return finetune(resolved(config))
-    then = resume.settings(config)
-    unset = {name: value for name, value in then.items() if name not in given}
-    try:
-        config = Config(**flags.check(Config, unset), **given)
-    except UsageError as error:
-        where = Path(config.out) / run_folder.CONFIG
-        raise UsageError(f"--resume: {where}: {error}") from error
-    config = resolved(config)
-    resume.check_settings(config, then, None)
-    return finetune(config)
+    return _finetune(resume.complete(given), terminal.SHELL)
 
 
-def finetune(config: Config) -> Result:
-    """Run one job and return its result; `config` comes from `resolved`."""
+def fine_tune(
+    dataset: str | os.PathLike | None = None, *, log: bool = True, **settings: Any
+) -> Run:
+    """Fine-tune a pretrained network on images, and return the finished run.
+
+    `dataset` is "mnist5k" (5,000 embedded digits, the default), a folder with one
+    subfolder of pictures per class, or the name of a TensorFlow Datasets dataset. The
+    other settings are the fields of `jaxlab.Config`, which are the flags of
+    `python -m jaxlab.finetune`, and have the same effect: the same model to the last
+    byte. The run is written to the folder `out`, by default a new one in `runs/`.
+    `log=False` prints nothing, not even warnings.
+
+    Raises UsageError for a wrong setting, InputError for unusable data, WeightsError
+    for unusable weights, CheckpointError if the run cannot be saved or resumed, and
+    JaxlabError if the loss is not finite. An interrupt (Ctrl-C) saves the run after the
+    current step; `resume="last"` continues it.
+
+    >>> run = fine_tune(
+    ...     "mnist5k", train_size=20, test_size=20, image_size=63, epochs=1, log=False
+    ... )
+    >>> run.history[0]["epoch"], 0 <= run.test_accuracy <= 1
+    (1, True)
+    >>> run.classifier.class_names[:3]
+    ('0', '1', '2')
+    """
+    given = settings if dataset is None else {"dataset": dataset, **settings}
+    flags.require_known(Config, given)
+    config = resume.complete(given)
+    with signals.installed(second_ends=False):
+        return _finetune(config, terminal.PYTHON if log else terminal.SILENT)
+
+
+def _finetune(config: Config, console: Console) -> Run:
+    """Run one job and return its result; `config` is complete."""
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
-    accuracy = None
-    if config.resume == LAST:
-        accuracy = resume.final_accuracy(folder, config.epochs)
-    if accuracy is not None:
+    rows = resume.finished_rows(folder, config.epochs) if config.resume == LAST else []
+    if rows:
         steps = (folder / run_folder.CHECKPOINTS).glob("*")
         has_steps = any(path.name.isdecimal() for path in steps)
-        can = "; pass a larger --epochs to continue" if has_steps else ""
-        print(f"the run is finished{can}")
+        hint = "; pass a larger --epochs to continue" if has_steps else ""
+        console.log(f"the run is finished{hint}")
         if not resume.missing_pictures(folder):
-            return _told(accuracy, folder)
+            return _finished(rows, folder, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
     device = runtime.set_up()
     from jaxlab.data.preprocess import Preprocess
 
     preprocess = Preprocess(config.image_size, config.crop)
-    data = _load(config, preprocess)
-    config = dataclasses.replace(
+    warn_of_random_frozen_layers(config, console.log)
+    data = _load(config, preprocess, console)
+    config = replace(
         config,
         out=str(folder),
         train_size=len(data.train),
         test_size=len(data.test),
         batch_size=min(config.batch_size, len(data.train)),
     )
-    with run_folder.locked(folder), _memory_named(config, device):
-        then = _record_to_resume(config, data)
-        if accuracy is not None:
-            return _draw_missing(config, data, preprocess, accuracy)
-        return _run(config, data, preprocess, device, then)
+    task = Task(config, data, preprocess, device, console)
+    with (
+        run_folder.locked(folder),
+        runtime.memory_errors_explained(
+            f"{device} does not have enough memory for batches of {config.batch_size} "
+            f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
+            "--image-size"
+        ),
+    ):
+        then = resume.open_record(config, data)
+        if rows:
+            return _draw_missing(task, rows)
+        return _run(task, then)
 
 
-def _record_to_resume(config: Config, data: Any) -> Record | None:
-    """Return the record of the run in the locked folder; None to start a new run.
+class Task(NamedTuple):
+    """What every part of a job needs; `config` is complete and fits the data."""
 
-    Raises UsageError if the folder cannot be used or the settings differ from the
-    run's, CheckpointError if the data differ or if no run contains the given step.
-    """
-    folder, resuming = Path(config.out), config.resume is not None
-    # Checked again, because another process may have used the folder before the lock.
-    run_folder.resolve_folder(config.out, config.overwrite, resuming)
-    then = read_record(folder / run_folder.CONFIG) if resuming else None
-    if then is None and config.resume not in (None, LAST):
-        raise CheckpointError(
-            f"{folder}: contains no run, so there is no step {config.resume}; pass "
-            "another --out, or pass --resume without a step to start a run"
-        )
-    if then is not None:
-        resume.check_settings(config, then.settings, RESOLVED_FROM_DATA)
-        resume.check_data(then, data)
-        run_folder.remove_partial_files(folder)
-    return then
+    config: Config
+    data: Any
+    preprocess: Any
+    device: str
+    console: Console
 
 
-def _load(config: Config, preprocess: Any) -> Any:
+def _load(config: Config, preprocess: Any, console: Console) -> Any:
     from jaxlab.data.load import load
 
     return load(
@@ -124,62 +165,83 @@ def _load(config: Config, preprocess: Any) -> Any:
         preprocess,
         train_size=config.train_size,
         test_size=config.test_size,
-        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
-        progress=terminal.progress_bar,
-        log=log,
+        progress=console.progress,
+        log=console.log,
     )
 
 
-def _run(
-    config: Config, data: Any, preprocess: Any, device: str, then: Record | None
-) -> Result:
+def _run(task: Task, then: Record | None) -> Run:
     """Train in the locked folder; `then` is the record of the run to resume, if any."""
-    import jax
-
     from jaxlab.runs.checkpoint import CheckpointManager
+    from jaxlab.runs.figures import draw
     from jaxlab.runs.writer import RunWriter
-    from jaxlab.training.fit import fit
-    from jaxlab.training.job import job_of, network_of
-    from pretrained import to_state_dict
+    from jaxlab.training.fit import run_epochs
+    from jaxlab.training.job import class_weights, job_of, network_of
 
+    config, data, preprocess, _, console = task
     folder = Path(config.out)
-    weights = _class_weights(data, config.class_weights)
+    weights = class_weights(data, config.class_weights, console.log)
     network = network_of(config, data)
-    checkpoints = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep, log)
-    environment = {"device": device, "versions": runtime.versions()}
-    start = _start(config, data, preprocess, environment, then, network, checkpoints)
-    writer = RunWriter(folder, checkpoints if config.checkpoint_every else None, log)
-    needed = _begin(config, data, device, network, start, writer, checkpoints)
+    checkpoints = CheckpointManager(
+        folder / run_folder.CHECKPOINTS, config.keep, console.log
+    )
+    start = _start(task, then, network, checkpoints)
+    writer = RunWriter(
+        folder, checkpoints if config.checkpoint_every else None, console.log
+    )
+    needed = _begin(task, network, start, writer, checkpoints)
     features = _feature_store(config, needed) if config.feature_cache else None
-    job = job_of(config, data, preprocess, network, start.state, weights, features)
-    with writer:
+    with contextlib.closing(runtime.Clock()) as clock, writer:
+        job = job_of(
+            config,
+            data,
+            preprocess,
+            network,
+            start.state,
+            clock,
+            console,
+            class_weights=weights,
+            store=features,
+        )
         try:
-            state, rows, predictions = fit(job, start.state, start.progress, writer)
+            state, rows, predictions = run_epochs(
+                job, start.state, start.progress, writer
+            )
         except signals.Stopped:
-            _tell_how_to_go_on(config, writer.last_step)
+            _log_how_to_resume(config, writer.last_step, console)
             raise
         signals.check()
-        variables = jax.device_get({"params": state.params, **state.other_variables})
-        tensors = to_state_dict(variables, config.model)
-        writer.write_model(tensors, {"format": "pt"})
-    for name in (run_folder.CURVES, run_folder.CONFUSION):
-        _draw(name, writer, config, data, rows, predictions)
-    seconds = job.clock.compile_seconds
-    print(f"compilation: {seconds:.1f} s, not included in the times above")
-    return _told(rows[-1]["test_accuracy"], folder)
+        _write_model(task, writer, state)
+    draw(writer, config, data, rows, predictions)
+    console.log(
+        f"compilation: {clock.compile_seconds:.1f} s, not included in the times above"
+    )
+    return _finished(rows, folder, console)
+
+
+def _write_model(task: Task, writer: Any, state: Any) -> None:
+    """Write the network, in torchvision's names, with what a Classifier needs."""
+    import jax
+
+    from jaxlab.classifier import metadata
+    from pretrained import to_state_dict
+
+    config = task.config
+    variables = jax.device_get({"params": state.params, **state.other_variables})
+    writer.write_model(
+        to_state_dict(variables, config.model),
+        metadata(
+            config.model, task.data.class_names, task.preprocess, config.precision
+        ),
+    )
 
 
 def _begin(
-    config: Config,
-    data: Any,
-    device: str,
-    network: Any,
-    start: "Start",
-    writer: Any,
-    checkpoints: Any,
+    task: Task, network: Any, start: "Start", writer: Any, checkpoints: Any
 ) -> int:
     """Write the run's record, print a summary and return the disk space still needed.
 
@@ -189,6 +251,7 @@ def _begin(
     from jaxlab.runs.checkpoint import check_disk_space
     from jaxlab.training.initial_weights import describe
 
+    config, data, log = task.config, task.data, task.console.log
     sizes = (checkpoints.folder, start.state, network.trainable, config.keep)
     kept = needed = 0
     if config.checkpoint_every:
@@ -196,15 +259,14 @@ def _begin(
     writer.begin(start.record, start.progress.rows, data.files)
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
-    print(
+    log(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.class_names)} classes, on {device}"
+        f"images, {len(data.class_names)} classes, on {task.device}"
     )
-    if words := describe(start.record.weights):
-        print(words)
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)
-    print(table, flush=True)
+    for line in [*describe(start.record.weights).splitlines(), *table.splitlines()]:
+        log(line)
     if kept:
         log(
             f"checkpoints: {kept / 1e9:.1f} GB in {checkpoints.folder} for the latest "
@@ -223,20 +285,20 @@ def _feature_store(config: Config, needed: int) -> Any:
     return ArrayStore(cache, size, leave=leave)
 
 
-def _told(accuracy: float, folder: Path) -> Result:
-    print(f"test_accuracy={accuracy:.4f} run={folder}")
-    return Result(accuracy, str(folder))
+def _finished(rows: list[dict[str, float]], folder: Path, console: Console) -> Run:
+    run = Run(folder, rows)
+    console.log(f"test_accuracy={run.test_accuracy:.4f} run={folder}")
+    return run
 
 
-def _tell_how_to_go_on(config: Config, step: int | None) -> None:
+def _log_how_to_resume(config: Config, step: int | None, console: Console) -> None:
     if config.checkpoint_every:
-        print(
+        console.log(
             f"stopped after step {step}; to continue, pass --resume --out "
-            f"{shlex.quote(config.out)}",
-            flush=True,
+            f"{shlex.quote(config.out)}"
         )
     else:
-        print("stopped; nothing was saved, because of --checkpoint-every 0", flush=True)
+        console.log("stopped; nothing was saved, because of --checkpoint-every 0")
 
 
 class Start(NamedTuple):
@@ -247,15 +309,7 @@ class Start(NamedTuple):
     record: Record
 
 
-def _start(
-    config: Config,
-    data: Any,
-    preprocess: Any,
-    environment: dict[str, Any],
-    then: Record | None,
-    network: Any,
-    checkpoints: Any,
-) -> Start:
+def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> Start:
     """Return where training starts: the checkpoint to resume, or the initial weights.
 
     Raises UsageError if the checkpoint is beyond `config.epochs`, CheckpointError if no
@@ -269,6 +323,8 @@ def _start(
     from jaxlab.training.initial_weights import initial_params
     from jaxlab.training.step import init_state
 
+    config, log = task.config, task.console.log
+    environment = {"device": task.device, "versions": runtime.versions()}
     saved = then and resume.checkpoint_to_resume(checkpoints, config.resume, log)
     if saved is None:
         params, weights = initial_params(
@@ -278,7 +334,7 @@ def _start(
             config.weights,
             offline=config.offline,
         )
-        record = Record.of(config, data, preprocess, weights, environment)
+        record = Record.of(config, task.data, task.preprocess, weights, environment)
         return Start(init_state(params, network.optimizer), Progress(), record)
     progress = Progress.from_checkpoint(saved.about)
     if config.epochs < progress.epochs_begun:
@@ -295,34 +351,9 @@ def _start(
     return Start(state, progress, then.resumed(config, saved.step, environment))
 
 
-def _draw(
-    name: str, writer: Any, config: Config, data: Any, rows: Any, predictions: Any
-) -> None:
-    """Draw one of the figures of a finished run."""
-    from jaxlab.figures.confusion import draw_confusion
-    from jaxlab.figures.curves import draw_curves
-
-    network, accuracy = config.model, rows[-1]["test_accuracy"]
-    draw = {
-        run_folder.CURVES: lambda: draw_curves(
-            rows,
-            f"{network} on {data.name}, {os.path.basename(config.weights)} weights, "
-            f"seed {config.seed}",
-        ),
-        run_folder.CONFUSION: lambda: draw_confusion(
-            data.test.labels,
-            predictions,
-            data.class_names,
-            f"{data.name}: test accuracy {accuracy:.1%}",
-        ),
-    }
-    writer.draw(name, draw[name])
-
-
-def _draw_missing(
-    config: Config, data: Any, preprocess: Any, accuracy: float
-) -> Result:
+def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
     """Draw the missing figures of a finished run, from its model and its metrics."""
+    from jaxlab.runs.figures import draw
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training import inputs
     from jaxlab.training.epoch import evaluate_split
@@ -330,10 +361,11 @@ def _draw_missing(
     from jaxlab.training.job import network_of
     from jaxlab.training.step import TrainState, make_eval_step
 
+    config, data = task.config, task.data
     folder = Path(config.out)
     model = network_of(config, data).model
     params = whole_network(str(folder / run_folder.MODEL), config.model).params
-    test = inputs.image_inputs(model, data, preprocess, config.workers)["test"]
+    test = inputs.image_inputs(model, data, task.preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
         make_eval_step(test.apply_fn),
         TrainState(params, {}, (), 0),
@@ -341,50 +373,9 @@ def _draw_missing(
         count=len(data.test),
         batch_size=inputs.FORWARD_BATCH,
     )
-    writer = RunWriter(folder, None, log)
-    rows = read_rows(folder / run_folder.METRICS)
-    for name in resume.missing_pictures(folder):
-        _draw(name, writer, config, data, rows, predictions)
-    return _told(accuracy, folder)
-
-
-@contextlib.contextmanager
-def _memory_named(config: Config, device: str) -> Iterator[None]:
-    import jax
-
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        known = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-        if not known:
-            raise
-        raise JaxlabError(
-            f"memory: {device} does not have enough memory for batches of "
-            f"{config.batch_size} images of {config.image_size}×{config.image_size}; "
-            "lower --batch-size or --image-size"
-        ) from error
-
-
-def _class_weights(data: Any, kind: str) -> np.ndarray | None:
-    """Return class weights float32[classes] for the loss; None for equal weights.
-
-    Of n training images in k classes, a class of m images gets the weight n / (k · m);
-    classes without images do not count and get 0. Logs a warning if the classes are
-    imbalanced and `kind` is not "balanced".
-    """
-    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
-    present = counts[counts > 0]
-    if kind == "balanced":
-        weights = np.zeros(len(counts), np.float32)
-        weights[counts > 0] = counts.sum() / (len(present) * present)
-        return weights
-    if present.max() > IMBALANCE * present.min():
-        log(
-            f"warning: the largest class has {present.max():,} training images and "
-            f"the smallest has {present.min():,}; pass --class-weights balanced to "
-            "give all classes equal weight"
-        )
-    return None
+    writer = RunWriter(folder, None, task.console.log)
+    draw(writer, config, data, rows, predictions, resume.missing_pictures(folder))
+    return _finished(rows, folder, task.console)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ An MLP with two hidden layers trains on 200 images without a remedy, with L2, L1
 dropout, batch normalisation or a step-decayed learning rate, and with two combinations.
 All seeds of a variant are one compiled program: `vmap` over seeds of a `scan` over
 epochs of a `scan` over steps.
+
+It is one file because the lab is read as a whole: variants, settings, training, files.
 """
 
 import dataclasses
@@ -14,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxlab import runtime
 from jaxlab.cli import flags, terminal
@@ -82,12 +86,16 @@ class Config:
     )
     data_dir: str | None = flags.data_dir()
     manual_dir: str | None = flags.manual_dir()
-    offline: bool = flag(False, "do not use the network")
+    offline: bool = flag(False, "open no network connection")
     out: str | None = flag(
         None, "folder of the run", default_help="a new folder in runs/"
     )
     overwrite: bool = flag(False, "replace an earlier run in --out")
     debug: bool = flag(False, "show tracebacks")
+
+    def __post_init__(self):
+        """Check every argument."""
+        flags.validate(self)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -158,9 +166,7 @@ def _lab(
     device: str,
     folder: Path,
 ) -> dict[str, Any]:
-    import jax
-    import jax.numpy as jnp
-
+    """Train every variant, print the table, write the files; return the results."""
     from jaxlab.figures.curves import draw_variants
     from jaxlab.figures.text import VARIANT_HEADER, variant_line
     from jaxlab.runs.writer import RunWriter
@@ -170,29 +176,13 @@ def _lab(
         f"images, {config.seeds} seeds, {config.epochs} epochs, on {device}"
     )
     print(VARIANT_HEADER, flush=True)
-
     results = {}
     with terminal.progress_bar(len(variants), "variants", unit="variant") as bar:
         for name, variant in variants.items():
-            started = time.perf_counter()
-            program = jax.jit(variant_program(variant, config, len(data.class_names)))
-            seeds = jnp.arange(config.seeds)
-            program = program.lower(seeds, splits).compile()
-            compiled = time.perf_counter()
-            curves = jax.device_get(program(seeds, splits))
-            finished = time.perf_counter()
-            results[name] = {
-                "verdict": verdict(
-                    curves["train_accuracy"][:, -1].mean(),
-                    curves["test_accuracy"][:, -1].mean(),
-                ),
-                "seconds": finished - compiled,
-                "compile_seconds": compiled - started,
-                "curves": {key: values.tolist() for key, values in curves.items()},
-            }
+            results[name] = _train(variant, config, len(data.class_names), splits)
             bar.write(variant_line(name, results[name]), file=sys.stdout)
             bar.update()
-
+    print(f"\n{RULE}")
     content = {
         "settings": dataclasses.asdict(config),
         "dataset": {"name": data.name, "sha256": data.fingerprint()},
@@ -201,7 +191,6 @@ def _lab(
         "rule": RULE,
         "variants": results,
     }
-    print(f"\n{RULE}")
     title = (
         f"MLP on {len(data.train):,} images of {data.name}, mean and range of "
         f"{config.seeds} seeds"
@@ -213,6 +202,32 @@ def _lab(
     return content
 
 
+def _train(
+    variant: Variant, config: Config, num_classes: int, splits: Any
+) -> dict[str, Any]:
+    """Train all seeds of a variant; return its verdict, curves and seconds."""
+    import jax
+    import jax.numpy as jnp
+
+    started = time.perf_counter()
+    seeds = jnp.arange(config.seeds)
+    orders = epoch_orders(config, len(splits["train"][1]))
+    program = jax.jit(variant_program(variant, config, num_classes))
+    program = program.lower(seeds, orders, splits).compile()
+    compiled = time.perf_counter()
+    curves = jax.device_get(program(seeds, orders, splits))
+    finished = time.perf_counter()
+    return {
+        "verdict": verdict(
+            curves["train_accuracy"][:, -1].mean(),
+            curves["test_accuracy"][:, -1].mean(),
+        ),
+        "seconds": finished - compiled,
+        "compile_seconds": compiled - started,
+        "curves": {key: values.tolist() for key, values in curves.items()},
+    }
+
+
 def verdict(train_accuracy: float, test_accuracy: float) -> str:
     """Return the verdict of RULE for mean accuracies in [0, 1] after the last epoch."""
     if train_accuracy < 0.95:
@@ -220,22 +235,36 @@ def verdict(train_accuracy: float, test_accuracy: float) -> str:
     return "over-fits" if train_accuracy - test_accuracy > 0.05 else "balanced"
 
 
+def epoch_orders(config: Config, count: int) -> np.ndarray:
+    """Return the order of the images for each seed and epoch, int32[s, epochs, n]."""
+    from jaxlab.data.loaders import epoch_order
+
+    return np.array(
+        [
+            [epoch_order(count, seed, epoch) for epoch in range(config.epochs)]
+            for seed in range(config.seeds)
+        ],
+        np.int32,
+    )
+
+
 def variant_program(
     variant: Variant, config: Config, num_classes: int
-) -> Callable[[Any, Any], dict[str, Any]]:
-    """Return `(seeds int[s], splits) -> curves`, pure, for jit.
+) -> Callable[[Any, Any, Any], dict[str, Any]]:
+    """Return `(seeds int[s], orders, splits) -> curves`, a pure function for jit.
 
-    `splits` maps "train" and "test" to (images float[n, ...], labels int32[n]). The
-    curves are float[s, epochs]: `train_` and `test_` `loss` and `accuracy`, measured in
-    eval mode after each epoch. Seeds differ in initial weights, order and dropout.
+    `orders` are those of `epoch_orders`; `splits` maps "train" and "test" to (images
+    float[n, ...], labels int32[n]). The curves are float[s, epochs]: `loss` and
+    `accuracy` of both splits, such as `train_loss`, measured in eval mode after each
+    epoch. Seeds differ in their initial weights, the order of the images and dropout,
+    and each is the training that `jaxlab.fit` does with the same seed.
     """
     import jax
     import jax.numpy as jnp
 
     from jaxlab.data.loaders import Batch
     from jaxlab.models.mlp import MLP
-    from jaxlab.training import optim
-    from jaxlab.training.step import init_state, make_eval_step, make_train_step
+    from jaxlab.training.step import init_state, make_eval_step
 
     model = MLP(
         num_classes=num_classes,
@@ -244,40 +273,24 @@ def variant_program(
     )
     eval_step = make_eval_step(model.apply)
 
-    def one_seed(seed, splits):
+    def one_seed(seed, orders, splits):
         images, labels = splits["train"]
         count = len(labels)
         size = min(config.batch_size, count)
-        init_key, order_key, dropout_key = jax.random.split(jax.random.key(seed), 3)
+        init_key, dropout_key = jax.random.split(jax.random.key(seed))
         variables = model.init(init_key, images[:1], train=False)
-        trainable = jax.tree.map(lambda _: True, variables["params"])
-        rate = config.lr
-        if variant.step_decay:
-            steps = -(-count // size)
-            rate = optim.step_decay(rate, config.lr_step, config.lr_gamma, steps)
-        optimizer = optim.make_optimizer(
-            config.optimizer, rate, trainable=trainable, momentum=config.momentum
-        )
-        train_step = make_train_step(
-            model.apply,
-            optimizer,
-            trainable,
-            penalty=functools.partial(
-                optim.penalty,
-                l1=config.l1 if variant.l1 else 0.0,
-                l2=config.l2 if variant.l2 else 0.0,
-            ),
+        optimizer, train_step = _optimizer_and_step(
+            variant, config, model, variables["params"], -(-count // size)
         )
 
         def step(state, indices):
             batch = Batch(images[indices], labels[indices], jnp.ones(len(indices)))
             return train_step(state, batch, dropout_key)
 
-        def epoch(state, number):
-            order = jax.random.permutation(jax.random.fold_in(order_key, number), count)
+        def epoch(state, order):
             whole = count - count % size
             state, _ = jax.lax.scan(step, state, order[:whole].reshape(-1, size))
-            if whole < count:  # the last, shorter batch, as torch's DataLoader has it
+            if whole < count:  # the last batch is shorter, as in torch's DataLoader
                 state, _ = step(state, order[whole:])
             point = {}
             for name, (inputs, targets) in splits.items():
@@ -288,9 +301,34 @@ def variant_program(
             return state, point
 
         state = init_state(variables["params"], optimizer, variables.get("batch_stats"))
-        return jax.lax.scan(epoch, state, jnp.arange(config.epochs))[1]
+        return jax.lax.scan(epoch, state, orders)[1]
 
-    return jax.vmap(one_seed, in_axes=(0, None))
+    return jax.vmap(one_seed, in_axes=(0, 0, None))
+
+
+def _optimizer_and_step(
+    variant: Variant, config: Config, model: Any, params: Any, steps_per_epoch: int
+) -> tuple[Any, Callable]:
+    """Return the optimizer and the training step of a variant, with its cures on."""
+    import jax
+
+    from jaxlab.training import optim
+    from jaxlab.training.step import make_train_step
+
+    rate = config.lr
+    if variant.step_decay:
+        rate = optim.step_decay(rate, config.lr_step, config.lr_gamma, steps_per_epoch)
+    trainable = jax.tree.map(lambda _: True, params)
+    optimizer = optim.make_optimizer(
+        config.optimizer, rate, trainable=trainable, momentum=config.momentum
+    )
+    penalty = functools.partial(
+        optim.penalty,
+        l1=config.l1 if variant.l1 else 0.0,
+        l2=config.l2 if variant.l2 else 0.0,
+    )
+    step = make_train_step(model.apply, optimizer, trainable, penalty=penalty)
+    return optimizer, step
 
 
 if __name__ == "__main__":

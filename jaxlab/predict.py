@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +25,9 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
-from jaxlab.models.architecture import ARCHITECTURES, Architecture
-from jaxlab.runs import folder as run_folder
-from jaxlab.runs.record import parse_record
 from pretrained.errors import one_line
 
-BATCH = 32  # pictures per call; with a fixed shape, only one program is compiled
+BAR_FROM = 33  # pictures for which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,10 @@ class Config:
 
     inputs: tuple[str, ...] = flag(
         (),
-        "the folder of a run, then the pictures; with --weights, only the pictures",
+        "the folder of a run or its model.safetensors, then the pictures; with "
+        "--weights, only the pictures",
         positional=True,
+        metavar="RUN|FILE PICTURE…",
     )
     weights: str | None = flag(
         None,
@@ -51,18 +50,12 @@ class Config:
     top: int = flag(3, "number of classes to print for each picture", at_least=1)
     json: bool = flag(False, "print one JSON object per line")
     csv: bool = flag(False, "print comma-separated values")
-    offline: bool = flag(False, "do not use the network")
+    offline: bool = flag(False, "open no network connection")
     debug: bool = flag(False, "show tracebacks")
 
-
-class Network(NamedTuple):
-    """A network's parameters, with the preprocessing and class names that they need."""
-
-    params: Any
-    preprocess: Any
-    class_names: Sequence[str]
-    architecture: Architecture
-    precision: str = "float32"
+    def __post_init__(self):
+        """Check every argument."""
+        flags.validate(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,21 +76,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("pictures: missing; pass files, folders or patterns")
     runtime.set_up()
     paths = _paths(patterns)
-    network = _of_run(Path(run)) if run else _published(config)
+    from jaxlab.classifier import Classifier
+
+    classifier = Classifier.load(run or config.weights, offline=config.offline)
 
     bad: list[str] = []
     unusual: list[str] = []
     write = _writer(config)
     total = len(paths)
     with terminal.progress_bar(
-        total if total > BATCH else 0, "pictures", "picture"
+        total if total >= BAR_FROM else 0, "pictures", "picture"
     ) as bar:
-        for path, probabilities in predict(network, paths, bad.append, unusual.append):
+        for path, probabilities in predict(
+            classifier, paths, bad.append, unusual.append
+        ):
             order = np.argsort(-probabilities, kind="stable")[: config.top]
-            write(
-                path,
-                [(network.class_names[i], float(probabilities[i])) for i in order],
-            )
+            names = classifier.class_names
+            write(path, [(names[i], float(probabilities[i])) for i in order])
             bar.update()
     for line in [*unusual, *bad]:
         print(f"warning: {one_line(line)}", file=sys.stderr)
@@ -109,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(
-    network: Network,
+    classifier: Any,
     paths: Sequence[Path],
     on_bad: Callable[[str], None],
     on_unusual: Callable[[str], None] = lambda line: None,
@@ -120,44 +115,33 @@ def predict(
     the file is skipped. `on_unusual` is called, in a worker thread, with a line for
     each picture that is unusual but is classified.
     """
-    import jax
-    import jax.numpy as jnp
-
+    from jaxlab.classifier import BATCH
     from jaxlab.data.pictures import BadPicture, decode, read
-
-    dtype = jnp.dtype(network.precision)
-    model = network.architecture.build(len(network.class_names), dtype=dtype)
-    params = jax.device_put(network.params)
-
-    @jax.jit
-    def run(params, images):
-        inputs = network.preprocess.normalize(images)
-        logits = model.apply({"params": params}, inputs, train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
 
     def prepared(path: Path) -> np.ndarray | str:
         try:
             picture = decode(read(path))
-            if picture.info["animated"]:
-                on_unusual(f"{path}: is animated; only its first frame is used")
-            return network.preprocess.resize(picture)
         except BadPicture as problem:
             return f"{path}: {problem}"
+        if picture.info["animated"]:
+            on_unusual(f"{path}: is animated; only its first frame is used")
+        return classifier.prepare(picture)
 
+    pending: list[tuple[Path, np.ndarray]] = []
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about unusual metadata
         for start in range(0, len(paths), BATCH):
             chunk = paths[start : start + BATCH]
-            images = list(pool.map(prepared, chunk))
-            good = [image for image in images if not isinstance(image, str)]
-            if good:
-                padding = [good[-1]] * (BATCH - len(good))
-                answers = iter(np.asarray(run(params, np.stack(good + padding))))
-            for path, image in zip(chunk, images, strict=True):
+            for path, image in zip(chunk, pool.map(prepared, chunk), strict=True):
                 if isinstance(image, str):
                     on_bad(image)
                 else:
-                    yield path, next(answers)
+                    pending.append((path, image))
+            is_last = start + BATCH >= len(paths)
+            count = len(pending) if is_last else len(pending) // BATCH * BATCH
+            ready, pending = pending[:count], pending[count:]
+            rows = classifier.forward([image for _, image in ready])
+            yield from zip((path for path, _ in ready), rows, strict=True)
 
 
 def _paths(patterns: Sequence[str]) -> list[Path]:
@@ -184,52 +168,6 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
             raise InputError(f"{pattern}: contains no pictures; pass another folder")
         found |= dict.fromkeys(pictures)
     return list(found)
-
-
-def _of_run(folder: Path) -> Network:
-    from jaxlab.data.preprocess import Preprocess
-    from pretrained.files import read_weights
-
-    try:
-        record = parse_record((folder / run_folder.CONFIG).read_text())
-        preprocess = Preprocess(**record.preprocess_arguments())
-        architecture = ARCHITECTURES[record.model]
-        precision = record.precision
-    except OSError as error:
-        raise InputError(
-            f"{folder}: not the folder of a run: {run_folder.CONFIG} cannot be read "
-            f"({error.strerror}); pass the folder of a run, then pictures"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: invalid {run_folder.CONFIG}: {error}; pass another run"
-        ) from error
-    model = folder / run_folder.MODEL
-    if not model.exists():
-        raise InputError(
-            f"{folder}: contains no {run_folder.MODEL}: the run is not finished; pass "
-            "another run"
-        )
-    params = read_weights(model, architecture.name).params
-    classes = len(params[architecture.head]["bias"])
-    if classes != len(record.class_names):
-        raise InputError(
-            f"{folder}: the model has {classes} classes, but {run_folder.CONFIG} names "
-            f"{len(record.class_names)}; pass another run"
-        )
-    return Network(params, preprocess, record.class_names, architecture, precision)
-
-
-def _published(config: Config) -> Network:
-    from jaxlab.data.preprocess import Preprocess
-    from jaxlab.training.initial_weights import whole_network
-    from pretrained.sources import imagenet_classes
-
-    weights = whole_network(config.weights, offline=config.offline)
-    architecture = ARCHITECTURES[weights.network]
-    names = imagenet_classes()
-    # The published accuracies were measured with a centre crop.
-    return Network(weights.params, Preprocess(crop=True), names, architecture)
 
 
 def _writer(config: Config) -> Any:

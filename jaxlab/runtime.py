@@ -7,9 +7,12 @@ import importlib.metadata
 import os
 import platform
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -136,7 +139,7 @@ def _keep_compiled_programs() -> None:
         # Only the owner may write here, because the programs are executed.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        _remove_unfinished(folder)
+        remove_unfinished(folder)
     except OSError as error:
         print(
             one_line(
@@ -154,7 +157,7 @@ def _keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove partly written cache entries, because JAX never replaces an entry.
 
     JAX writes `KEY-cache` and then `KEY-atime` while it holds `.lockfile`. (If another
@@ -170,6 +173,51 @@ def _remove_unfinished(folder: Path) -> None:
                 entry.unlink()
 
 
+@contextlib.contextmanager
+def memory_errors_explained(message: str) -> Iterator[None]:
+    """Raise JaxlabError with this message where the device has too little memory."""
+    import jax
+
+    try:
+        yield
+    except MemoryError as error:
+        raise JaxlabError(f"memory: {message}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise JaxlabError(f"memory: {message}") from error
+
+
+def shared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function return the very same object for equal arguments.
+
+    What it returns is a function to be compiled, or holds some: JAX compiles a function
+    once for each shape, but does not know that two functions do the same. Arguments
+    that have no hash, such as a module with a list among its fields, are not shared,
+    nor are modules that are not jaxlab's: what they compute may depend on variables
+    that have changed since.
+    """
+    cached = functools.lru_cache(maxsize=32)(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        try:
+            hash((args, *keywords.values()))
+        except TypeError:
+            return function(*args, **keywords)
+        if any(map(_is_foreign_module, args)):
+            return function(*args, **keywords)
+        return cached(*args, **keywords)
+
+    return call
+
+
+def _is_foreign_module(argument: Any) -> bool:
+    kind = type(argument)
+    is_module = hasattr(kind, "apply") and hasattr(kind, "init")
+    return is_module and kind.__module__.partition(".")[0] != "jaxlab"
+
+
 class Clock:
     """A clock, in seconds, that is stopped while JAX compiles.
 
@@ -182,12 +230,20 @@ class Clock:
         import jax
 
         self.compile_seconds = 0.0
+        self._thread = threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def __call__(self) -> float:
         """Return the time; only the difference of two times is meaningful."""
         return time.perf_counter() - self.compile_seconds
 
+    def close(self) -> None:
+        """Stop listening; the time no longer stands still."""
+        import jax
+
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
     def _listen(self, event: str, seconds: float, **_) -> None:
-        if event.startswith("/jax/core/compile/"):
+        own = threading.get_ident() == self._thread
+        if own and event.startswith("/jax/core/compile/"):
             self.compile_seconds += seconds

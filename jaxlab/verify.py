@@ -3,6 +3,8 @@
 The same weights are loaded into torchvision's network by torch, and into this project's
 network by its own reader and conversion. The outputs of every named layer and the
 logits are compared on random images of several sizes, in float32 and float64.
+
+It is one file because a certificate is read from its inputs to its table.
 """
 
 import importlib
@@ -40,15 +42,20 @@ class Config:
         "imagenet-conv",
         "a .pth or .safetensors file, the folder of a run, imagenet, or imagenet-conv",
         positional=True,
+        metavar="[FILE|RUN]",
     )
     against: str | None = flag(
         None,
         "file for torch to load: the original that WEIGHTS was converted from",
         default_help="WEIGHTS itself",
     )
-    offline: bool = flag(False, "do not use the network")
+    offline: bool = flag(False, "open no network connection")
     json: bool = flag(False, "print one JSON object instead of the table")
     debug: bool = flag(False, "show tracebacks")
+
+    def __post_init__(self):
+        """Check every argument."""
+        flags.validate(self)
 
 
 class Comparison(NamedTuple):
@@ -152,87 +159,114 @@ def _not_installed(package: str) -> InputError:
 def _both_sides(
     config: Config, torch: Any, torchvision: Any
 ) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
-    """Return the network's name, our params, torch's state_dict, and what is told."""
-    from pretrained import embedded, to_flax, to_torch
-    from pretrained.download import open_published
-    from pretrained.files import read_weights
-    from pretrained.sources import SOURCES
-    from pretrained.torchfile import open_weights
-
+    """Return the network's name, our params, torch's state_dict, and the facts."""
     if config.weights == "imagenet-conv":
         if config.against:
-            raise UsageError("--against: imagenet-conv is no file; pass one as WEIGHTS")
-        torch.manual_seed(0)
-        network = embedded.NETWORK
-        state_dict = getattr(torchvision.models, network)().state_dict()
-        params = {**to_flax(state_dict, TABLES[network]), **embedded.imagenet_conv()}
-        state_dict = {
-            name: torch.from_numpy(array)
-            for name, array in to_torch(params, TABLES[network]).items()
-        }
-        facts = {
-            "weights": f"{embedded.SOURCE}; all other layers random",
-            "sha256": embedded.SHA256,
-            "classes": 1000,
-            "proves": "that the architecture and the conversion equal torchvision's",
-        }
-        return network, params, state_dict, facts
+            raise UsageError(
+                f"--against: {config.weights} is not a file; pass a file as WEIGHTS"
+            )
+        return _embedded_sides(torch, torchvision)
+    return _file_sides(config, torch)
 
-    def content(name: str) -> io.BytesIO:
-        """The bytes, read once: what is hashed, and what both sides parse."""
-        if name in SOURCES:
-            source = open_published(SOURCES[name], offline=config.offline)
-        else:
-            source = Path(name)
-            if source.is_dir():
-                source = source / run_folder.MODEL
-                if not source.exists():
-                    raise InputError(
-                        f"{name}: holds no {run_folder.MODEL}; pass a run that ended, "
-                        "or a weights file"
-                    )
-        with open_weights(source) as (file, path):
-            buffer = io.BytesIO(file.read())
-            buffer.name = path
-            return buffer
 
-    ours = content(config.weights)
+def _embedded_sides(
+    torch: Any, torchvision: Any
+) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
+    """Return both sides of the embedded convolutions, with other layers of torch's."""
+    from pretrained import embedded, to_flax, to_torch
+
+    torch.manual_seed(0)
+    network = embedded.NETWORK
+    state_dict = getattr(torchvision.models, network)().state_dict()
+    params = {**to_flax(state_dict, TABLES[network]), **embedded.imagenet_conv()}
+    state_dict = {
+        name: torch.from_numpy(array)
+        for name, array in to_torch(params, TABLES[network]).items()
+    }
+    facts = {
+        "weights": f"{embedded.SOURCE}; all other layers random",
+        "sha256": embedded.SHA256,
+        "classes": 1000,
+        "proves": "that the architecture and the conversion equal torchvision's",
+    }
+    return network, params, state_dict, facts
+
+
+def _file_sides(
+    config: Config, torch: Any
+) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
+    """Return both sides of a file: as we read it, and as torch loads its original."""
+    from pretrained.files import read_weights
+
+    ours = _content(config.weights, config.offline)
     weights = read_weights(ours)
     facts = {
         "weights": ours.name,
         "sha256": weights.sha256,
         "published": weights.source.title if weights.source else None,
-        "classes": weights.params[head(TABLES[weights.network])]["bias"].size,
+        "classes": _num_classes(weights),
     }
     theirs, original = ours, weights
+    proves = "that this file is read and converted without loss; not who trained it"
     if config.against:
-        theirs = content(config.against)
+        theirs = _content(config.against, config.offline)
         original = read_weights(theirs, weights.network)
         facts |= {"against": theirs.name, "against_sha256": original.sha256}
-    facts["proves"] = (
-        "that WEIGHTS are the weights of the file against, converted without loss"
-        if config.against
-        else "that this file is read and converted without loss; not who trained it"
-    )
-    if original.is_safetensors:
-        load = importlib.import_module("safetensors.torch").load
-        state_dict = load(theirs.getvalue())
-    else:
-        theirs.seek(0)
-        # Our reader, which executes nothing, has accepted these bytes before.
-        state_dict = torch.load(theirs, weights_only=True)
+        proves = (
+            "that WEIGHTS are the weights of the file against, converted without loss"
+        )
+    facts["proves"] = proves
     if original.names == "flax":
         raise UsageError(
             f"{theirs.name}: torch cannot load Flax's names; pass its original with "
             "--against FILE"
         )
-    classes = original.params[head(TABLES[original.network])]["bias"].size
-    if classes != facts["classes"]:
+    if _num_classes(original) != _num_classes(weights):
         raise InputError(
-            f"--against: {theirs.name} has {classes} classes, {ours.name} has "
-            f"{facts['classes']}; pass the file that WEIGHTS was made from"
+            f"--against: {theirs.name} has {_num_classes(original)} classes, "
+            f"{ours.name} has {_num_classes(weights)}; pass the file that WEIGHTS was "
+            "converted from"
         )
-    return weights.network, weights.params, state_dict, facts
+    return weights.network, weights.params, _torch_load(torch, theirs, original), facts
+
+
+def _content(name: str, offline: bool) -> io.BytesIO:
+    """Return the bytes of a file, a run's model or published weights, with its path.
+
+    They are read once: the same bytes are hashed and parsed by both sides.
+    """
+    from pretrained.download import open_published
+    from pretrained.sources import SOURCES
+    from pretrained.torchfile import open_weights
+
+    if name in SOURCES:
+        source = open_published(SOURCES[name], offline=offline)
+    else:
+        source = Path(name)
+        if source.is_dir():
+            source = source / run_folder.MODEL
+            if not source.exists():
+                raise InputError(
+                    f"{name}: contains no {run_folder.MODEL}; pass a finished run or a "
+                    "weights file"
+                )
+    with open_weights(source) as (file, path):
+        buffer = io.BytesIO(file.read())
+        buffer.name = path
+        return buffer
+
+
+def _torch_load(torch: Any, file: io.BytesIO, weights: Any) -> dict[str, Any]:
+    """Return the state_dict that torch itself loads from bytes we have read before."""
+    if weights.is_safetensors:
+        return importlib.import_module("safetensors.torch").load(file.getvalue())
+    file.seek(0)
+    # Our own reader, which executes nothing, has accepted these bytes.
+    return torch.load(file, weights_only=True)
+
+
+def _num_classes(weights: Any) -> int:
+    return weights.params[head(TABLES[weights.network])]["bias"].size
 
 
 def compare(

@@ -3,6 +3,8 @@
 The bytes are written to a `.partial` file, from which an interrupted download can
 continue. A file gets its final name only if it has the published size and SHA-256. On
 each later use the entire file is hashed again.
+
+It is one file because each failure of a transfer has its message here.
 """
 
 import contextlib

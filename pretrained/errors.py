@@ -21,4 +21,9 @@ class DownloadError(WeightsError):
 
 def one_line(message: str) -> str:
     """Return a message on one line, with "?" for each unprintable character."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    return printable(" ".join(message.split()))
+
+
+def printable(text: str) -> str:
+    """Return a text with "?" for each unprintable character, such as a newline."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -28,7 +28,8 @@ class Weights(NamedTuple):
     """The parameters of a network, and where they come from.
 
     `source` is the published file with the same SHA-256, or None if there is none.
-    `provenance` is what a converted file states about its origin; it is not verified.
+    `metadata` is what a safetensors file states about itself, such as its origin; it is
+    not verified.
     """
 
     params: Params
@@ -37,7 +38,12 @@ class Weights(NamedTuple):
     is_safetensors: bool
     sha256: str
     source: Source | None
-    provenance: Any = None
+    metadata: Mapping[str, str] = {}
+
+    @property
+    def provenance(self) -> Any:
+        """What a converted file states about its origin, or None."""
+        return json.loads(self.metadata.get("provenance", "null"))
 
 
 def read_weights(
@@ -55,9 +61,9 @@ def read_weights(
         file.seek(0)
         is_safetensors = file.read(9)[8:] == b"{"
         file.seek(0)
-        claim = None
+        metadata: dict[str, str] = {}
         if is_safetensors:
-            tensors, claim = _read_safetensors(file, name)
+            tensors, metadata = _read_safetensors(file, name)
         else:
             tensors = read_torch_file(file)
     names = "flax" if any("/" in key for key in tensors) else "torch"
@@ -85,17 +91,19 @@ def read_weights(
                 "diverged; pass other weights"
             )
     source = by_sha256(sha256)
-    return Weights(params, network, names, is_safetensors, sha256, source, claim)
+    return Weights(params, network, names, is_safetensors, sha256, source, metadata)
 
 
-def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray], Any]:
-    """Return the tensors, and the provenance from the metadata or None."""
+def _read_safetensors(
+    file: BinaryIO, name: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors and the metadata; refuse a provenance that is not JSON."""
     try:
         content = file.read()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        claim = header.get("__metadata__", {}).get("provenance", "null")
-        provenance = json.loads(claim)
+        metadata = header.get("__metadata__", {})
+        json.loads(metadata.get("provenance", "null"))
     except KeyError as error:  # a dtype that NumPy lacks, such as BF16
         raise WeightsError(
             f"{name}: holds tensors of type {error.args[0]}, expected float32; save "
@@ -114,7 +122,7 @@ def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, np.ndarray],
             f"{name}: has a tensor with the invalid name {unusual[0][:40]!a}; pass "
             "weights of a supported network"
         )
-    return tensors, provenance
+    return tensors, metadata
 
 
 def write_safetensors(

@@ -3,6 +3,8 @@
 Both formats of torch are read: the zip archive, and the older sequence of five pickles
 followed by the data. Sizes are compared with the size of the file before memory is
 allocated.
+
+It is one file because both formats share their checks of records and tensors.
 """
 
 import contextlib

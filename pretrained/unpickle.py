@@ -3,6 +3,8 @@
 Python's pickle calls any function that a file names. This interpreter supports only the
 operations that dictionaries of tensors need. The few names that it accepts stand for
 inert values of this module, and a file with anything else is refused.
+
+It is one file because the interpreter's safety is checked by reading it whole.
 """
 
 import dataclasses

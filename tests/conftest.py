@@ -24,7 +24,7 @@ import pytest
 from hypothesis import settings
 from matplotlib.figure import Figure
 
-from jaxlab import AlexNet
+from jaxlab import AlexNet, runtime
 from jaxlab.cli import terminal
 from jaxlab.training.initial_weights import param_shapes
 from jaxlab.verify import import_torch
@@ -145,9 +145,21 @@ def pytest_configure(config):
         global torch, torchvision, torch_alexnet_of
         torch, torchvision = import_torch()
         torch_alexnet_of = torchvision.models.alexnet  # some tests replace it
+    if not hasattr(config, "workerinput"):
+        # A process that a test killed may have left part of a program.
+        compiled_programs(config).mkdir(parents=True, exist_ok=True)
+        runtime.remove_unfinished(compiled_programs(config))
     settings.register_profile("stress", max_examples=1000)
     if config.getoption("--stress"):
         settings.load_profile("stress")
+
+
+def compiled_programs(config):
+    """Return the folder of compiled programs, which later test runs use again.
+
+    Compiling is half of the time of the tests that are not slow.
+    """
+    return config.rootpath / ".pytest_cache" / "compiled"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -158,7 +170,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home(tmp_path_factory):
+def home(tmp_path_factory, pytestconfig):
     """Share cache folders among the worker processes and commands of a test run.
 
     A program that one test has compiled is available to all other tests.
@@ -170,7 +182,8 @@ def home(tmp_path_factory):
     temporary = base / "temporary"
     temporary.mkdir()
     compiled = {
-        "jax_compilation_cache_dir": str(run / "compiled"),
+        "jax_compilation_cache_dir": str(compiled_programs(pytestconfig)),
+        "jax_compilation_cache_max_size": 1 << 29,  # bytes
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -236,7 +236,10 @@ def test_damaged_and_refused_features_are_said(
         os.truncate(array, 1000)
     again, said = job("damaged")
     assert again == model
-    assert [line.endswith("; computing it anew") for line in said] == [True, True]
+    assert [line.endswith("; the features are computed again") for line in said] == [
+        True,
+        True,
+    ]
     assert job("repaired") == (model, [])
 
 
@@ -322,9 +325,9 @@ USAGE = [
         ["--train-size", "5000"],
         "--train-size: 5,000 images requested, but the split has",
     ),
-    (["--dataset", "mnst5k"], "'mnst5k' is neither mnist5k, nor a folder, nor a name"),
+    (["--dataset", "mnst5k"], "'mnst5k' is neither mnist5k, nor a folder, nor the"),
     (["--dataset", "mnst5k"], "did you mean mnist5k?"),
-    (["--val-fraction", "1"], "--val-fraction: 1 is out of range"),
+    (["--test-fraction", "1"], "--test-fraction: 1 is out of range"),
     (["--class-weights", "some"], "'some' is not one of none, balanced"),
     (
         ["--freeze", "backbone"],

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from jaxlab import finetune, predict
 from jaxlab.data.digits import mnist5k
@@ -153,6 +154,11 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("[1")
     (tmp_path / "size").mkdir()
+    # Runs of before have the description of the network in config.json only.
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("odd", "size"):
+        path = tmp_path / name / "model.safetensors"
+        save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["preprocessing"]["image_size"] = -5
     (tmp_path / "size" / "config.json").write_text(json.dumps(config))
@@ -162,7 +168,7 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
         (
             [folder, digits, "--json", "--csv"],
             UsageError,
-            "cannot be combined with --json",
+            "cannot be combined with json",
         ),
         ([folder, tmp_path / "absent.png"], InputError, "absent.png: no such file"),
         ([folder, tmp_path / "empty"], InputError, "empty: contains no pictures"),
@@ -171,10 +177,10 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
         (
             [digits, digits],
             InputError,
-            "not the folder of a run: config.json cannot be read",
+            "contains no model.safetensors; pass the folder of a finished run",
         ),
-        ([tmp_path / "odd", digits], InputError, "odd: invalid config.json"),
-        ([unfinished, digits], InputError, "the run is not finished"),
+        ([tmp_path / "odd", digits], InputError, "description of the network is inv"),
+        ([unfinished, digits], InputError, "contains no model.safetensors; pass"),
     ):
         with pytest.raises(error) as raised:
             predict.main([str(argument) for argument in arguments])
@@ -197,7 +203,7 @@ def test_without_a_run_imagenet_answers_with_its_own_classes(
         asked.append((name, offline))
         return Weights(params, "alexnet", "torch", False, sha256="", source=None)
 
-    monkeypatch.setattr("jaxlab.training.initial_weights.whole_network", whole_network)
+    monkeypatch.setattr("jaxlab.classifier.whole_network", whole_network)
     values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
     found = answers("--weights", "imagenet", "--offline", tmp_path, capsys=capsys)

@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 
 @pytest.mark.slow
 def test_the_python_example_runs_and_exports(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    _, example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
     exec(compile(example, "README.md", "exec"), names)
     losses = [float(line) for line in capsys.readouterr().out.split()]

@@ -173,16 +173,16 @@ def test_another_class_fails_however_close():
 
 
 def test_what_cannot_be_compared_is_told(original, converted, tmp_path):
-    with pytest.raises(UsageError, match="pass its original with --against FILE"):
+    with pytest.raises(UsageError, match="pass its original with against FILE"):
         verify.main([str(converted)])
-    with pytest.raises(UsageError, match="imagenet-conv is no file"):
+    with pytest.raises(UsageError, match="against: imagenet-conv is not a file"):
         verify.main(["--against", str(original)])
     other = tmp_path / "other.pth"
     torch.save(torch_alexnet(3, **NARROW).state_dict(), other)
     with pytest.raises(InputError, match="has 3 classes, .* has 1000"):
         verify.main([str(converted), "--against", str(other)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty: holds no model.safetensors"):
+    with pytest.raises(InputError, match="empty: contains no model.safetensors"):
         verify.main([str(tmp_path / "empty")])
 
 

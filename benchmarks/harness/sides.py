@@ -1,4 +1,7 @@
-"""Both sides of the AlexNet benchmarks, as processes that measure on request."""
+"""Both sides of the AlexNet benchmarks, as processes that measure on request.
+
+It is one file because both sides measure the same jobs with the same helpers.
+"""
 
 import argparse
 import contextlib
@@ -103,17 +106,8 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     import jax
     import jax.numpy as jnp
 
-    from jaxlab.data.dataset import no_progress
-    from jaxlab.data.digits import mnist5k
-    from jaxlab.data.loaders import InMemory, epoch_order
-    from jaxlab.data.preprocess import Preprocess
     from jaxlab.models.architecture import ARCHITECTURES
-    from jaxlab.training import inputs, optim
-    from jaxlab.training.epoch import evaluate_split, train_epoch
-    from jaxlab.training.feature_store import ArrayStore
     from jaxlab.training.initial_weights import initial_params
-    from jaxlab.training.step import init_state, make_eval_step, make_train_step
-    from pretrained.disk import cache_folder
 
     architecture = ARCHITECTURES["alexnet"]
     model = architecture.build(10, dtype=jnp.dtype(precision))
@@ -124,35 +118,38 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
         forward = jax.jit(functools.partial(model.apply, train=False))
         call = functools.partial(forward, {"params": params}, images)
         return repeated(lambda: call().block_until_ready())
+    return _ours_training(job, architecture, model, params, freeze, batch, sizes)
+
+
+def _ours_training(
+    job: str,
+    architecture: Any,
+    model: Any,
+    params: Any,
+    freeze: str,
+    batch: int,
+    sizes: dict[str, int],
+) -> Measure:
+    """Return our measure of a training step of the whole network, or of an epoch."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlab.data.loaders import InMemory, epoch_order
+    from jaxlab.training import inputs, optim
+    from jaxlab.training.epoch import evaluate_split, train_epoch
+    from jaxlab.training.step import init_state, make_eval_step, make_train_step
 
     trainable = optim.trainable_tree(params, architecture.freezing_patterns(freeze))
     optimizer = optim.make_optimizer("adam", 1e-4, trainable=trainable, l2=5e-4)
     if job == "step":
         load = InMemory(*map(jnp.asarray, random_batch(batch)))
-        split_inputs = dict.fromkeys(
-            ("train", "test"), inputs.Inputs(load, model.apply)
-        )
+        train = test = inputs.Inputs(load, model.apply)
         order = np.arange(batch)
     else:
-        data = mnist5k().first(sizes["train_size"], sizes["test_size"])
-        split_inputs = inputs.image_inputs(model, data, Preprocess(), workers=0)
-        if freeze != "none":
-            split_inputs = inputs.feature_inputs(
-                split_inputs,
-                architecture,
-                model,
-                params,
-                data,
-                Preprocess(),
-                trainable,
-                ArrayStore(cache_folder() / "features", 10**10),
-                clock=runtime.Clock(),
-                progress=no_progress,
-                log=print,
-            )
-        order = epoch_order(len(data.train), 0, 0)
-    train_step = make_train_step(split_inputs["train"].apply_fn, optimizer, trainable)
-    eval_step = make_eval_step(split_inputs["test"].apply_fn)
+        train, test = _ours_inputs(architecture, model, params, trainable, sizes)
+        order = epoch_order(sizes["train_size"], 0, 0)
+    train_step = make_train_step(train.apply_fn, optimizer, trainable)
+    eval_step = make_eval_step(test.apply_fn)
     state = init_state(params, optimizer)
     del params
 
@@ -161,7 +158,7 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
         state, _ = train_epoch(
             train_step,
             state,
-            split_inputs["train"].load,
+            train.load,
             order=order,
             batch_size=batch,
             key=jax.random.key(0),
@@ -170,12 +167,41 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
             evaluate_split(
                 eval_step,
                 state,
-                split_inputs["test"].load,
-                count=len(data.test),
+                test.load,
+                count=sizes["test_size"],
                 batch_size=inputs.FORWARD_BATCH,
             )
 
     return repeated(take) if job == "step" else timed(take)
+
+
+def _ours_inputs(
+    architecture: Any, model: Any, params: Any, trainable: Any, sizes: dict[str, int]
+) -> tuple[Any, Any]:
+    """Return what the training and the test split feed, with frozen layers stored."""
+    from jaxlab import runtime
+    from jaxlab.data.dataset import no_progress
+    from jaxlab.data.digits import mnist5k
+    from jaxlab.data.preprocess import Preprocess
+    from jaxlab.training import inputs
+    from jaxlab.training.feature_store import ArrayStore
+    from pretrained.disk import cache_folder
+
+    data = mnist5k().first(sizes["train_size"], sizes["test_size"])
+    found = inputs.feature_inputs(
+        inputs.image_inputs(model, data, Preprocess(), workers=0),
+        architecture,
+        model,
+        params,
+        data,
+        Preprocess(),
+        trainable,
+        ArrayStore(cache_folder() / "features", 10**10),
+        clock=runtime.Clock(),
+        progress=no_progress,
+        log=print,
+    )
+    return found["train"], found["test"]
 
 
 def theirs(

@@ -1,13 +1,20 @@
-"""Command-line flags that are declared as the fields of a dataclass."""
+"""Command-line flags that are declared as the fields of a dataclass.
+
+The same dataclass is the configuration of the Python function behind the command: it
+validates itself, so that a wrong value has one check and one message. It is one file
+because a flag's declaration, its help, its parsing and its check belong together.
+"""
 
 import argparse
 import dataclasses
 import functools
 import math
+import numbers
 import operator
+import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxlab.errors import UsageError, did_you_mean
@@ -17,6 +24,8 @@ def flag(
     default: Any,
     help: str,
     *,
+    group: str | None = None,
+    metavar: str | None = None,
     choices: Sequence[str] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -25,35 +34,38 @@ def flag(
     default_help: str | None = None,
     positional: bool = False,
     const: str | None = None,
+    synonyms: Sequence[str] = (),
     on_resume: str | None = None,
 ) -> Any:
     """Declare one flag as a dataclass field: its default, help text and valid values.
 
     The field `lr_step` becomes `--lr-step`. A bool is a switch: `--name` where the
-    default is False, `--no-name` where it is True. `default_help` replaces the default
-    in the help text. A `positional` argument is given without a name; if its default is
-    a tuple, it takes all remaining arguments. A flag with `const` may be given without
-    a value, and its value is `const` then. `on_resume` specifies how a resumed run
-    treats the flag; only `jaxlab.config` uses it.
+    default is False, `--no-name` where it is True. `group` begins a group of flags in
+    the help text, `metavar` stands there for the value, and `default_help` replaces the
+    default. A `positional` argument is given without a name; if its default is a tuple,
+    it takes all remaining arguments. A flag with `const` may be given without a value,
+    and its value is `const` then. `synonyms` are the names of this flag in other
+    programs, for the guess in an error. `on_resume` specifies how a resumed run treats
+    the flag; only `jaxlab.config` uses it.
     """
+    bounds = {
+        "at least": at_least,
+        "above": above,
+        "below": below,
+        "at most": at_most,
+    }
     return dataclasses.field(
         default=default,
         metadata=dict(
             help=help,
+            group=group,
+            metavar=metavar,
             choices=choices,
-            bounds={
-                word: bound
-                for word, bound in (
-                    ("at least", at_least),
-                    ("above", above),
-                    ("below", below),
-                    ("at most", at_most),
-                )
-                if bound is not None
-            },
+            bounds={word: bound for word, bound in bounds.items() if bound is not None},
             default_help=default_help,
             positional=positional,
             const=const,
+            synonyms=synonyms,
             on_resume=on_resume,
         ),
     )
@@ -64,12 +76,14 @@ data_dir = functools.partial(
     flag,
     None,
     "folder of prepared TFDS datasets",
+    metavar="FOLDER",
     default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
 )
 manual_dir = functools.partial(
     flag,
     None,
     "folder with the original files of a TFDS dataset, instead of a download",
+    metavar="FOLDER",
     default_help="none",
 )
 
@@ -81,47 +95,80 @@ def parse(
 
     Every field of the dataclass is a flag; flags that are not given are absent from the
     result. `argv` is sys.argv[1:] if None. `about` is the description in the help text.
-    Raises UsageError with the flag, what was expected and the closest known name.
+    Raises UsageError for an unknown flag or a missing value. A text that is not a value
+    of its field's type is returned as it is: `validate` refuses it.
     """
-    parser = _Parser(prog=prog, description=about, allow_abbrev=False)
     hints = typing.get_type_hints(config_type)
     fields = dataclasses.fields(config_type)
+    places = [_metavar(f, hints[f.name]) for f in fields if f.metadata["positional"]]
+    parser = _Parser(
+        prog=prog,
+        usage=" ".join([prog, *places, "[FLAGS]"]),
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group: Any = parser
     for field in fields:
-        _add(parser, field, hints[field.name])
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        _add(group, field, hints[field.name])
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [
-            _flag_of(field) for field in fields if not field.metadata["positional"]
-        ]
         if not unknown[0].startswith("-"):
             raise UsageError(f"{unknown[0]}: unexpected argument; see --help")
-        raise UsageError(f"{unknown[0]}: unknown flag{did_you_mean(unknown[0], known)}")
+        raise _unknown(config_type, unknown[0])
     return {
-        field.name: _convert(field, hints[field.name], getattr(values, field.name))
+        field.name: _from_text(hints[field.name], getattr(values, field.name))
         for field in fields
         if getattr(values, field.name) is not None
     }
 
 
-def check(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return saved values of flags, checked in the same way as given flags.
+def validate(config: Any) -> None:
+    """Check every field of a dataclass of flags, for use as its `__post_init__`.
 
-    Names that are not fields of `config_type` are left out. Raises UsageError for a
-    value that is invalid.
+    Paths become strings, and integers in a float field become floats. Raises UsageError
+    with the flag, its value and what was expected.
     """
-    hints = typing.get_type_hints(config_type)
-    return {
-        field.name: _checked(field, hints[field.name], values[field.name])
-        for field in dataclasses.fields(config_type)
-        if field.name in values
-    }
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = _checked(field, hints[field.name], getattr(config, field.name))
+        object.__setattr__(config, field.name, value)  # the dataclass is frozen
+
+
+def require_known(
+    config_type: type, names: Iterable[str], others: Sequence[str] = ()
+) -> None:
+    """Raise UsageError for the first of the names that is not a field.
+
+    `others` are further arguments, which may be meant.
+    """
+    known = {field.name for field in dataclasses.fields(config_type)}
+    for name in names:
+        if name not in known:
+            raise _unknown(config_type, f"--{name.replace('_', '-')}", others)
 
 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError instead of exiting with a usage text."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _unknown(config_type: type, name: str, others: Sequence[str] = ()) -> UsageError:
+    fields = [
+        f for f in dataclasses.fields(config_type) if not f.metadata["positional"]
+    ]
+    synonyms = {
+        f"--{synonym}": _flag_of(field)
+        for field in fields
+        for synonym in field.metadata["synonyms"]
+    }
+    known = [*map(_flag_of, fields), *(f"--{other}" for other in others)]
+    guess = did_you_mean(name, known, synonyms)
+    return UsageError(f"{name}: unknown flag{guess}")
 
 
 def _flag_of(field: dataclasses.Field) -> str:
@@ -129,7 +176,7 @@ def _flag_of(field: dataclasses.Field) -> str:
     return f"--{negated}{field.name.replace('_', '-')}"
 
 
-def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+def _add(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     meta = field.metadata
     if hint is bool:
         parser.add_argument(
@@ -146,43 +193,61 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -
         parser.add_argument(
             field.name,
             nargs="*" if many else "?",
-            metavar=field.name.upper(),
+            metavar=_metavar(field, hint),
             help=meta["help"] + default,
         )
         return
-    kind = _plain_type(hint).__name__.upper()
     parser.add_argument(
         _flag_of(field),
         dest=field.name,
-        metavar="{" + ",".join(meta["choices"]) + "}" if meta["choices"] else kind,
+        metavar=_metavar(field, hint),
         nargs="?" if meta["const"] else None,
         const=meta["const"],
         help=f"{meta['help']} (default: {meta['default_help'] or field.default})",
     )
 
 
-def _plain_type(hint: Any) -> type:
+def _metavar(field: dataclasses.Field, hint: Any) -> str:
+    meta = field.metadata
+    if meta["choices"]:
+        return "{" + ",".join(meta["choices"]) + "}"
+    if meta["positional"]:
+        return meta["metavar"] or field.name.upper()
+    return meta["metavar"] or {int: "N", float: "X", str: "NAME"}[_plain(hint)]
+
+
+def _plain(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
         (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
     return hint
 
 
-def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
-    if hint is bool or isinstance(field.default, tuple):
-        return text if hint is bool else tuple(text)
-    name, meta, kind = _flag_of(field), field.metadata, _plain_type(hint)
-    if meta["choices"] and text not in meta["choices"]:
+def _from_text(hint: Any, text: Any) -> Any:
+    if not isinstance(text, str):
+        return text if isinstance(text, bool) else tuple(text)
+    try:
+        return _plain(hint)(text)
+    except ValueError:
+        return text
+
+
+def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    name, meta, kind = _flag_of(field), field.metadata, _plain(hint)
+    if (value is None and kind is not hint) or isinstance(field.default, tuple):
+        return value
+    try:
+        value = _typed(kind, value)
+    except TypeError:
+        noun = _NOUNS[kind]
+        raise UsageError(f"{name}: {value!r} is not {noun}; pass {noun}") from None
+    if meta["choices"] and value not in meta["choices"]:
         options = ", ".join(meta["choices"])
         raise UsageError(
-            f"{name}: {text!r} is not one of {options}"
-            f"{did_you_mean(text, meta['choices'])}"
+            f"{name}: {value!r} is not one of {options}"
+            f"{did_you_mean(value, meta['choices'])}"
         )
-    try:
-        value = kind(text)
-    except ValueError:
-        noun = "whole number" if kind is int else "number"
-        raise UsageError(f"{name}: {text!r} is not a {noun}; pass a {noun}") from None
     expected = " and ".join(f"{word} {bound}" for word, bound in meta["bounds"].items())
+    text = f"{value:g}" if kind is float else value
     if kind is float and not math.isfinite(value):
         raise UsageError(
             f"{name}: {text} is not finite; pass a number that is {expected}"
@@ -194,16 +259,26 @@ def _convert(field: dataclasses.Field, hint: Any, text: Any) -> Any:
     return value
 
 
-def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
-    if value is None and field.default is None:
-        return None
-    if isinstance(value, bool) or hint is bool:
-        if hint is bool and isinstance(value, bool):
+def _typed(kind: type, value: Any) -> Any:
+    """Return a value as `kind`; raises TypeError if it has another type."""
+    if isinstance(value, bool) or kind is bool:
+        if isinstance(value, bool) and kind is bool:
             return value
-        raise UsageError(f"{_flag_of(field)}: {value!r} has the wrong type")
-    return _convert(field, hint, str(value))
+    elif kind is int:
+        return operator.index(value)
+    elif kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    elif kind is str and isinstance(value, (str, os.PathLike)):
+        return os.fsdecode(value)
+    raise TypeError
 
 
+_NOUNS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+}
 _HOLDS = {
     "at least": operator.ge,
     "above": operator.gt,

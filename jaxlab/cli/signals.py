@@ -8,6 +8,7 @@ process immediately.
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,18 +25,25 @@ class Stopped(KeyboardInterrupt):
 
 
 _received: int | None = None
+_next_handlers: dict[int, Any] = {}  # of the second signal; by default the system's
 _deferred = False
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def installed(*, second_ends: bool = True) -> Iterator[None]:
     """Raise Stopped in the main thread when a signal arrives in the `with` block.
 
     Python prints and ignores exceptions that are raised in a destructor or a callback
     of the garbage collector. A Stopped that is ignored there is not printed, but raised
     again at the end of the block.
+
+    A second signal ends the process, unless `second_ends` is False: then it is handled
+    as before the block, so that it does not end a notebook's kernel.
     """
-    global _received
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows signal handlers in the main thread only
+        return
+    global _received, _next_handlers
     _received = None
     print_unraisable, dropped = sys.unraisablehook, []
 
@@ -48,6 +56,7 @@ def installed() -> Iterator[None]:
     sys.unraisablehook = keep
     # An ignored signal stays ignored, as SIGINT in a shell's background jobs.
     before = {n: signal.getsignal(n) for n in _SIGNALS}
+    _next_handlers = {} if second_ends else before
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -70,6 +79,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
     Stopped is raised at the end of the outermost one. A signal that was received before
     the block does not raise again, so that the code that saves after it can finish.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: _received is not None  # signals arrive in the main thread only
+        return
     global _deferred
     within, before = _deferred, _received
     _deferred = True
@@ -90,8 +102,8 @@ def check() -> None:
 def _handle(number: int, frame) -> None:
     global _received
     _received = number
-    for each in _SIGNALS:  # the next signal has its default action
+    for each in _SIGNALS:
         if signal.getsignal(each) is _handle:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, _next_handlers.get(each, signal.SIG_DFL))
     if not _deferred:
         raise Stopped(number)

@@ -1,16 +1,17 @@
 """Terminal output: exit codes, one-line errors, progress bars and log lines."""
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlab.cli import signals
-from jaxlab.errors import JaxlabError
-from pretrained.errors import WeightsError, one_line
+from jaxlab.errors import JaxlabError, in_python
+from pretrained.errors import WeightsError, one_line, printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -34,7 +35,9 @@ def run(main: Callable[[], Any]) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
         return 0
-    except (JaxlabError, WeightsError) as error:
+    except JaxlabError as error:
+        return _report(error, error.text, error.exit_code)
+    except WeightsError as error:
         return _report(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
@@ -50,16 +53,22 @@ def run(main: Callable[[], Any]) -> int:
         return _report(error, f"{where}: {error.strerror or error}; {advice}", 3)
 
 
-def progress_bar(total: int, label: str, unit: str = "image") -> "tqdm":
-    """Return a tqdm bar on stderr that is shown only if stderr is a terminal."""
+def progress_bar(
+    total: int, label: str, unit: str = "image", *, shown: bool = True
+) -> "tqdm":
+    """Return a tqdm bar on stderr, shown only on a terminal and in a notebook."""
     from tqdm import tqdm
 
+    # tqdm itself checks for a terminal if `disable` is None.
+    disable = None if shown else True
+    if shown and "ipykernel" in sys.modules:
+        disable = False
     return tqdm(
         total=total,
         desc=label,
         unit=unit,
         leave=False,
-        disable=None,
+        disable=disable,
         # With loss, accuracy and learning rate appended, the bar fits 80 columns.
         bar_format="{desc} {percentage:3.0f}%|{bar:12}| {rate_noinv_fmt}{postfix}",
     )
@@ -77,7 +86,19 @@ def log(line: str) -> None:
         # Progress bars, also of other threads, are hidden while the line is printed.
         tqdm.external_write_mode(stream),
     ):
-        print(one_line(line), file=stream, flush=True)
+        print(printable(line), file=stream, flush=True)
+
+
+class Console(NamedTuple):
+    """Where a job reports: a function for each line, and one for progress bars."""
+
+    log: Callable[[str], None]
+    progress: Callable[..., Any]
+
+
+SHELL = Console(log, progress_bar)
+PYTHON = Console(lambda line: log(in_python(line)), progress_bar)
+SILENT = Console(lambda line: None, functools.partial(progress_bar, shown=False))
 
 
 def _report(error: BaseException, message: str, code: int) -> int:

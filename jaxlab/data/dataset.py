@@ -25,7 +25,7 @@ def no_progress(total: int, label: str, unit: str) -> Iterator[Any]:
     yield SimpleNamespace(update=lambda count: None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """The images and labels of a split.
 
@@ -35,6 +35,12 @@ class Split:
 
     images: np.ndarray | Pictures
     labels: np.ndarray
+
+    def __repr__(self) -> str:
+        """Return one line: the number of examples and the images' form."""
+        is_array = isinstance(self.images, np.ndarray)
+        form = _form(self.images) if is_array else "pictures"
+        return f"Split({len(self):,} images, {form})"
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -75,7 +81,7 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
     return asked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A training split and a test split, from which `first` takes examples in order.
 
@@ -90,6 +96,15 @@ class Dataset:
     class_names: tuple[str, ...]
     resized: bool = False
     files: dict[str, list[str]] | None = None
+
+    def __repr__(self) -> str:
+        """Return one line: the name, the sizes, the images' form and the classes."""
+        images = self.train.images
+        form = "pictures" if isinstance(images, Pictures) else _form(images)
+        return (
+            f"Dataset({self.name}: {len(self.train):,} training and "
+            f"{len(self.test):,} test images, {form}, {len(self.class_names)} classes)"
+        )
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -111,6 +126,10 @@ class Dataset:
             _add_images(digest, split.images)
             _add_array(digest, split.labels)
         return digest.hexdigest()
+
+
+def _form(images: np.ndarray) -> str:
+    return f"{images.dtype}[{', '.join(map(str, images.shape[1:]))}]"
 
 
 def _add_images(digest: Any, images: np.ndarray | Pictures) -> None:

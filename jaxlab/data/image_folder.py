@@ -4,6 +4,8 @@ The layout is either `FOLDER/class/picture.jpg`, which is split by a fixed seed,
 `FOLDER/train/class/…` and `FOLDER/val/class/…` (or `test`). Before training every file
 is read, decoded and hashed, and one error reports all problems. Only hidden files and
 folders, and system files such as Thumbs.db, are skipped.
+
+It is one file because all checks of a folder end in one report.
 """
 
 from collections import Counter, defaultdict
@@ -49,7 +51,7 @@ def load_folder(
     root: Path,
     preprocess: Preprocess,
     *,
-    val_fraction: float,
+    test_fraction: float,
     train_size: int | None = None,
     test_size: int | None = None,
     progress: ProgressBar = no_progress,
@@ -58,7 +60,7 @@ def load_folder(
     """Return the folder's pictures, resized by `preprocess`, in memory if they fit.
 
     The class names are the names of the class folders, sorted. If the folder has no
-    split of its own, `val_fraction` of each class is held out, always the same
+    split of its own, `test_fraction` of each class is held out, always the same
     pictures. `progress` creates the progress bar for the files. `log` receives a
     warning for animated pictures, and for test pictures that are also in training.
 
@@ -73,7 +75,7 @@ def load_folder(
     if files[0].split:
         held_out = np.array([file.split == "test" for file in files])
     else:
-        held_out = stratified_split(labels, val_fraction)
+        held_out = stratified_split(labels, test_fraction)
     chosen = {}
     for name, members in (("train", ~held_out), ("test", held_out)):
         indices = np.flatnonzero(members)
@@ -107,54 +109,29 @@ def load_folder(
 
 
 def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
-    """Return class names, all files, and what is wrong; refuse another layout."""
-    if not root.exists():
-        raise InputError(f"{root}: no such folder; check the path")
-    if not root.is_dir():
-        raise InputError(f"{root}: is no folder; pass the folder of the class folders")
-    folders = _class_folders(root)
-    splits = {"": folders}
-    if "train" in folders:
-        tests = [name for name in TEST_NAMES if name in folders]
-        if len(tests) == 1 and len(folders) == 2:
-            splits = {
-                "train": _class_folders(folders["train"]),
-                "test": _class_folders(folders[tests[0]]),
-            }
-        else:
-            raise InputError(
-                f"{root}: has a folder train with {', '.join(sorted(folders))}; next "
-                f"to train put one of {' or '.join(TEST_NAMES)}, and nothing else"
-            )
+    """Return the class names, all files, and the problems found, by kind.
+
+    Raises InputError if the folder does not have one of the two layouts.
+    """
+    splits = _splits(root)
     problems: dict[str, list[str]] = defaultdict(list)
-    names = tuple(sorted(splits.get("train", folders)))
-    for classes in splits.values():
-        for name in sorted(set(names) ^ set(classes)):
-            problems["classes that one split lacks"].append(name)
-    for name in names:
-        if not name.isprintable() or name != name.encode(errors="replace").decode():
-            problems["class names that are no plain UTF-8"].append(ascii(name))
-    for lower, count in Counter(name.casefold() for name in names).items():
-        if count > 1:
-            problems["class names that differ by case only"].append(lower)
+    names = _class_names(splits, problems)
     files = []
     for split, classes in splits.items():
         for name in sorted(classes):
             found = sorted(files_in(classes[name]))
             for path in found:
                 if path.is_dir():
-                    kind = "links to folders inside a class"
+                    kind = "link to a folder inside a class"
                     problems[kind].append(_relative(path, root))
                 elif path.suffix.lower() not in ENDINGS:
-                    kind = "files with another ending than a picture's"
+                    kind = "file name without a picture's ending"
                     problems[kind].append(_relative(path, root))
                 else:
                     label = names.index(name) if name in names else 0
                     files.append(_File(path, label, split))
             if not found:
-                problems["classes without a file"].append(
-                    _relative(classes[name], root)
-                )
+                problems["class without files"].append(_relative(classes[name], root))
     if not names:
         loose = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
         what = "pictures, but no class folders" if loose else "no class folders"
@@ -162,12 +139,52 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]
             f"{root}: holds {what}; put the pictures into a folder for each class"
         )
     if len(names) == 1:
-        problems["classes: one alone is nothing to tell apart"].append(names[0])
-    for folder in (root, *(folders[name] for name in folders if len(splits) > 1)):
+        problems["single class where at least two are needed"].append(names[0])
+    for folder in (root, *(_class_folders(root).values() if len(splits) > 1 else ())):
         loose = [path for path in folder.iterdir() if not path.is_dir()]
         for path in sorted(path for path in loose if not is_litter(path.name)):
-            problems["files outside of the class folders"].append(_relative(path, root))
+            problems["file outside the class folders"].append(_relative(path, root))
     return names, files, problems
+
+
+def _splits(root: Path) -> dict[str, dict[str, Path]]:
+    """Return the class folders by split; the split is "" if the seed decides."""
+    if not root.exists():
+        raise InputError(f"{root}: does not exist; check the path")
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: not a directory; pass the folder that holds the class folders"
+        )
+    folders = _class_folders(root)
+    if "train" not in folders:
+        return {"": folders}
+    tests = [name for name in TEST_NAMES if name in folders]
+    if len(tests) == 1 and len(folders) == 2:
+        return {
+            "train": _class_folders(folders["train"]),
+            "test": _class_folders(folders[tests[0]]),
+        }
+    raise InputError(
+        f"{root}: contains the folders {', '.join(sorted(folders))}; beside train it "
+        f"must contain either {' or '.join(TEST_NAMES)}, and no other folder"
+    )
+
+
+def _class_names(
+    splits: dict[str, dict[str, Path]], problems: dict[str, list[str]]
+) -> tuple[str, ...]:
+    """Return the class names, sorted; add what is wrong with them to `problems`."""
+    names = tuple(sorted(next(iter(splits.values()))))
+    for classes in splits.values():
+        for name in sorted(set(names) ^ set(classes)):
+            problems["class that one split lacks"].append(name)
+    for name in names:
+        if not name.isprintable() or name != name.encode(errors="replace").decode():
+            problems["class name that is not printable UTF-8"].append(ascii(name))
+    for lower, count in Counter(name.casefold() for name in names).items():
+        if count > 1:
+            problems["class names that differ by case only"].append(lower)
+    return names
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -211,9 +228,9 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
         return
     kinds = []
     for kind, found in problems.items():
-        named = ", ".join(name for name in found[:_EXAMPLES])
+        named = ", ".join(found[:_EXAMPLES])
         more = ", …" if len(found) > _EXAMPLES else ""
-        kinds.append(f"{len(found):,} {kind}: {named}{more}")
+        kinds.append(f"{kind} ({len(found):,}): {named}{more}")
     raise InputError(
         f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
     )

@@ -17,19 +17,27 @@ def load(
     *,
     train_size: int | None = None,
     test_size: int | None = None,
-    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
-    """Return the images `name` stands for: mnist5k, a folder, or a set of TFDS'.
+    """Return the dataset that `name` stands for: mnist5k, a folder, or a TFDS dataset.
 
-    Pictures of a folder are resized by `preprocess`; None refuses folders. The other
-    arguments are those of `load_folder` and `load_tfds`, which say what they raise.
+    The pictures of a folder are resized by `preprocess`; a folder is refused when it is
+    None. All other arguments are those of `load_folder` and `load_tfds`, whose
+    docstrings also list what is raised.
     """
-    # Imported as needed: each source has packages of its own.
+    settings = {
+        "test_fraction": test_fraction,
+        "train_size": train_size,
+        "test_size": test_size,
+        "progress": progress,
+        "log": log,
+    }
+    # Imported only when needed: each source depends on packages of its own.
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
 
@@ -39,26 +47,19 @@ def load(
 
         if preprocess is None:
             raise UsageError(
-                f"--dataset: {name} is a folder, and the lab takes images of one small "
-                f"size; pass {EMBEDDED} or a name of TensorFlow Datasets'"
+                f"--dataset: {name} is a folder, and the lab needs images of one small "
+                f"size; pass {EMBEDDED} or the name of a TFDS dataset"
             )
-        return load_folder(
-            Path(name).expanduser(),
-            preprocess,
-            val_fraction=val_fraction,
-            train_size=train_size,
-            test_size=test_size,
-            progress=progress,
-            log=log,
-        )
+        return load_folder(Path(name).expanduser(), preprocess, **settings)
     from jaxlab.data import tfds
 
     known = tfds.known_names()
     base = name.partition("/")[0].partition(":")[0]
     if known and base not in known:
+        guess = did_you_mean(base, [EMBEDDED, *known])
         raise UsageError(
-            f"--dataset: {name!r} is neither {EMBEDDED}, nor a folder, nor a name of "
-            f"TensorFlow Datasets'{did_you_mean(base, [EMBEDDED, *known])}"
+            f"--dataset: {name!r} is neither {EMBEDDED}, nor a folder, nor the name of "
+            f"a TensorFlow Datasets (TFDS) dataset{guess}"
         )
     return tfds.load_tfds(
         name,
@@ -66,9 +67,5 @@ def load(
         data_dir=data_dir,
         manual_dir=manual_dir,
         offline=offline,
-        val_fraction=val_fraction,
-        train_size=train_size,
-        test_size=test_size,
-        progress=progress,
-        log=log,
+        **settings,
     )

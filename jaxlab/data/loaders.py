@@ -25,6 +25,9 @@ class Batch(NamedTuple):
     """A batch: inputs [b, ...], labels int32[b], weights float[b] (0 for padding).
 
     The weight of an example that is not padding is 1.
+
+    >>> Batch(jnp.zeros((2, 4)), jnp.array([0, 1]), jnp.ones(2)).inputs.shape
+    (2, 4)
     """
 
     inputs: jax.Array
@@ -37,6 +40,11 @@ def batches(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarr
 
     The last batch is padded with its first index at weight 0, so that all batches have
     the same shape and nothing is recompiled.
+
+    >>> for indices, weights in batches(np.arange(3), 2):
+    ...     print(indices, weights)
+    [0 1] [1. 1.]
+    [2 2] [1. 0.]
     """
     for start in range(0, len(order), size):
         chunk = order[start : start + size]

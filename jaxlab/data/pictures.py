@@ -2,6 +2,8 @@
 
 Nothing is guessed or substituted: a file is either decoded, or a `BadPicture` states
 why it cannot be used.
+
+It is one file because every format and mode has its rule here and nowhere else.
 """
 
 import dataclasses
@@ -103,7 +105,7 @@ def decode(content: bytes) -> Image.Image:
             animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
             image.seek(0)
             image.load()
-            plain = _plain(ImageOps.exif_transpose(image))
+            plain = upright(image)
             plain.info = {"animated": animated}
             return plain
     except UnidentifiedImageError:
@@ -112,6 +114,14 @@ def decode(content: bytes) -> Image.Image:
         raise BadPicture("over 50 million pixels") from None
     except _DAMAGE as error:
         raise BadPicture("damaged", one_line(str(error))[:100]) from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image in mode "L" or "RGB", upright by its EXIF orientation.
+
+    Raises BadPicture for pixels in floating point or outside 16 bits.
+    """
+    return _plain(ImageOps.exif_transpose(image))
 
 
 def files_in(folder: Path) -> Iterator[Path]:

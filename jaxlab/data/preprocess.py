@@ -35,6 +35,9 @@ class Preprocess:
     the short side is resized to 256/224 of the size and the centre is cropped, like
     Resize(256) and CenterCrop(224) in torchvision's evaluation. The default size, mean
     and std are those that torchvision's ImageNet weights were trained with.
+
+    >>> Preprocess()(np.zeros((2, 28, 28), np.uint8)).shape
+    (2, 224, 224, 3)
     """
 
     image_size: int = 224
@@ -50,9 +53,21 @@ class Preprocess:
             raise ValueError("mean and std: expected three numbers each, no std of 0")
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Preprocess a batch; raises ValueError for an unsupported shape or dtype."""
+        """Preprocess a batch.
+
+        Raises ValueError for an unsupported shape or dtype, and for a single image
+        uint8[h, w], [h, w, 1], [h, w, 3] or of Pillow, which has no batch axis.
+        """
+        if hasattr(images, "getpixel"):  # Pillow is not imported for this
+            images = np.asarray(images)
         images = jnp.asarray(images)
         channels = images.shape[3:] or (1,)
+        if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)):
+            shape = ", ".join(map(str, images.shape))
+            raise ValueError(
+                f"Preprocess expects a batch of images, got one image "
+                f"{images.dtype}[{shape}]; add a batch axis: np.asarray(image)[None]"
+            )
         if images.dtype != jnp.uint8 or images.ndim < 3 or channels not in ((1,), (3,)):
             shape = ", ".join(map(str, images.shape))
             raise ValueError(

@@ -1,6 +1,8 @@
 """Load image-classification datasets of TensorFlow Datasets (TFDS).
 
 A dataset is prepared once. After that its files are only read.
+
+It is one file because every damage that TFDS may leave is explained here.
 """
 
 import contextlib
@@ -47,69 +49,72 @@ def load_tfds(
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
-    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
     train_size: int | None = None,
     test_size: int | None = None,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
-    """Return a set's images, uint8[n, h, w, c], chosen by a fixed balanced order.
+    """Return a dataset's images, uint8[n, h, w, c], chosen by a fixed balanced order.
 
-    Images of different sizes, and splits over 4 GB, are resized by `preprocess`, and
-    streamed when they do not fit into memory; without it such sets are refused.
+    Images of different sizes, and splits of more than 4 GiB, are resized by
+    `preprocess`, and streamed when they do not fit into memory. When it is None, images
+    of different sizes are refused and larger splits are loaded as they are.
 
-    The set is prepared under `data_dir` (default: TFDS_DATA_DIR, else
-    ~/tensorflow_datasets) when it is not yet, from the original files in `manual_dir`
-    or else downloaded, checksums verified. The test images are the split "test", else
-    "validation", else `val_fraction` of "train".
+    A dataset that is not prepared under `data_dir` (default: TFDS_DATA_DIR, else
+    ~/tensorflow_datasets) is prepared there first, from the original files in
+    `manual_dir` or by a download with verified checksums. The test images are those of
+    the split "test", else of "validation", else `test_fraction` of "train".
 
-    Raises UsageError for a name or a set that does not fit, InputError for damaged
-    files or a missing package, NetworkError within seconds where a download is needed
-    and no network is there.
+    Raises UsageError for an unknown name or an unsuitable dataset, InputError for
+    damaged files or a missing package, and NetworkError within seconds when a download
+    is needed and there is no network.
     """
     builder = _builder(name, data_dir)
-    features = builder.info.features
-    if not {"image", "label"} <= set(features or ()):
-        raise UsageError(
-            f"--dataset: {name} is no image-classification set: its features are "
-            f"{', '.join(features or ['none'])}; pass one with image and label"
-        )
-    shape, class_names = features["image"].shape, tuple(features["label"].names)
+    shape, class_names = _shape_and_classes(name, builder)
     resized = None in shape or shape[-1] not in (1, 3)
     if resized and preprocess is None:
         raise UsageError(
-            f"--dataset: {name} has images of shape {shape}, and the lab takes images "
-            "of one small size; pass another set"
+            f"--dataset: {name} has images of shape {shape}, and the lab needs images "
+            "of one small size; pass another dataset"
         )
     if not is_prepared(builder):
         prepare(builder, name, manual_dir, offline, progress, log)
         builder = _builder(name, data_dir)
     splits = builder.info.splits
     if "train" not in splits:
-        raise UsageError(f"--dataset: {name} has no split train; pass another set")
-    test = next((split for split in ("test", "validation") if split in splits), None)
-    names = ("train", test) if test else ("train",)
+        raise UsageError(f"--dataset: {name} has no split train; pass another dataset")
+    names = ["train", *(s for s in ("test", "validation") if s in splits)][:2]
     if not resized:
         most = max(splits[split].num_examples for split in names)
         resized = most * math.prod(shape) > MAX_BYTES and preprocess is not None
-    read = (
-        functools.partial(_pictures, preprocess=preprocess, progress=progress)
-        if resized
-        else _pixels
+    read = _pixels
+    if resized:
+        read = functools.partial(_pictures, preprocess=preprocess, progress=progress)
+    parts = [_read(builder, split, read) for split in names]
+    if len(names) == 1:
+        held_out = stratified_split(parts[0].labels, test_fraction)
+        parts = [parts[0].take(np.flatnonzero(m)) for m in (~held_out, held_out)]
+    train, test = (
+        split.take(balanced_choice(split.labels, size, flag))
+        for split, size, flag in zip(
+            parts, (train_size, test_size), ("--train-size", "--test-size"), strict=True
+        )
     )
-    parts = {"train": _read(builder, "train", read)}
-    if test:
-        parts["test"] = _read(builder, test, read)
-    else:
-        train = parts["train"]
-        held_out = stratified_split(train.labels, val_fraction)
-        parts["train"] = train.take(np.flatnonzero(~held_out))
-        parts["test"] = train.take(np.flatnonzero(held_out))
-    sizes = {"train": train_size, "test": test_size}
-    for part, split in parts.items():
-        chosen = balanced_choice(split.labels, sizes[part], f"--{part}-size")
-        parts[part] = split.take(chosen)
-    return Dataset(name, parts["train"], parts["test"], class_names, resized)
+    return Dataset(name, train, test, class_names, resized)
+
+
+def _shape_and_classes(
+    name: str, builder: Any
+) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
+    """Return the shape of an image, None where sizes differ, and the class names."""
+    features = builder.info.features
+    if not {"image", "label"} <= set(features or ()):
+        raise UsageError(
+            f"--dataset: {name} is not an image-classification dataset: its features "
+            f"are {', '.join(features or ['none'])}; pass one with image and label"
+        )
+    return features["image"].shape, tuple(features["label"].names)
 
 
 def known_names() -> list[str]:

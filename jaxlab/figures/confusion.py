@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from jaxlab.figures.figure import Figure
 
 MOST_NAMED = 80  # most classes for which the figure shows names and counts
 

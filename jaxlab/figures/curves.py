@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxlab.figures.figure import Figure
 from jaxlab.figures.text import accuracy_gap
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
+def draw_curves(
+    rows: Sequence[Mapping[str, float]],
+    title: str,
+    training_label: str = "training (dropout on)",
+) -> Figure:
     """Draw training and test loss and accuracy by epoch; `rows` are metrics.jsonl's."""
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -24,7 +28,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
     ):
         for split, style in (("train", "o--"), ("test", "o-")):
             values = [scale * row[f"{split}_{quantity}"] for row in rows]
-            label = "training (dropout on)" if split == "train" else "test"
+            label = training_label if split == "train" else "test"
             axes.plot(epochs, values, style, label=label)
         final = scale * rows[-1][f"test_{quantity}"]
         axes.annotate(

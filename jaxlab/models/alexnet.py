@@ -10,8 +10,15 @@ import jax.numpy as jnp
 
 from jaxlab.models import chain
 from jaxlab.models.chain import Link, Mode
-from jaxlab.models.layers import Conv, Dense, adaptive_avg_pool
-from jaxlab.models.ops import max_pool
+from jaxlab.models.layers import (
+    AdaptiveAvgPool,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool,
+    ReLU,
+)
 
 MIN_SIZE = 63  # for smaller images, the last max pool has no 3x3 window
 
@@ -37,6 +44,12 @@ class AlexNet(nn.Module):
     with slower convolutions on a CPU.
 
     Raises ValueError for inputs of another shape, too small, or not floating-point.
+
+    >>> model = AlexNet(num_classes=10, channels=(4, 4, 4, 4, 4), hidden=8)
+    >>> images = jnp.zeros((1, 63, 63, 3))
+    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> model.apply(variables, images, train=False).shape
+    (1, 10)
     """
 
     num_classes: int = 1000
@@ -46,7 +59,7 @@ class AlexNet(nn.Module):
     hidden: int = 4096
 
     def setup(self):
-        """Create the layers with parameters, and dropout."""
+        """Create the layers."""
         dtype = self.dtype
         c1, c2, c3, c4, c5 = self.channels
         self.conv1 = Conv(3, c1, kernel_size=11, stride=4, padding=2, dtype=dtype)
@@ -54,9 +67,13 @@ class AlexNet(nn.Module):
         self.conv3 = Conv(c2, c3, kernel_size=3, padding=1, dtype=dtype)
         self.conv4 = Conv(c3, c4, kernel_size=3, padding=1, dtype=dtype)
         self.conv5 = Conv(c4, c5, kernel_size=3, padding=1, dtype=dtype)
-        self.drop6 = nn.Dropout(self.dropout_rate)
+        self.relu = ReLU()
+        self.pool = MaxPool(window=3, stride=2)
+        self.avgpool = AdaptiveAvgPool((6, 6))
+        self.flatten = Flatten()
+        self.drop6 = Dropout(self.dropout_rate)
         self.fc6 = Dense(self.hidden, dtype=dtype)
-        self.drop7 = nn.Dropout(self.dropout_rate)
+        self.drop7 = Dropout(self.dropout_rate)
         self.fc7 = Dense(self.hidden, dtype=dtype)
         self.fc8 = Dense(self.num_classes, dtype=dtype)
 
@@ -91,28 +108,26 @@ class AlexNet(nn.Module):
         )
 
     def _conv1(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return max_pool(nn.relu(self.conv1(x)), 3, 2)
+        return self.pool(self.relu(self.conv1(x)))
 
     def _conv2(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return max_pool(nn.relu(self.conv2(x)), 3, 2)
+        return self.pool(self.relu(self.conv2(x)))
 
     def _conv3(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return nn.relu(self.conv3(x))
+        return self.relu(self.conv3(x))
 
     def _conv4(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return nn.relu(self.conv4(x))
+        return self.relu(self.conv4(x))
 
     def _conv5(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return adaptive_avg_pool(max_pool(nn.relu(self.conv5(x)), 3, 2), (6, 6))
+        return self.avgpool(self.pool(self.relu(self.conv5(x))))
 
     def _fc6(self, x: jax.Array, mode: Mode) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)  # [b, 9216], in H·W·C order
-        x = self.drop6(x, deterministic=not mode.train)
-        return nn.relu(self.fc6(x))
+        x = self.flatten(x)  # [b, 9216], in H·W·C order
+        return self.relu(self.fc6(self.drop6(x, train=mode.train)))
 
     def _fc7(self, x: jax.Array, mode: Mode) -> jax.Array:
-        x = self.drop7(x, deterministic=not mode.train)
-        return nn.relu(self.fc7(x))
+        return self.relu(self.fc7(self.drop7(x, train=mode.train)))
 
     def _fc8(self, x: jax.Array, mode: Mode) -> jax.Array:
         return self.fc8(x)

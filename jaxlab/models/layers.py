@@ -1,4 +1,22 @@
-"""Layers of torch that Flax lacks, or defines with other defaults."""
+"""torch's layers with torch's defaults and initialisation: `jaxlab.layers`.
+
+Flax's own differ where it matters: they draw other initial weights, their BatchNorm
+keeps other running statistics, and a train switch is called `deterministic`. All layers
+have channels last. Those that behave differently in training take `train`, as modules
+of a student's own may.
+
+It is one file because a reader compares these layers with torch's.
+
+>>> class Net(nn.Module):
+...     @nn.compact
+...     def __call__(self, x, *, train):
+...         x = Flatten()(x)
+...         x = Dropout(0.5)(ReLU()(Dense(128)(x)), train=train)
+...         return Dense(10)(x)
+>>> variables = Net().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
+>>> Net().apply(variables, jnp.zeros((2, 28, 28, 1)), train=False).shape
+(2, 10)
+"""
 
 import math
 
@@ -80,6 +98,80 @@ def uniform_fan_in(fan_in: int) -> Initializer:
         return drawn.reshape(shape)
 
     return init
+
+
+class Dropout(nn.Dropout):
+    """Dropout, torch.nn.Dropout: zeroes a fraction `rate` of the values in training.
+
+    The others are divided by 1 - rate. With `train=True` it needs
+    `rngs={"dropout": key}`; with `train=False` it is the identity.
+    """
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        deterministic: bool | None = None,
+        rng=None,
+        *,
+        train=None,
+    ) -> jax.Array:
+        """Return the inputs with a random fraction of them zeroed, if `train`.
+
+        `deterministic` and `rng` are Flax's own arguments.
+        """
+        if not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"Dropout: rate {self.rate} is out of range; pass a number from 0 to 1"
+            )
+        if train is not None:
+            deterministic = not train
+        return super().__call__(inputs, deterministic, rng)
+
+
+class ReLU(nn.Module):
+    """The rectifier max(x, 0), torch.nn.ReLU."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return max(x, 0)."""
+        return nn.relu(x)
+
+
+class Flatten(nn.Module):
+    """Flatten each example, torch.nn.Flatten: [b, ...] -> [b, n].
+
+    Images are flattened in the order H·W·C, where torch has C·H·W.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x with one axis behind the batch's."""
+        return x.reshape(x.shape[0], -1)
+
+
+class MaxPool(nn.Module):
+    """The largest value of each window, torch.nn.MaxPool2d without padding.
+
+    float[b, h, w, c] -> float[b, h', w', c], h' = (h - window) // stride + 1.
+    """
+
+    window: int
+    stride: int
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the largest value of each window."""
+        return ops.max_pool(x, self.window, self.stride)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """Averages over a fixed number of bins, torch.nn.AdaptiveAvgPool2d.
+
+    float[b, h, w, c] -> float[b, *output_size, c]; see `adaptive_avg_pool`.
+    """
+
+    output_size: tuple[int, int]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the average over each bin."""
+        return adaptive_avg_pool(x, self.output_size)
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:

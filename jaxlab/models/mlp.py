@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlab.models import chain
 from jaxlab.models.chain import Link, Mode
-from jaxlab.models.layers import BatchNorm, Dense
+from jaxlab.models.layers import BatchNorm, Dense, Dropout, Flatten, ReLU
 
 
 class MLP(nn.Module):
@@ -26,6 +26,14 @@ class MLP(nn.Module):
     needs `mutable=["batch_stats"]`. Raises ValueError for dropout or batch
     normalisation with fewer than two hidden layers, where neither would be applied, and
     for inputs that are not floating-point.
+
+    >>> model = MLP(features=(8, 4), dropout_rate=0.5)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28)), train=False)
+    >>> sorted(variables["params"])
+    ['fc1', 'fc2', 'fc3']
+    >>> dropout = {"dropout": jax.random.key(1)}
+    >>> model.apply(variables, jnp.ones((2, 28, 28)), train=True, rngs=dropout).shape
+    (2, 10)
     """
 
     features: Sequence[int] = (512, 128)
@@ -34,14 +42,15 @@ class MLP(nn.Module):
     batch_norm: bool = False
 
     def setup(self):
-        """Create the layers with parameters, and dropout."""
+        """Create the layers."""
+        self.flatten, self.relu = Flatten(), ReLU()
         for i, units in enumerate((*self.features, self.num_classes), start=1):
             setattr(self, f"fc{i}", Dense(units))
         for i in range(1, len(self.features)):
             if self.batch_norm:
                 setattr(self, f"bn{i}", BatchNorm())
             if self.dropout_rate:
-                setattr(self, f"drop{i}", nn.Dropout(self.dropout_rate))
+                setattr(self, f"drop{i}", Dropout(self.dropout_rate))
 
     def __call__(
         self,
@@ -54,6 +63,11 @@ class MLP(nn.Module):
         until: str | None = None,
     ) -> jax.Array:
         """Return the logits, or the output of a part of the chain; see `chain.run`."""
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                f"MLP: dropout_rate {self.dropout_rate} is out of range; pass a number "
+                "that is at least 0 and below 1"
+            )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"MLP: expected float[b, ...], got {x.dtype}; scale inputs to [0, 1]"
@@ -64,7 +78,7 @@ class MLP(nn.Module):
                 f"got {len(self.features)}; pass more layer widths in features"
             )
         if after is None:
-            x = x.reshape(x.shape[0], -1)  # [b, 784] for digits
+            x = self.flatten(x)  # [b, 784] for digits
         part = {"frozen": frozen, "after": after, "until": until}
         return chain.run(self.links(), x, train=train, weights=weights, **part)
 
@@ -94,7 +108,7 @@ class MLP(nn.Module):
         return self._activate(i, self._dense(i, x, mode), mode)
 
     def _activate(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
-        x = nn.relu(x)
+        x = self.relu(x)
         if self.dropout_rate and i < len(self.features):
-            x = getattr(self, f"drop{i}")(x, deterministic=not mode.train)
+            x = getattr(self, f"drop{i}")(x, train=mode.train)
         return x

@@ -5,6 +5,8 @@ than Winograd's algorithm, so programs for a CPU use the implementations of this
 The platform is the one that a program is lowered for, not the host that traces it: the
 same program lowered for another platform consists of XLA's own operations. Only
 reverse-mode differentiation is supported, to any order, except within `plain`.
+
+It is one file because each operation stands beside its gradient.
 """
 
 import contextlib

@@ -5,6 +5,8 @@ a file of arrays, and a manifest that is verified before anything is restored. A
 gets its name when all of its files are written, and is renamed before the first one is
 deleted. If the process dies at any moment, only complete checkpoints remain. (If the
 machine dies, this is not guaranteed: files and folders are not synced to the disk.)
+
+It is one file because saving, reading and deleting rely on the same order of writes.
 """
 
 import contextlib

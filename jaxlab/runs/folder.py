@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,6 +22,9 @@ CHECKPOINTS, LOCK = "checkpoints", ".lock"
 _FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
 
 
+_COUNT = itertools.count()  # of the folders that this process has named
+
+
 def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Path:
     """Return the folder to use, by default `runs/TIME-PID`; it is not created.
 
@@ -31,9 +35,10 @@ def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Pa
     if out == "":
         raise UsageError("--out: is empty; pass the name of a folder")
     if out is None:
-        # Runs that start in the same second differ in the process ID.
+        # Runs that start in the same second differ in the process ID, or in a count.
         now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        folder = Path("runs") / f"{now}-{os.getpid()}"
+        number = next(_COUNT)
+        folder = Path("runs") / f"{now}-{os.getpid()}{f'-{number}' if number else ''}"
     else:
         folder = Path(out)
     with _refusals_named(folder):

@@ -148,11 +148,11 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
 
 
-def final_accuracy(path: Path, epochs: int) -> float | None:
-    """Return the last epoch's test accuracy; None if there are fewer than `epochs`."""
+def finished_rows(path: Path, epochs: int) -> list[dict[str, float]]:
+    """Return the rows of a metrics.jsonl if so many epochs are in it, else none."""
     try:
         rows = read_rows(path)
-        accuracy = float(rows[-1]["test_accuracy"])
+        float(rows[-1]["test_accuracy"])
     except (ValueError, LookupError, TypeError):
-        return None  # damaged; the checkpoint contains the epochs as well
-    return accuracy if len(rows) >= epochs else None
+        return []  # damaged; the checkpoint contains the epochs as well
+    return rows if len(rows) >= epochs else []

@@ -2,10 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlab.config import LAST, PER_PROCESS, Config, fields_that
+from jaxlab.config import (
+    LAST,
+    PER_PROCESS,
+    RESOLVED_FROM_DATA,
+    Config,
+    fields_that,
+    resolved,
+)
 from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
@@ -15,25 +23,56 @@ if TYPE_CHECKING:  # --help must not wait for the import of JAX
     from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """Return the settings of the run to resume, as defaults for flags not given.
+def complete(given: Mapping[str, Any]) -> Config:
+    """Return the whole config: what is given, then a resumed run's, then defaults.
 
-    The result is empty if no run was started. Settings of a single process are left
-    out. Raises UsageError for flags that contradict each other.
+    Raises UsageError for settings that are wrong, contradict each other, or differ from
+    those of the run to resume.
     """
-    if config.overwrite:
-        raise UsageError("--resume: conflicts with --overwrite; pass only one of them")
-    if config.out is None:
-        raise UsageError("--resume: no run is given; pass its folder as --out")
-    if config.resume != LAST and not config.resume.isdecimal():
-        raise UsageError(
-            f"--resume: {config.resume!r} is not a step; pass a step's number, or no "
-            "value for the latest step"
-        )
+    config = Config(**given)
+    if config.resume is None:
+        return resolved(config)
+    then = _settings(config)
+    known = {
+        field.name: then[field.name] for field in fields(Config) if field.name in then
+    }
+    try:
+        config = resolved(Config(**{**known, **given}))
+    except UsageError as error:
+        where = Path(config.out) / run_folder.CONFIG
+        raise UsageError(f"--resume: {where}: {error.text}") from error
+    check_settings(config, then, None)
+    return config
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings that a resumed run restores; none if nothing has begun."""
     found = record.read_record(Path(config.out) / run_folder.CONFIG)
     then = found.settings if found else {}
     own = fields_that(PER_PROCESS)
     return {name: value for name, value in then.items() if name not in own}
+
+
+def open_record(config: Config, data: Any) -> Record | None:
+    """Return the record of the run in the locked folder; None to start a new run.
+
+    Raises UsageError if the folder cannot be used or the settings differ from the
+    run's, CheckpointError if the data differ or if no run contains the given step.
+    """
+    folder, resuming = Path(config.out), config.resume is not None
+    # Checked again, because another process may have used the folder before the lock.
+    run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    then = record.read_record(folder / run_folder.CONFIG) if resuming else None
+    if then is None and config.resume not in (None, LAST):
+        raise CheckpointError(
+            f"{folder}: contains no run, so there is no step {config.resume}; pass "
+            "another --out, or pass --resume without a step to start a run"
+        )
+    if then is not None:
+        check_settings(config, then.settings, RESOLVED_FROM_DATA)
+        check_data(then, data)
+        run_folder.remove_partial_files(folder)
+    return then
 
 
 def check_settings(
@@ -110,11 +149,11 @@ def warn_if_environment_changed(
             return
 
 
-def final_accuracy(folder: Path, epochs: int) -> float | None:
-    """Return the test accuracy of a finished run, or None; figures may be missing."""
+def finished_rows(folder: Path, epochs: int) -> list[dict[str, float]]:
+    """Return the rows of a run that is finished, but for its pictures; else none."""
     if not (folder / run_folder.MODEL).exists():
-        return None
-    return record.final_accuracy(folder / run_folder.METRICS, epochs)
+        return []
+    return record.finished_rows(folder / run_folder.METRICS, epochs)
 
 
 def missing_pictures(folder: Path) -> list[str]:

@@ -46,43 +46,59 @@ def train_epoch(
     step_metrics: list[Metrics] | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Score, int], None] = lambda score, count: None,
+    pads: bool = True,
 ) -> tuple[TrainState, Score]:
     """Take one step for every batch of `order`; return the state and the mean score.
 
-    `on_batch` gets the score and the number of examples since its last call. The device
-    hardly waits for the host: with an `InMemory` loader the steps of half a second are
-    one program, else each step's metrics are fetched while the next one runs.
+    `on_batch` receives the score and the number of examples since its last call. The
+    device rarely waits for the host: with an `InMemory` loader, the steps of half a
+    second are one program; otherwise the metrics of each step are fetched while the
+    next step runs.
 
-    `step_metrics` are those of the steps for the first batches, where an earlier call
-    took them; those of this call are appended. It returns early when `stop()` says so
-    between two steps. Raises NotFinite when a loss is not.
+    `step_metrics` holds the metrics of the first batches if an earlier call has taken
+    their steps; this call appends its own. It returns early if `stop()` is True between
+    two steps. If `pads` is False, the last batch is shorter instead of padded. Raises
+    NotFinite when a loss is not finite.
     """
     scores = [] if step_metrics is None else step_metrics
-    done = len(scores)
+    run = _steps_in_memory if isinstance(load, InMemory) else _steps_one_by_one
+    whole = len(order) if pads else len(order) - len(order) % batch_size
+    steps_before = 0  # those of the part before
+    for part in (order[:whole], order[whole:]):
+        if not len(part):
+            continue
+        size = min(batch_size, len(part)) if not pads else batch_size
+        done = max(0, len(scores) - steps_before)
+        for after, metrics in run(train_step, state, load, part, size, key, done, stop):
+            for step in metrics:
+                if not np.isfinite(step.loss):
+                    raise NotFinite(len(scores) + 1, float(step.loss / step.count))
+                scores.append(step)
+            on_batch(_score(metrics), int(sum(step.count for step in metrics)))
+            state = after
+        steps_before += -(-len(part) // size)
+    return state, _score(scores)
 
-    def collect(metrics):
-        for step in metrics:
-            if not np.isfinite(step.loss):
-                raise NotFinite(len(scores) + 1, float(step.loss / step.count))
-            scores.append(step)
-        score = _score(metrics)
-        on_batch(score, int(sum(step.count for step in metrics)))
 
-    if isinstance(load, InMemory):
-        indices, weights = map(np.stack, zip(*batches(order, batch_size), strict=True))
-        start, count = done, 1
-        while start < len(indices) and not stop():
-            end = min(start + count, len(indices))
-            began = time.perf_counter()
-            state, metrics = _steps(
-                train_step, state, load, indices, weights, key, start, end
-            )
-            new = [column[start:end] for column in jax.device_get(metrics)]
-            collect([Metrics(*step) for step in zip(*new, strict=True)])
-            # The same program for any number of steps, so the same result to the bit.
-            count *= 2 if time.perf_counter() - began < MAX_DISPATCH_SECONDS / 2 else 1
-            start = end
-        return state, _score(scores)
+def _steps_in_memory(train_step, state, load, order, batch_size, key, done, stop):
+    """Yield the state and the metrics of each program of several steps."""
+    indices, weights = map(np.stack, zip(*batches(order, batch_size), strict=True))
+    start, count = done, 1
+    while start < len(indices) and not stop():
+        end = min(start + count, len(indices))
+        began = time.perf_counter()
+        state, metrics = _steps(
+            train_step, state, load, indices, weights, key, start, end
+        )
+        new = [column[start:end] for column in jax.device_get(metrics)]
+        # One program for any number of steps, so the result is the same to the bit.
+        count *= 2 if time.perf_counter() - began < MAX_DISPATCH_SECONDS / 2 else 1
+        start = end
+        yield state, [Metrics(*step) for step in zip(*new, strict=True)]
+
+
+def _steps_one_by_one(train_step, state, load, order, batch_size, key, done, stop):
+    """Yield the state and the metrics of each step, when the next step is running."""
 
     def steps():
         nonlocal state
@@ -94,8 +110,7 @@ def train_epoch(
             yield metrics
 
     for metrics in fetch_lagged(steps()):
-        collect([metrics])
-    return state, _score(scores)
+        yield state, [metrics]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -138,7 +153,21 @@ def evaluate_split(
 ) -> tuple[Score, np.ndarray]:
     """Return the mean score and the predictions, int32[count], of `count` examples.
 
-    Each example counts once; the padding of the last batch is ignored.
+    `load` yields the `Batch`es of an order of examples. Each example counts once; the
+    padding of the last batch is ignored.
+
+    >>> import jaxlab, optax
+    >>> inputs, labels = jnp.eye(3), jnp.array([0, 1, 1])
+    >>> def load(order, size):
+    ...     for indices, weights in jaxlab.batches(order, size):
+    ...         yield jaxlab.Batch(inputs[indices], labels[indices], weights)
+    >>> eval_step = jaxlab.make_eval_step(lambda variables, x, *, train: x)
+    >>> state = jaxlab.init_state({}, optax.sgd(0.1))
+    >>> score, predictions = evaluate_split(
+    ...     eval_step, state, load, count=3, batch_size=2
+    ... )
+    >>> round(score.accuracy, 3), predictions.tolist()
+    (0.667, [0, 1, 2])
     """
     scores, predictions = [], []
     steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))

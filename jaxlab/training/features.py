@@ -8,6 +8,7 @@ The outputs are kept on disk for later runs. Their key is a hash of everything t
 determines them: the images, the weights, the device and the program itself.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -24,8 +25,10 @@ from jaxlab.errors import CorruptionError
 from jaxlab.training.epoch import fetch_lagged
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 
-# A split's outputs are held in memory up to this fraction of it; larger ones on disk.
-IN_MEMORY_PART = 1 / 4
+# Outputs of a split that take at most this fraction of the memory are held in memory,
+# larger ones are read from the disk.
+IN_MEMORY_FRACTION = 1 / 4
+_WAITING = "features: waiting for another run, which is computing them"
 
 
 class Images(NamedTuple):
@@ -51,84 +54,112 @@ def feature_loader(
     """Return a loader of the images' outputs, and whether they come from the store.
 
     `feature_fn(variables, uint8[batch_size, *shape]) -> float[batch_size, ...]` is
-    pure. Outputs that the store does not hold are computed and put there; `facts` are
-    what decides the images besides their hash, such as a decoder's version. `on_batch`
-    gets the number of images done in each batch, `log` a line for what is unusual.
+    pure. Outputs that the store does not hold are computed and written to it; `facts`
+    is everything that determines the images besides their hash, such as the version of
+    a decoder. `on_batch` receives the number of images of each batch that is done,
+    `log` a line for each unusual event.
 
-    Raises StoreFullError, or OSError, when there are too many to be held in memory and
-    the store cannot take them.
+    Raises StoreFullError or OSError if the outputs are too large to be held in memory
+    and the store cannot hold them either.
     """
-    batch = jax.ShapeDtypeStruct((batch_size, *images.shape), jnp.uint8)
-    lowered = jax.jit(feature_fn).lower(variables, batch)
-    shape = (len(images.labels), *lowered.out_info.shape[1:])
-    dtype = np.dtype(lowered.out_info.dtype)
-    size = math.prod(shape) * dtype.itemsize
-    in_memory = size <= runtime.memory_bytes() * IN_MEMORY_PART
+    outputs = _Outputs(feature_fn, variables, images, batch_size, on_batch)
     about = {
         "images": images.sha256,
         "variables": _sha256(variables),
-        # The text names every operation, constant, shape and precision.
-        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        # The text contains every operation, constant, shape and precision.
+        "program": hashlib.sha256(outputs.lowered.as_text().encode()).hexdigest(),
         "device": runtime.device_name(),
         **facts,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    labels = np.asarray(images.labels, np.int32)
+    in_memory = outputs.size <= runtime.memory_bytes() * IN_MEMORY_FRACTION
+    take = _outputs_in_memory if in_memory else _outputs_on_disk
+    array, is_stored = take(outputs, store, key, about, log)
+    if is_stored:
+        on_batch(len(array))
+    if in_memory:
+        return InMemory(jnp.asarray(array), jnp.asarray(labels)), is_stored
+    return OnDisk(array, labels), is_stored
 
-    def computed() -> Iterator[np.ndarray]:
-        for outputs in _outputs(lowered.compile(), variables, images, batch_size):
-            yield outputs
-            on_batch(len(outputs))
 
-    def computed_in_memory() -> np.ndarray:
-        array, start = np.empty(shape, dtype), 0
-        for outputs in computed():
+@runtime.shared
+def _jitted(function: Callable) -> Callable:
+    return jax.jit(function)
+
+
+class _Outputs:
+    """The outputs of a split's images: their shape, size and computation."""
+
+    def __init__(self, feature_fn, variables, images, batch_size, on_batch):
+        batch = jax.ShapeDtypeStruct((batch_size, *images.shape), jnp.uint8)
+        self._run = _jitted(feature_fn)
+        self.lowered = self._run.lower(variables, batch)
+        self.shape = (len(images.labels), *self.lowered.out_info.shape[1:])
+        self.dtype = np.dtype(self.lowered.out_info.dtype)
+        self.size = math.prod(self.shape) * self.dtype.itemsize  # bytes
+        self._variables = variables
+        self._images = images
+        self._batch_size = batch_size
+        self._on_batch = on_batch
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Compute and yield the outputs batch by batch, without any padding."""
+        remaining = len(self._images.labels)
+        load = self._images.load(np.arange(remaining), self._batch_size)
+        for outputs in fetch_lagged(self._run(self._variables, b.inputs) for b in load):
+            yield outputs[:remaining]  # the last batch is padded
+            self._on_batch(min(len(outputs), remaining))
+            remaining -= len(outputs)
+
+    def array(self) -> np.ndarray:
+        """Compute and return all of them, in memory."""
+        array, start = np.empty(self.shape, self.dtype), 0
+        for outputs in self.batches():
             array[start : start + len(outputs)] = outputs
             start += len(outputs)
         return array
 
-    found = array = None
+
+def _outputs_in_memory(outputs, store, key, about, log) -> tuple[np.ndarray, bool]:
+    """Return outputs in memory and whether they were stored; store them if possible."""
+    array = None
     try:
-        with store.lock(
-            key, lambda: log("features: waiting for the run that makes them")
-        ):
-            try:
-                found = array = store.read(key, shape, dtype, mapped=not in_memory)
-            except CorruptionError as error:
-                log(f"warning: {error}; computing it anew")
-            if found is None:
-                # In memory they are whole, whatever the disk does next.
-                array = computed_in_memory() if in_memory else None
-                with store.write(key, size, about) as append:
-                    for outputs in computed() if array is None else [array]:
-                        append(outputs)
-            if array is None:
-                array = store.read(key, shape, dtype, mapped=True)
+        with store.lock(key, functools.partial(log, _WAITING)):
+            stored = _read(outputs, store, key, log, mapped=False)
+            if stored is not None:
+                return stored, True
+            # Computed before anything is written: the store may fail, they do not.
+            array = outputs.array()
+            with store.write(key, outputs.size, about) as append:
+                append(array)
     except (StoreFullError, OSError) as error:
-        if not in_memory:
-            raise
         log(
             f"warning: {store.folder}: features are not kept for later runs: {error}; "
             "see --feature-cache-size, or set JAXLAB_HOME to another disk"
         )
-        array = computed_in_memory() if array is None else array
-    if found is not None:
-        on_batch(len(found))
-    labels = np.asarray(images.labels, np.int32)
-    if in_memory:
-        loader = InMemory(jnp.asarray(array), jnp.asarray(labels))
-    else:
-        loader = OnDisk(array, labels)
-    return loader, found is not None
+    return outputs.array() if array is None else array, False
 
 
-def _outputs(
-    run: Callable, variables: Any, images: Images, batch_size: int
-) -> Iterator[np.ndarray]:
-    remaining = len(images.labels)
-    load = images.load(np.arange(remaining), batch_size)
-    for outputs in fetch_lagged(run(variables, batch.inputs) for batch in load):
-        yield outputs[:remaining]  # without the padding of the last batch
-        remaining -= len(outputs)
+def _outputs_on_disk(outputs, store, key, about, log) -> tuple[np.ndarray, bool]:
+    """Return outputs mapped from the store, and whether it held them already."""
+    with store.lock(key, functools.partial(log, _WAITING)):
+        stored = _read(outputs, store, key, log, mapped=True)
+        if stored is not None:
+            return stored, True
+        with store.write(key, outputs.size, about) as append:
+            for part in outputs.batches():
+                append(part)
+        return store.read(key, outputs.shape, outputs.dtype, mapped=True), False
+
+
+def _read(outputs, store, key, log, *, mapped: bool) -> np.ndarray | None:
+    """Return the stored outputs, or None if there are none or they are damaged."""
+    try:
+        return store.read(key, outputs.shape, outputs.dtype, mapped=mapped)
+    except CorruptionError as error:
+        log(f"warning: {error}; the features are computed again")
+        return None
 
 
 def _sha256(tree: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxlab.cli import signals, terminal
+from jaxlab.cli import signals
+from jaxlab.cli.terminal import Console
 from jaxlab.data.loaders import epoch_order
 from jaxlab.errors import JaxlabError
 from jaxlab.runtime import Clock
@@ -40,6 +41,21 @@ class Writer(Protocol):
         """Wait until the checkpoint is written."""
 
 
+class NoWriter:
+    """A writer that writes nothing."""
+
+    last_step: int | None = None
+
+    def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Do nothing."""
+
+    def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+
 class Job(NamedTuple):
     """Everything that is constant during the training of a run.
 
@@ -52,7 +68,7 @@ class Job(NamedTuple):
     counts: dict[str, int]
     train_step: Callable
     eval_step: Callable
-    rate: Callable[[int], float]
+    rate: Callable[[int], float] | None
     trainable: Any
     key: jax.Array
     seed: int
@@ -60,6 +76,9 @@ class Job(NamedTuple):
     epochs: int
     every: int
     clock: Clock
+    console: Console
+    evaluates_training: bool = False
+    pads: bool = True
 
 
 class Progress(NamedTuple):
@@ -91,7 +110,7 @@ class Progress(NamedTuple):
         return len(self.rows) + bool(self.step_metrics)
 
 
-def fit(
+def run_epochs(
     job: Job, state: TrainState, progress: Progress, writer: Writer
 ) -> tuple[TrainState, list[Row], np.ndarray]:
     """Train from `progress` to the last epoch; the last save may still be running.
@@ -110,21 +129,15 @@ def fit(
                 state, trained = _train(job, state, epoch, step_metrics, stop)
                 signals.check()
             training_seconds = job.clock() - started
-            tested, predictions = _test(job, state)
+            tested, predictions = _evaluate(job, state, "test")
             if not math.isfinite(tested.loss):
                 # A training loss is computed before the update of its step, so it does
                 # not show the effect of the last update.
                 raise NotFinite(len(step_metrics), tested.loss)
-            row = {
-                "epoch": epoch + 1,
-                "train_loss": trained.loss,
-                "train_accuracy": trained.accuracy,
-                "test_loss": tested.loss,
-                "test_accuracy": tested.accuracy,
-                "learning_rate": job.rate(epoch),
-                "examples_per_second": job.counts["train"] / training_seconds,
-                "seconds": job.clock() - started,
-            }
+            if job.evaluates_training:
+                trained, _ = _evaluate(job, state, "train")
+            row = _row(job, epoch, trained, tested, training_seconds)
+            row["seconds"] = job.clock() - started
             with signals.deferred():  # a signal must not separate these updates
                 rows.append(row)
                 step_metrics, started = [], job.clock()
@@ -146,7 +159,7 @@ def fit(
             writer.wait()
         raise
     if predictions is None:  # no epoch was left to train
-        _, predictions = _test(job, state)
+        _, predictions = _evaluate(job, state, "test")
     return state, rows, predictions
 
 
@@ -159,7 +172,8 @@ def _train(
 ) -> tuple[TrainState, Score]:
     """Run the steps of an epoch that `step_metrics` lacks, until `stop()` is true."""
     order = epoch_order(job.counts["train"], job.seed, epoch)
-    with terminal.progress_bar(len(order), f"epoch {epoch + 1}") as bar:
+    rate = job.rate and job.rate(epoch)
+    with job.console.progress(len(order), f"epoch {epoch + 1}") as bar:
         bar.update(min(len(step_metrics) * job.batch_size, len(order)))
         return train_epoch(
             job.train_step,
@@ -170,18 +184,32 @@ def _train(
             key=job.key,
             step_metrics=step_metrics,
             stop=stop,
-            on_batch=functools.partial(_update_bar, bar, job.rate(epoch)),
+            on_batch=functools.partial(_update_bar, bar, rate),
+            pads=job.pads,
         )
 
 
-def _test(job: Job, state: TrainState) -> tuple[Score, np.ndarray]:
+def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
     return evaluate_split(
         job.eval_step,
         state,
-        job.inputs["test"].load,
-        count=job.counts["test"],
+        job.inputs[split].load,
+        count=job.counts[split],
         batch_size=FORWARD_BATCH,
     )
+
+
+def _row(job: Job, epoch: int, trained: Score, tested: Score, seconds: float) -> Row:
+    row = {
+        "epoch": epoch + 1,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy,
+    }
+    if job.rate is not None:
+        row["learning_rate"] = job.rate(epoch)
+    return {**row, "examples_per_second": job.counts["train"] / seconds}
 
 
 def _is_saved(job: Job, epoch: int) -> bool:
@@ -196,16 +224,16 @@ def _log_epoch(job: Job, row: Row) -> None:
         f"accuracy {row[f'{split}_accuracy']:.4f}  "
         for split in ("train", "test")
     )
-    print(
-        f"epoch {row['epoch']}/{job.epochs}  {reached}"
-        f"lr {row['learning_rate']:.2g}  "
-        f"{row['examples_per_second']:,.0f} images/s",
-        flush=True,
+    rate = f"lr {row['learning_rate']:.2g}  " if "learning_rate" in row else ""
+    job.console.log(
+        f"epoch {row['epoch']}/{job.epochs}  {reached}{rate}"
+        f"{row['examples_per_second']:,.0f} images/s"
     )
 
 
-def _update_bar(bar: Any, rate: float, score: Score, count: int) -> None:
-    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%} lr {rate:.2g}"
+def _update_bar(bar: Any, rate: float | None, score: Score, count: int) -> None:
+    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%}"
+    status += "" if rate is None else f" lr {rate:.2g}"
     bar.set_postfix_str(status, refresh=False)
     bar.update(count)
 
@@ -214,8 +242,9 @@ def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> JaxlabE
     writer.wait()
     last = writer.last_step
     step = epoch * math.ceil(job.counts["train"] / job.batch_size) + error.step
+    rate = f" at learning rate {job.rate(epoch):g}" if job.rate else ""
     return JaxlabError(
-        f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1} "
-        f"at learning rate {job.rate(epoch):g}; lower --lr"
+        f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1}"
+        f"{rate}; lower {'--lr' if rate else 'the learning rate of the optimizer'}"
         + (f"; the latest checkpoint is step {last}" if last is not None else "")
     )

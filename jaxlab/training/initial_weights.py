@@ -5,6 +5,7 @@ Fresh layers are randomly initialised as torch initialises them.
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab import runtime
 from jaxlab.models.architecture import Architecture
 from pretrained import embedded
 from pretrained.download import open_published
@@ -68,13 +70,24 @@ def initial_params(
         layer: origin if layer in loaded else "fresh" for layer in architecture.children
     }
 
-    @jax.jit
-    def fresh(key):  # unused layers are not compiled, which would take seconds
-        params = _init(model, key)
-        return {layer: params[layer] for layer in layers if layer not in loaded}
-
-    params = fresh(key) | loaded
+    fresh = tuple(layer for layer in layers if layer not in loaded)
+    params = _fresh_program(model, fresh)(key) | loaded
     return {layer: params[layer] for layer in layers}, {**record, "layers": layers}
+
+
+@runtime.shared
+def _fresh_program(model: nn.Module, layers: tuple[str, ...]) -> Callable:
+    """Return the compiled `key -> params` of some layers.
+
+    The others are not even compiled, which would take seconds.
+    """
+
+    @jax.jit
+    def fresh(key):
+        params = _init(model, key)
+        return {layer: params[layer] for layer in layers}
+
+    return fresh
 
 
 @functools.cache  # a run calls this twice

@@ -15,6 +15,7 @@ from jaxlab.data.loaders import InMemory, Loader, Streamed
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.models.architecture import Architecture
+from jaxlab.models.chain import takes
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
 
@@ -31,14 +32,14 @@ class Inputs(NamedTuple):
 
 
 def image_inputs(
-    model: nn.Module, data: Dataset, preprocess: Preprocess, workers: int
+    model: nn.Module, data: Dataset, preprocess: Preprocess | None, workers: int = 0
 ) -> dict[str, Inputs]:
-    """Return each split's images for the whole network; `workers` is for `Streamed`."""
-    to_input = preprocess.normalize if data.resized else preprocess
+    """Return the images of each split, for the whole network.
 
-    @functools.wraps(model.apply)  # `takes` inspects model.apply
-    def apply_fn(variables, batch, **kwargs):
-        return model.apply(variables, to_input(batch), **kwargs)
+    Images are prepared by `preprocess`, or scaled to [0, 1] if it is None. `workers`
+    are those of `Streamed`.
+    """
+    apply_fn = apply_to_images(model, preprocess, data.resized)
 
     def load(split):
         if isinstance(split.images, Pictures):
@@ -46,6 +47,47 @@ def image_inputs(
         return InMemory(jnp.asarray(split.images), jnp.asarray(split.labels))
 
     return {name: Inputs(load(split), apply_fn) for name, split in data.splits.items()}
+
+
+@runtime.shared
+def apply_to_images(
+    model: nn.Module, preprocess: Preprocess | None, are_resized: bool
+) -> Callable:
+    """Return `(variables, uint8[b, h, w, c], *, train, ...) -> logits` of a module.
+
+    A module without a keyword `train` is called without it.
+    """
+    takes_train = takes(model.apply, "train")
+
+    @functools.wraps(model.apply)  # it accepts the keywords of the module
+    def apply_fn(variables, images, *, train, **keywords):
+        if takes_train:
+            keywords["train"] = train
+        x = to_input(images, preprocess, are_resized)
+        return model.apply(variables, x, **keywords)
+
+    return apply_fn
+
+
+@runtime.shared
+def outputs_of(apply_fn: Callable, layer: str) -> Callable:
+    """Return `(variables, images) -> outputs` of a network up to and with a layer."""
+    return functools.partial(apply_fn, train=False, until=layer)
+
+
+@runtime.shared
+def rest_of(model: nn.Module, layer: str) -> Callable:
+    """Return `model.apply` of the layers behind a layer."""
+    return functools.partial(model.apply, after=layer)
+
+
+def to_input(
+    images: jax.Array, preprocess: Preprocess | None, are_resized: bool
+) -> jax.Array:
+    """Return images uint8[b, h, w, c] as a network's input, float32[b, h', w', c']."""
+    if preprocess is None:
+        return images.astype(jnp.float32) / 255
+    return preprocess.normalize(images) if are_resized else preprocess(images)
 
 
 def feature_inputs(
@@ -62,63 +104,75 @@ def feature_inputs(
     progress: ProgressBar,
     log: Callable[[str], None],
 ) -> dict[str, Inputs]:
-    """Return each split's frozen outputs, for the rest of the network.
+    """Return the stored outputs of each split, for the rest of the network.
 
-    Which layers are frozen is read from `trainable`, a tree of bool like `params`, and
-    nowhere else: the children from the first on of which nothing is trained. Stored are
-    the outputs of the last of them; in training of the last before the first dropout,
-    whose outputs differ from step to step. A split without such a child keeps its
-    images; so does one whose outputs have no place, and that is said.
+    The frozen layers are read from `trainable`, a tree of bool like `params`, and from
+    nowhere else: they are the children before the first one that has a trained leaf.
+    The test split stores the output of the last of them. The training split stores that
+    of the last one before the first dropout, because the output of dropout differs from
+    step to step. A split without such a child keeps its images; so does a split whose
+    outputs do not fit into the store, and a warning is logged.
     """
     frozen = frozen_children(architecture.children, trainable)
     cuts = {name: architecture.stored(frozen, name) for name in data.splits}
-    found = dict(of_images)
-    counts, seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
     to_store = {name: data.splits[name] for name, cut in cuts.items() if cut}
+    found = dict(of_images)
     if not to_store:
         return found
+    done: list[tuple[bool, int, float]] = []
+    facts = {
+        "preprocessing": dataclasses.asdict(preprocess),
+        "versions": runtime.versions(),
+    }
     with progress(sum(map(len, to_store.values())), "features", "image") as bar:
         for name, split in to_store.items():
+            started, layers = clock(), cuts[name]
             load, whole = of_images[name]
-            layers = cuts[name]
-            started = clock()
             try:
-                load, stored = feature_loader(
-                    functools.partial(whole, train=False, until=layers[-1]),
+                load, is_stored = feature_loader(
+                    outputs_of(whole, layers[-1]),
                     {"params": frozen_layers(params, trainable, layers)},
-                    Images(
-                        load,
-                        _shape(split, preprocess),
-                        split.labels,
-                        split.images_sha256(),
-                    ),
+                    _images(load, split, preprocess),
                     store,
                     batch_size=FORWARD_BATCH,
-                    facts={
-                        "preprocessing": dataclasses.asdict(preprocess),
-                        "versions": runtime.versions(),
-                    },
+                    facts=facts,
                     on_batch=bar.update,
                     log=log,
                 )
             except (StoreFullError, OSError) as error:
                 log(
-                    f"warning: {store.folder}: no place for the features of "
-                    f"{len(split):,} images: {error}; the frozen layers run anew for "
+                    f"warning: {store.folder}: not enough space for the features of "
+                    f"{len(split):,} images: {error}; the frozen layers run again for "
                     "them in every epoch; see --feature-cache-size"
                 )
                 continue
-            found[name] = Inputs(load, functools.partial(model.apply, after=layers[-1]))
-            counts[stored] += len(split)
-            seconds[stored] += clock() - started
-    ways = {True: f"from {store.folder}", False: "through the frozen layers"}
-    for stored, way in ways.items():
-        if counts[stored]:
-            log(f"features: {counts[stored]:,} images {way}, {seconds[stored]:.1f} s")
+            found[name] = Inputs(load, rest_of(model, layers[-1]))
+            done.append((is_stored, len(split), clock() - started))
+    _log_done(done, store, log)
     return found
 
 
-def _shape(split: Split, preprocess: Preprocess) -> tuple[int, ...]:
+def _log_done(
+    done: Sequence[tuple[bool, int, float]],
+    store: ArrayStore,
+    log: Callable[[str], None],
+) -> None:
+    """Log how many images were read from the store and how many were computed."""
+    ways = {True: f"from {store.folder}", False: "through the frozen layers"}
+    for from_store, way in ways.items():
+        count = sum(images for is_stored, images, _ in done if is_stored == from_store)
+        seconds = sum(each for is_stored, _, each in done if is_stored == from_store)
+        if count:
+            log(f"features: {count:,} images {way}, {seconds:.1f} s")
+
+
+def _images(load: Loader, split: Split, preprocess: Preprocess) -> Images:
+    shape = image_shape(split, preprocess)
+    return Images(load, shape, split.labels, split.images_sha256())
+
+
+def image_shape(split: Split, preprocess: Preprocess) -> tuple[int, ...]:
+    """Return the shape of one image as a loader gives it: uint8[h, w, c]."""
     if isinstance(split.images, Pictures):
         return (preprocess.image_size, preprocess.image_size, 3)
     return split.images.shape[1:]

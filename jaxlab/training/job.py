@@ -1,9 +1,11 @@
 """Build the network of a run, and the `Job` of its training loop, from its settings."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxlab import runtime
-from jaxlab.cli import terminal
+from jaxlab.cli.terminal import Console
 from jaxlab.config import Config
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.preprocess import Preprocess
@@ -21,6 +23,8 @@ from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.fit import Job
 from jaxlab.training.initial_weights import param_shapes
 from jaxlab.training.step import TrainState
+
+IMBALANCE = 10  # warn if the largest class is more than this times the smallest
 
 
 class Network(NamedTuple):
@@ -41,27 +45,86 @@ def network_of(config: Config, data: Dataset) -> Network:
     dtype = jnp.dtype(config.precision)
     model = architecture.build(len(data.class_names), dtype=dtype)
     shapes = param_shapes(model)
-    patterns = architecture.freezing_patterns(config.freeze)
-    trainable = optim.trainable_tree(shapes, patterns)
+    trainable = optim.trainable_tree(
+        shapes, architecture.freezing_patterns(config.freeze)
+    )
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-    schedule = optim.step_decay(
-        config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
-    )
-    optimizer = optim.make_optimizer(
+    optimizer, rate = optimizer_and_rate(
         config.optimizer,
-        schedule,
-        trainable=trainable,
-        momentum=config.momentum,
-        l2=config.l2,
+        *(config.lr, config.momentum, config.l2, config.lr_step, config.lr_gamma),
+        steps_per_epoch,
+        leaves_of(trainable),
     )
-    return Network(
-        model,
-        shapes,
-        trainable,
+    keys = jax.random.split(jax.random.key(config.seed))
+    return Network(model, shapes, trainable, optimizer, rate, *keys)
+
+
+def leaves_of(trainable: Any) -> tuple[tuple[str, bool], ...]:
+    """Return a tree of bool as (path, bool) pairs, which have a hash."""
+    leaves = flax.traverse_util.flatten_dict(trainable, sep="/")
+    return tuple((path, bool(is_trained)) for path, is_trained in leaves.items())
+
+
+def tree_of(leaves: tuple[tuple[str, bool], ...]) -> Any:
+    """Return the tree of bool that `leaves_of` was given."""
+    return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+@runtime.shared
+def optimizer_and_rate(
+    name: str | optax.GradientTransformation,
+    lr: float,
+    momentum: float,
+    l2: float,
+    lr_step: int | None,
+    lr_gamma: float,
+    steps_per_epoch: int,
+    trainable: tuple[tuple[str, bool], ...],
+) -> tuple[optax.GradientTransformation, Callable[[int], float] | None]:
+    """Return an optimizer, and its learning rate by epoch, counted from 0.
+
+    The rate is constant without `lr_step`. It is unknown, None, for an Optax
+    transformation, to which only `trainable` applies.
+    """
+    if not isinstance(name, str):
+        return optim.only_trainable(name, tree_of(trainable)), None
+    schedule: float | Callable[[Any], Any] = lr
+    if lr_step is not None:
+        schedule = optim.step_decay(lr, lr_step, lr_gamma, steps_per_epoch)
+    optimizer = optim.make_optimizer(
+        name, schedule, trainable=tree_of(trainable), momentum=momentum, l2=l2
+    )
+
+    def rate(epoch: int) -> float:
+        return schedule(epoch * steps_per_epoch) if callable(schedule) else schedule
+
+    return optimizer, rate
+
+
+@runtime.shared
+def train_step_of(
+    apply_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    trainable: tuple[tuple[str, bool], ...],
+    l1: float = 0.0,
+    class_weights: tuple[float, ...] | None = None,
+    frozen: str | None = None,
+) -> Callable:
+    """Return `make_train_step`'s step, which is compiled once for equal arguments."""
+    return step.make_train_step(
+        apply_fn,
         optimizer,
-        lambda epoch: schedule(epoch * steps_per_epoch),
-        *jax.random.split(jax.random.key(config.seed)),
+        tree_of(trainable),
+        penalty=functools.partial(optim.penalty, l1=l1),
+        class_weights=class_weights and np.float32(class_weights),
+        frozen=frozen,
     )
+
+
+@runtime.shared
+def eval_step_of(apply_fn: Callable) -> Callable:
+    """Return `make_eval_step`'s step, which is compiled once for each function."""
+    return step.make_eval_step(apply_fn)
 
 
 def job_of(
@@ -70,6 +133,9 @@ def job_of(
     preprocess: Preprocess,
     network: Network,
     state: TrainState,
+    clock: runtime.Clock,
+    console: Console,
+    *,
     class_weights: np.ndarray | None = None,
     store: ArrayStore | None = None,
 ) -> Job:
@@ -79,7 +145,6 @@ def job_of(
     `class_weights` is passed to `make_train_step`.
     """
     architecture = ARCHITECTURES[config.model]
-    clock = runtime.Clock()
     split_inputs = inputs.image_inputs(network.model, data, preprocess, config.workers)
     if store is not None:
         split_inputs = inputs.feature_inputs(
@@ -92,21 +157,21 @@ def job_of(
             network.trainable,
             store,
             clock=clock,
-            progress=terminal.progress_bar,
-            log=terminal.log,
+            progress=console.progress,
+            log=console.log,
         )
     frozen = inputs.frozen_children(architecture.children, network.trainable)
     return Job(
         inputs=split_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
-        train_step=step.make_train_step(
+        train_step=train_step_of(
             split_inputs["train"].apply_fn,
             network.optimizer,
-            network.trainable,
-            class_weights=class_weights,
+            leaves_of(network.trainable),
+            class_weights=None if class_weights is None else tuple(class_weights),
             frozen=frozen[-1] if frozen else None,
         ),
-        eval_step=step.make_eval_step(split_inputs["test"].apply_fn),
+        eval_step=eval_step_of(split_inputs["test"].apply_fn),
         rate=network.rate,
         trainable=network.trainable,
         key=network.dropout_key,
@@ -115,4 +180,29 @@ def job_of(
         epochs=config.epochs,
         every=config.checkpoint_every,
         clock=clock,
+        console=console,
     )
+
+
+def class_weights(
+    data: Dataset, kind: str, log: Callable[[str], None]
+) -> np.ndarray | None:
+    """Return class weights float32[classes] for the loss; None for equal weights.
+
+    Of n training images in k classes, a class of m images gets the weight n / (k · m);
+    classes without images do not count and get 0. Logs a warning if the classes are
+    imbalanced and `kind` is not "balanced".
+    """
+    counts = np.bincount(data.train.labels, minlength=len(data.class_names))
+    present = counts[counts > 0]
+    if kind == "balanced":
+        weights = np.zeros(len(counts), np.float32)
+        weights[counts > 0] = counts.sum() / (len(present) * present)
+        return weights
+    if present.max() > IMBALANCE * present.min():
+        log(
+            f"warning: the largest class has {present.max():,} training images and "
+            f"the smallest has {present.min():,}; pass --class-weights balanced to "
+            "give all classes equal weight"
+        )
+    return None

@@ -1,12 +1,13 @@
 """Optimizers and a learning rate schedule as in torch; frozen parameters; penalties."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -19,6 +20,10 @@ def trainable_tree(params: Any, patterns: Sequence[tuple[str, str]]) -> Any:
 
     Raises ValueError, which names every leaf that no pattern matches, every pattern
     that determines no leaf, and every unknown label: each would freeze wrong layers.
+
+    >>> params = {"conv1": {"kernel": 0.0}, "fc2": {"kernel": 0.0}}
+    >>> trainable_tree(params, [("conv.*", "frozen"), (".*", "trainable")])
+    {'conv1': {'kernel': False}, 'fc2': {'kernel': True}}
     """
     words = {"trainable": True, "frozen": False}
     problems = [f"{word!r} is not a label" for _, word in patterns if word not in words]
@@ -31,10 +36,49 @@ def trainable_tree(params: Any, patterns: Sequence[tuple[str, str]]) -> Any:
                 break
         else:
             problems.append(f"no pattern matches {path}")
-    problems += [f"{p!r} applies to no leaf" for p, _ in patterns if p not in used]
+    for pattern, _ in patterns:
+        if pattern not in used:
+            is_layer = pattern in params
+            hint = f" (a layer's leaves are {pattern + '/.*'!r})" if is_layer else ""
+            problems.append(f"{pattern!r} applies to no leaf{hint}")
     if problems:
         raise ValueError(f"freezing patterns: {'; '.join(problems)}")
     return flax.traverse_util.unflatten_dict(decided, sep="/")
+
+
+def require_tree(trainable: Any) -> None:
+    """Raise ValueError unless `trainable` is a nested dict of bool."""
+    leaves = jax.tree.leaves(trainable)
+    if not isinstance(trainable, Mapping) or not all(
+        isinstance(leaf, (bool, np.bool_)) for leaf in leaves
+    ):
+        kind = type(trainable).__name__
+        raise ValueError(
+            f"trainable: expected a tree of bool like the params, got {kind}; make one "
+            "with trainable_tree(params, patterns)"
+        )
+
+
+def check_trainable(trainable: Any, params: Any) -> None:
+    """Raise ValueError unless `trainable` is a tree of bool with the params' leaves."""
+    require_tree(trainable)
+    known = flax.traverse_util.flatten_dict(params, sep="/").keys()
+    given = flax.traverse_util.flatten_dict(trainable, sep="/").keys()
+    if known != given:
+        raise ValueError(
+            f"trainable: does not fit the params: {', '.join(sorted(known ^ given))}; "
+            "make one with trainable_tree(params, patterns)"
+        )
+
+
+def only_trainable(
+    transformation: optax.GradientTransformation, trainable: Any
+) -> optax.GradientTransformation:
+    """Return a transformation for the trainable leaves; the others do not change."""
+    # optax.masked would return the gradients of frozen leaves as their updates.
+    return optax.partition(
+        {True: transformation, False: optax.set_to_zero()}, trainable
+    )
 
 
 def step_decay(
@@ -44,6 +88,10 @@ def step_decay(
 
     The schedule maps a step, int or int32 array, to a float or float array. It equals
     torch.optim.lr_scheduler.StepLR, which counts epochs instead of steps.
+
+    >>> rate = step_decay(1.0, step_epochs=2, gamma=0.5, steps_per_epoch=10)
+    >>> [rate(step) for step in (0, 19, 20, 40)]
+    [1.0, 1.0, 0.5, 0.25]
     """
     period = min(step_epochs * steps_per_epoch, 2**31 - 1)  # a step is an int32
 
@@ -72,8 +120,21 @@ def make_optimizer(
     `trainable_tree`: frozen leaves have an update of zero for any gradient, and no
     optimizer state.
 
-    Raises ValueError for any other name.
+    Raises ValueError for another name, or if `trainable` is not a tree of bool.
+
+    >>> optimizer = make_optimizer("sgd", 0.5, trainable={"a": True, "b": False})
+    >>> params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    >>> gradients = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    >>> updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    >>> float(updates["a"][0]), float(updates["b"][0])
+    (-0.5, 0.0)
     """
+    require_tree(trainable)
+    if not callable(learning_rate) and not learning_rate > 0:
+        raise ValueError(
+            f"learning_rate: {learning_rate} is out of range; pass a number that is "
+            "above 0, or a schedule"
+        )
     if name == "sgd":
         # As in torch, the buffer sums gradients without the rate, so a new learning
         # rate does not rescale it.
@@ -87,10 +148,7 @@ def make_optimizer(
         direction,
         optax.scale_by_learning_rate(learning_rate),
     )
-    # optax.masked would return the gradients of frozen leaves as their updates.
-    return optax.partition(
-        {True: transformation, False: optax.set_to_zero()}, trainable
-    )
+    return only_trainable(transformation, trainable)
 
 
 def penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array | float:
@@ -98,6 +156,9 @@ def penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array | flo
 
     Its gradient is l1·sign(w) + 2·l2·w, with sign(0) = 0. Therefore `l2` here has the
     same effect as `make_optimizer(..., l2=2 * l2)`, for both sgd and adam.
+
+    >>> float(penalty({"w": jnp.array([3.0, -4.0])}, l1=1.0, l2=0.5))
+    19.5
     """
     leaves = jax.tree.leaves(params)
     total = 0.0

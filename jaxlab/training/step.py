@@ -2,8 +2,11 @@
 
 The steps work with any model and any optimizer: they are made from an `apply_fn` with
 the signature of a Linen module's `apply`, and an Optax transformation.
+
+It is one file because the state and the steps over it are one idea.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from flax import struct
 
 from jaxlab.data.loaders import Batch
 from jaxlab.models.chain import takes
+from jaxlab.training.optim import require_tree
 
 
 class TrainState(struct.PyTreeNode):
@@ -22,6 +26,13 @@ class TrainState(struct.PyTreeNode):
 
     `params` and `batch_stats` have the form that Linen uses, `opt_state` that of Optax.
     `step`, int32, is the number of steps taken.
+
+    >>> import jaxlab
+    >>> params = {"w": jnp.zeros(2)}
+    >>> optimizer = jaxlab.make_optimizer("sgd", 0.1, trainable={"w": True})
+    >>> state = jaxlab.init_state(params, optimizer)
+    >>> int(state.step), state.other_variables
+    (0, {})
     """
 
     params: Any
@@ -49,6 +60,11 @@ def init_state(
     """Return the state before the first step.
 
     It contains copies of the arrays, because the first step donates its buffers.
+    `batch_stats` are the module's running statistics, if it has any.
+
+    >>> optimizer = optax.sgd(0.1)
+    >>> init_state({"w": jnp.ones(2)}, optimizer).params
+    {'w': Array([1., 1.], dtype=float32)}
     """
     return TrainState(
         params=jax.tree.map(jnp.array, params),
@@ -65,74 +81,160 @@ def make_train_step(
     penalty: Callable[[Any], jax.Array | float] = lambda params: 0.0,
     class_weights: jax.Array | None = None,
     frozen: str | None = None,
+    *,
+    donate: bool = True,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Return the jitted step `(state, batch, key) -> (state, metrics)`; donates state.
+    """Return the jitted training step `(state, batch, key) -> (state, metrics)`.
+
+    The step reuses the memory of the state that it is given, which cannot be used
+    again; `donate=False` keeps it, at the price of that memory.
 
     The loss is the mean cross entropy over the examples of weight 1, plus `penalty` of
-    the params, which the metrics leave out. With `class_weights` float[classes] it is
-    the mean weighted by each example's class, as torch's CrossEntropyLoss(weight) has
-    it; the metrics stay unweighted. A network that takes `weights` gets the batch's,
-    and one that takes `frozen` the child up to which it is so (see
-    `jaxlab.models.chain`); others are called without. Gradients are computed for the
-    leaves where the tree `trainable` is True and for no others; frozen leaves leave the
-    step as they entered it, bit for bit. Dropout's key is `key` folded with the step's
-    number, so the caller passes the same key all along. The metrics are those of the
-    forward pass in training mode, before the update.
+    the params, which is not part of the metrics. With `class_weights` float[classes],
+    the mean is weighted by the class of each example, as in torch's
+    `CrossEntropyLoss(weight)`; the metrics stay unweighted. A network that accepts
+    `weights` receives the weights of the batch, and one that accepts `frozen` receives
+    the name of its last frozen child (see `jaxlab.models.chain`); all other networks
+    are called without these arguments.
+
+    Gradients are computed for the leaves for which the tree `trainable` is True and for
+    no others; frozen leaves stay the same to the last bit. The dropout key is `key`
+    folded with the number of the step, so the caller passes the same key to every step.
+    The metrics are those of the forward pass in training mode, before the update.
+
+    Raises ValueError if `trainable` is not a tree of bool, or if `frozen` is given and
+    the network does not accept it. The step raises TypeError for a batch that is not a
+    `Batch`, and ValueError for a state that was used up.
+
+    >>> import jaxlab
+    >>> model = jaxlab.MLP(features=(4, 4), num_classes=2)
+    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 3)), train=False)["params"]
+    >>> trainable = jaxlab.trainable_tree(params, [(".*", "trainable")])
+    >>> optimizer = jaxlab.make_optimizer("adam", 1e-3, trainable=trainable)
+    >>> step = make_train_step(model.apply, optimizer, trainable)
+    >>> state = init_state(params, optimizer)
+    >>> batch = jaxlab.Batch(jnp.ones((2, 3)), jnp.array([0, 1]), jnp.ones(2))
+    >>> state, metrics = step(state, batch, jax.random.key(1))
+    >>> int(state.step), float(metrics.count)
+    (1, 2.0)
     """
+    require_tree(trainable)
     trainable = flax.traverse_util.flatten_dict(trainable)
-    if frozen is not None and not takes(apply_fn, "frozen"):
-        raise ValueError(f"frozen: {frozen!r}, but the network takes no such argument")
-    takes_weights = takes(apply_fn, "weights")
+    forward = _training_forward(apply_fn, frozen)
+
+    def loss_fn(trained, frozen_leaves, state, batch, key):
+        params = flax.traverse_util.unflatten_dict({**frozen_leaves, **trained})
+        logits, batch_stats = forward(params, state, batch, key)
+        loss, metrics = _loss_and_metrics(logits, batch, class_weights)
+        return loss + penalty(params), (metrics, batch_stats)
 
     def train_step(state, batch, key):
         flat = flax.traverse_util.flatten_dict(state.params)
         trained = {path: flat[path] for path in flat if trainable[path]}
-
-        def loss_fn(trained):
-            params = flax.traverse_util.unflatten_dict({**flat, **trained})
-            logits, updated = apply_fn(
-                {"params": params, "batch_stats": state.batch_stats},
-                batch.inputs,
-                train=True,
-                rngs={"dropout": jax.random.fold_in(key, state.step)},
-                mutable=["batch_stats"],
-                **({"weights": batch.weights} if takes_weights else {}),
-                **({"frozen": frozen} if frozen is not None else {}),
-            )
-            metrics = _metrics(logits, batch)
-            counted = metrics
-            if class_weights is not None:
-                weights = batch.weights * jnp.asarray(class_weights)[batch.labels]
-                counted = _metrics(logits, batch._replace(weights=weights))
-            loss = counted.loss / counted.count + penalty(params)
-            return loss, (metrics, updated)
-
-        gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
-        # The optimiser wants a whole tree. Nothing reads these zeros: XLA drops them.
-        zeros = {p: jnp.zeros_like(flat[p]) for p in flat if p not in trained}
+        frozen_leaves = {path: flat[path] for path in flat if not trainable[path]}
+        gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+            trained, frozen_leaves, state, batch, key
+        )
+        # The optimizer expects a whole tree; XLA removes the zeros, which nothing uses.
+        zeros = jax.tree.map(jnp.zeros_like, frozen_leaves)
         updates, opt_state = optimizer.update(
             flax.traverse_util.unflatten_dict({**zeros, **gradients}),
             state.opt_state,
             state.params,
         )
         updates = flax.traverse_util.flatten_dict(updates)
-        # Frozen leaves are not even added zero to: that would turn -0.0 into 0.0.
+        # Not even zero is added to frozen leaves: it would turn -0.0 into 0.0.
         moved = {path: trained[path] + updates[path] for path in trained}
         state = TrainState(
             params=flax.traverse_util.unflatten_dict({**flat, **moved}),
-            batch_stats=updated.get("batch_stats", state.batch_stats),
+            batch_stats=batch_stats,
             opt_state=opt_state,
             step=state.step + 1,
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    jitted = jax.jit(train_step, donate_argnums=0 if donate else ())
+
+    @functools.wraps(jitted)
+    def checked_step(state, batch, key):
+        _check_step_arguments(state, batch)
+        return jitted(state, batch, key)
+
+    checked_step.lower, checked_step.trace = jitted.lower, jitted.trace
+    return checked_step
+
+
+def _check_step_arguments(state, batch):
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state: expected a TrainState, got {type(state).__name__}; make one with "
+            "init_state"
+        )
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            "batch: expected a Batch(inputs, labels, weights), got "
+            f"{type(batch).__name__}"
+        )
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            if leaf.is_deleted():
+                raise ValueError(
+                    "state: was used up by an earlier step, which reuses its memory; "
+                    "go on with the state that the step returned, or make the step "
+                    "with donate=False"
+                )
+
+
+def _training_forward(apply_fn, frozen):
+    """Return `(params, state, batch, key) -> (logits, batch_stats)`, in training mode.
+
+    The network is called with `weights` and `frozen` only if it accepts them.
+    """
+    if frozen is not None and not takes(apply_fn, "frozen"):
+        raise ValueError(f"frozen: {frozen!r}, but the network takes no such argument")
+    takes_weights = takes(apply_fn, "weights")
+
+    def forward(params, state, batch, key):
+        logits, updated = apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch.inputs,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(key, state.step)},
+            mutable=["batch_stats"],
+            **({"weights": batch.weights} if takes_weights else {}),
+            **({"frozen": frozen} if frozen is not None else {}),
+        )
+        return logits, updated.get("batch_stats", state.batch_stats)
+
+    return forward
+
+
+def _loss_and_metrics(logits, batch, class_weights):
+    """Return the loss of a batch, weighted by class, and its unweighted metrics."""
+    metrics = counted = _metrics(logits, batch)
+    if class_weights is not None:
+        weights = batch.weights * jnp.asarray(class_weights)[batch.labels]
+        counted = _metrics(logits, batch._replace(weights=weights))
+    return counted.loss / counted.count, metrics
 
 
 def make_eval_step(
     apply_fn: Callable,
 ) -> Callable[[TrainState, Batch], tuple[Metrics, jax.Array]]:
-    """Return the jitted step `(state, batch) -> (metrics, predictions int32[b])`."""
+    """Return the jitted step `(state, batch) -> (metrics, predictions int32[b])`.
+
+    The network runs in evaluation mode; the metrics are sums over the examples of
+    weight 1.
+
+    >>> import jaxlab
+    >>> def apply_fn(variables, inputs, *, train):
+    ...     return inputs @ variables["params"]["w"]
+    >>> state = init_state({"w": jnp.eye(2)}, optax.sgd(0.1))
+    >>> batch = jaxlab.Batch(jnp.eye(2), jnp.array([0, 0]), jnp.ones(2))
+    >>> metrics, predictions = make_eval_step(apply_fn)(state, batch)
+    >>> predictions.tolist(), float(metrics.correct / metrics.count)
+    ([0, 1], 0.5)
+    """
 
     def eval_step(state, batch):
         logits = apply_fn(
@@ -142,7 +244,15 @@ def make_eval_step(
         )
         return _metrics(logits, batch), logits.argmax(-1).astype(jnp.int32)
 
-    return jax.jit(eval_step)
+    jitted = jax.jit(eval_step)
+
+    @functools.wraps(jitted)
+    def checked_step(state, batch):
+        _check_step_arguments(state, batch)
+        return jitted(state, batch)
+
+    checked_step.lower, checked_step.trace = jitted.lower, jitted.trace
+    return checked_step
 
 
 def _metrics(logits: jax.Array, batch: Batch) -> Metrics:

@@ -1,11 +1,13 @@
 """Test that a dataclass defines flags and that flags are parsed into its fields."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxlab.cli import flags
-from jaxlab.errors import UsageError
+from jaxlab.errors import UsageError, in_python
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,11 @@ class Config:
     size: int = flags.flag(3, "a size", at_least=1)
     rate: float | None = flags.flag(None, "a rate", above=0, below=1)
     store: bool = flags.flag(True, "do not store")
-    loud: bool = flags.flag(False, "be loud")
+    loud: bool = flags.flag(False, "be loud", synonyms=("noisy",))
+    name: str = flags.flag("it", "a name")
+
+    def __post_init__(self):
+        flags.validate(self)
 
 
 def parse(*argv):
@@ -31,21 +37,30 @@ def test_only_what_was_given_is_returned():
     [
         ({"size": 0}, "--size: 0 is out of range; pass a number that is at least 1"),
         ({"size": "three"}, "--size: 'three' is not a whole number"),
-        ({"rate": [0.5]}, "--rate: '[0.5]' is not a number"),
-        ({"loud": 1}, "--loud: 1 has the wrong type"),
-        ({"size": True}, "--size: True has the wrong type"),
+        ({"size": 3.0}, "--size: 3.0 is not a whole number"),
+        ({"size": None}, "--size: None is not a whole number"),
+        ({"rate": [0.5]}, "--rate: [0.5] is not a number; pass a number"),
+        ({"loud": 1}, "--loud: 1 is not True or False; pass True or False"),
+        ({"size": True}, "--size: True is not a whole number; pass a whole number"),
+        ({"name": 3}, "--name: 3 is not a string; pass a string"),
     ],
 )
-def test_values_from_elsewhere_are_checked_as_flags_are(values, message):
+def test_a_wrong_value_has_one_text_in_python_and_as_a_flag(values, message):
     with pytest.raises(UsageError) as raised:
-        flags.check(Config, values)
-    assert str(raised.value).startswith(message)
-    good = {"size": 4, "rate": None, "store": False, "of another command": 1}
-    assert flags.check(Config, good) == {"size": 4, "rate": None, "store": False}
+        Config(**values)
+    assert raised.value.text.startswith(message)
+    assert str(raised.value) == raised.value.text.replace("--", "")
+
+
+def test_values_become_those_of_the_field():
+    config = Config(size=np.int64(4), rate=None, store=False, name=Path("a/b"))
+    assert (config.size, config.name) == (4, "a/b") and type(config.size) is int
+    rate = Config(rate=np.float32(0.5)).rate
+    assert rate == 0.5 and type(rate) is float
 
 
 def test_flags_become_typed_fields_with_defaults():
-    assert parse() == Config(3, None, True, False)
+    assert parse() == Config(3, None, True, False, "it")
     assert parse("--size", "5", "--rate=0.5", "--no-store", "--loud") == Config(
         5, 0.5, False, True
     )
@@ -56,3 +71,22 @@ def test_bounds_are_told_whole():
         UsageError, match="1 is out of range; pass a number that is above 0 and"
     ):
         parse("--rate", "1")
+
+
+def test_an_unknown_name_is_guessed_by_meaning_before_spelling():
+    with pytest.raises(UsageError) as raised:
+        parse("--noisy")
+    assert raised.value.text == "--noisy: unknown flag; did you mean --loud?"
+    with pytest.raises(UsageError) as raised:
+        flags.require_known(Config, ["sise"])
+    assert str(raised.value) == "sise: unknown setting; did you mean size?"
+    with pytest.raises(UsageError, match="xyz: unknown setting; see help"):
+        flags.require_known(Config, ["xyz"])
+
+
+def test_switches_are_spelled_as_arguments_in_python():
+    text = "--out: it is not empty; pass --overwrite, --no-feature-cache or --l2 3"
+    assert in_python(text) == (
+        "out: it is not empty; pass overwrite=True, feature_cache=False or l2 3"
+    )
+    assert in_python("a--b: c -- d") == "a--b: c -- d"

@@ -99,9 +99,9 @@ def test_labels_belong_to_their_images(digits):
 
 
 def test_asking_for_more_than_there_is_names_the_flag(digits):
-    with pytest.raises(UsageError, match="--train-size: 5,000 images.*has 4,000"):
+    with pytest.raises(UsageError, match="train_size: 5,000 images.*has 4,000"):
         digits.first(5000, None)
-    with pytest.raises(UsageError, match="--test-size: 1,001 images.*at most 1000"):
+    with pytest.raises(UsageError, match="test_size: 1,001 images.*at most 1000"):
         digits.first(None, 1001)
 
 

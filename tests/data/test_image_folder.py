@@ -16,6 +16,7 @@ from jaxlab.data.dataset import Dataset, Split, stratified_split
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError, UsageError
+from jaxlab.training.job import class_weights
 from tests.conftest import NO_CHECKPOINTS
 from tests.data.conftest import load, picture
 from tests.data.test_pictures import BAD, JPEG, encoded
@@ -75,7 +76,7 @@ def test_the_first_images_are_balanced_and_bounded(pets):
     data, _ = load(pets, train_size=6, test_size=2)
     assert np.bincount(data.train.labels).tolist() == [3, 3]
     assert np.bincount(data.test.labels).tolist() == [1, 1]
-    with pytest.raises(UsageError, match="--train-size: 99 images requested, but"):
+    with pytest.raises(UsageError, match="train_size: 99 images requested, but"):
         load(pets, train_size=99)
 
 
@@ -132,8 +133,8 @@ def test_each_bad_file_is_reported_with_its_kind(pets, name):
     (pets / "cat" / "bad.jpg").write_bytes(content)
     with pytest.raises(InputError) as raised:
         load(pets)
-    assert f"1 {kind}" in str(raised.value)
-    assert "cat/bad.jpg" in str(raised.value) and raised.value.exit_code == 3
+    assert f": {kind}" in str(raised.value)
+    assert " (1): cat/bad.jpg; " in str(raised.value) and raised.value.exit_code == 3
 
 
 def test_all_problems_are_told_at_once_with_their_counts(pets):
@@ -146,10 +147,10 @@ def test_all_problems_are_told_at_once_with_their_counts(pets):
         load(pets)
     line = str(raised.value)
     assert line.startswith(f"{pets}: cannot be used as it is: ")
-    assert "5 damaged: cat/t0.jpg, cat/t1.jpg, cat/t2.jpg, …" in line
-    assert "1 empty file: dog/empty.png" in line
-    assert "1 unknown image format: dog/text.png" in line
-    assert "1 unreadable file: dog/gone.png" in line
+    assert "damaged (5): cat/t0.jpg, cat/t1.jpg, cat/t2.jpg, …" in line
+    assert "empty file (1): dog/empty.png" in line
+    assert "unknown image format (1): dog/text.png" in line
+    assert "unreadable file (1): dog/gone.png" in line
     assert line.endswith("; remove or repair these")
 
 
@@ -242,24 +243,30 @@ def stray_files(root):
 
 
 LAYOUTS = [
-    (absent, "no such folder; check the path"),
-    (a_file, "is no folder; pass the folder of the class folders"),
+    (absent, "does not exist; check the path"),
+    (a_file, "not a directory; pass the folder that holds the class folders"),
     (empty, "holds no class folders; put the pictures into a folder for each class"),
     (images_at_root, "holds pictures, but no class folders"),
-    (one_class, "1 classes: one alone is nothing to tell apart: cat"),
-    (empty_class, "1 classes without a file: eel"),
-    (only_litter, "1 classes without a file: eel"),
-    (other_ending, "1 files with another ending than a picture's: cat/labels.csv"),
-    (case_differs, "1 class names that differ by case only: cat"),
-    (newline_in_a_class, r"1 class names that are no plain UTF-8: 'c\nat'"),
-    (no_utf8_in_a_class, r"1 class names that are no plain UTF-8: 'c\udcff'"),
-    (a_loop, "2 links to folders inside a class: cat/loop, dog/back"),
-    (train_alone, "next to train put one of val or test, and nothing else"),
-    (train_and_more, "next to train put one of val or test, and nothing else"),
-    (a_class_that_val_lacks, "1 classes that one split lacks: dog"),
-    (a_class_that_train_lacks, "classes that one split lacks: dog, eel"),
-    (a_pipe, "1 non-regular file: cat/pipe.png"),
-    (stray_files, "2 files outside of the class folders: lost.png, notes.txt; 1 "),
+    (one_class, "single class where at least two are needed (1): cat"),
+    (empty_class, "class without files (1): eel"),
+    (only_litter, "class without files (1): eel"),
+    (other_ending, "file name without a picture's ending (1): cat/labels.csv"),
+    (case_differs, "class names that differ by case only (1): cat"),
+    (newline_in_a_class, r"class name that is not printable UTF-8 (1): 'c\nat'"),
+    (no_utf8_in_a_class, r"class name that is not printable UTF-8 (1): 'c\udcff'"),
+    (a_loop, "link to a folder inside a class (2): cat/loop, dog/back"),
+    (
+        train_alone,
+        "beside train it must contain either val or test, and no other folder",
+    ),
+    (
+        train_and_more,
+        "beside train it must contain either val or test, and no other folder",
+    ),
+    (a_class_that_val_lacks, "class that one split lacks (1): dog"),
+    (a_class_that_train_lacks, "class that one split lacks (2): dog, eel"),
+    (a_pipe, "non-regular file (1): cat/pipe.png"),
+    (stray_files, "file outside the class folders (2): lost.png, notes.txt; "),
 ]
 
 
@@ -336,7 +343,7 @@ def test_balanced_weights_are_inverse_to_the_counts():
     images = np.zeros((10, 2, 2, 1), np.uint8)
     split = Split(images, labels)
     data = Dataset("d", split, split, class_names=tuple("abcd"))
-    weights = finetune._class_weights(data, "balanced")
+    weights = class_weights(data, "balanced", print)
     # scikit-learn's formula for the classes present: n / (n_classes × n_in_class).
     # The weights are float32, whose relative rounding error is below 1e-7.
     np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3], rtol=1e-6)

@@ -96,7 +96,6 @@ def test_the_result_is_float32_in_64_bit_jax_too(x64):
     ("images", "got"),
     [
         (np.zeros((2, 28, 28), np.float32), "float32[2, 28, 28]"),
-        (np.zeros((28, 28), np.uint8), "uint8[28, 28]"),
         (np.zeros((2, 28, 28, 4), np.uint8), "uint8[2, 28, 28, 4]"),
     ],
 )
@@ -104,6 +103,17 @@ def test_other_images_are_refused(images, got):
     with pytest.raises(ValueError, match=r"1 or 3\], got") as raised:
         Preprocess()(images)
     assert got in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (40, 30, 3)])
+def test_one_image_is_not_taken_for_a_batch(shape):
+    image = np.zeros(shape, np.uint8)
+    message = r"got one image .*; add a batch axis: np.asarray\(image\)\[None\]"
+    with pytest.raises(ValueError, match=message):
+        Preprocess()(image)
+    with pytest.raises(ValueError, match=message):
+        Preprocess()(Image.fromarray(image.squeeze()))
+    assert Preprocess(63)(image[None]).shape == (1, 63, 63, 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -287,7 +287,7 @@ def test_offline_and_not_prepared_names_three_ways_out(tmp_path):
         "(t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz, train-images-idx3-",
         "pass --manual-dir",
         f"({tmp_path} lacks t10k-images",
-        "copy the prepared dataset from another machine into --data-dir",
+        "copy the prepared dataset from another machine into",
     ):
         assert way in process.stderr
     assert list(tmp_path.iterdir()) == []
@@ -318,10 +318,13 @@ def test_a_host_that_answers_is_reached():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fashion_mnst", "'fashion_mnst' is neither mnist5k, nor a folder, nor a name"),
+        (
+            "fashion_mnst",
+            "'fashion_mnst' is neither mnist5k, nor a folder, nor the name",
+        ),
         ("fashion_mnst", "did you mean fashion_mnist?"),
         ("huggingface:x/y", "'huggingface:x/y' is neither mnist5k, nor a folder"),
-        ("imdb_reviews", "is no image-classification set: its features are"),
+        ("imdb_reviews", "is not an image-classification dataset: its features are"),
         ("tf_flowers", "not prepared in"),
         ("mnist:9.9.9", "mnist:9.9.9: cannot be opened"),
     ],
@@ -337,7 +340,7 @@ def test_names_that_do_not_fit_are_told(name, message, tmp_path):
 @needs_originals
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written: .*or pass --data-dir"):
+    with pytest.raises(InputError, match="cannot be written: .*or pass data_dir"):
         load_tfds(
             "fashion_mnist",
             data_dir=str(tmp_path / "file"),
@@ -357,7 +360,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
 
 
 def test_the_lab_takes_no_folder(tmp_path):
-    with pytest.raises(UsageError, match="is a folder, and the lab takes images of"):
+    with pytest.raises(UsageError, match="is a folder, and the lab needs images of"):
         overfit.main(["--dataset", str(tmp_path), "--out", str(tmp_path / "run")])
 
 
@@ -386,7 +389,7 @@ def test_images_of_different_sizes_are_resized_or_streamed(
     if not in_memory:
         monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     preprocess = Preprocess(63)
-    data = load_tfds("varying", preprocess, val_fraction=0.25)
+    data = load_tfds("varying", preprocess, test_fraction=0.25)
     assert data.resized and data.class_names == ("dark", "light")
     assert np.bincount(data.train.labels).tolist() == [8, 8]
     assert np.bincount(data.test.labels).tolist() == [2, 2]

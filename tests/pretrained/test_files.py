@@ -69,7 +69,7 @@ def test_the_way_to_flax_and_back_keeps_every_bit(tmp_path):
     flax, back, pth = (tmp_path / name for name in names)
     process = convert_command(path, flax)
     assert (process.returncode, process.stderr) == (0, "")
-    assert "16 tensors, 57,032,519 parameters under Flax's names" in process.stdout
+    assert "16 tensors, 57,032,519 parameters with Flax's names" in process.stdout
     expected = to_flax(state_dict)
     assert_same(
         load_file(flax),

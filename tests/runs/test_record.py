@@ -10,7 +10,7 @@ from jaxlab.data.digits import mnist5k
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.runs.record import (
     Record,
-    final_accuracy,
+    finished_rows,
     parse_record,
     read_record,
     read_rows,
@@ -87,10 +87,10 @@ def test_a_run_of_before_is_read(record):
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert read_rows(path) == [] and final_accuracy(path, 1) is None
+    assert read_rows(path) == [] and finished_rows(path, 1) == []
     rows = [{"epoch": 1, "test_accuracy": 0.1}, {"epoch": 2, "test_accuracy": 0.3}]
     path.write_text(rows_text(rows))
     assert read_rows(path) == rows
-    assert final_accuracy(path, 2) == 0.3 and final_accuracy(path, 3) is None
+    assert finished_rows(path, 2) == rows and finished_rows(path, 3) == []
     with pytest.raises(ValueError):
         rows_text([{"test_loss": float("nan")}])

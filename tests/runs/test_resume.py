@@ -100,8 +100,12 @@ REFUSED = {
     ),
     "fewer images": (["--train-size", "60"], 2, "--train-size was 70, is now 60"),
     "a step that is not there": (["--resume", "8"], 5, "has no step 8; pass one"),
-    "no step": (["--resume", "first"], 2, "--resume: 'first' is not a step; pass a"),
-    "overwrite": (["--overwrite"], 2, "--resume: conflicts with --overwrite"),
+    "no step": (
+        ["--resume", "first"],
+        2,
+        "--resume: 'first' is not a step; pass the number",
+    ),
+    "overwrite": (["--overwrite"], 2, "--resume: cannot be combined with --overwrite"),
     "no epochs": (["--epochs", "0"], 2, "--epochs: 0 is out of range"),
 }
 

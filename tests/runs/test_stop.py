@@ -11,7 +11,7 @@ import pytest
 
 from jaxlab.runs import writer
 from jaxlab.runs.checkpoint import CheckpointManager
-from jaxlab.training import fit, inputs, step
+from jaxlab.training import fit, inputs, job
 from tests.runs.conftest import EPOCHS, STEPS, command, on_call
 from tests.stress.chaos import results
 
@@ -59,8 +59,8 @@ def test_a_run_with_another_seed_ends_with_other_bits(
 
 # Phases in which the signal arrives: owner, function, and number of the call.
 PHASES = {
-    "compiling the step": (step, "make_train_step", 1),
-    "a test": (fit, "_test", 2),
+    "compiling the step": (job, "train_step_of", 1),
+    "a test": (fit, "_evaluate", 2),
     "a save": (CheckpointManager, "save", 2),
     "a save's writing": (CheckpointManager, "_write", 2),
     "the export": (writer, "write_safetensors", 1),
@@ -203,7 +203,7 @@ def test_a_signal_that_python_drops_stops_the_run_all_the_same(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        on_call(patch, fit, "_test", 1, Dying)
+        on_call(patch, fit, "_evaluate", 1, Dying)
         assert command(patch, out) == 143
     assert CheckpointManager(out / "checkpoints", 2, print).steps() == [STEPS]
     assert command(monkeypatch, out, "--resume") == 0

@@ -33,8 +33,8 @@ class Line(NamedTuple):
 LINES = [
     Line(
         "jaxlab/models/alexnet.py",
-        "x = self.drop7(x, deterministic=not mode.train)",
-        "x = self.drop7(x, deterministic=True)",
+        "self.fc7(self.drop7(x, train=mode.train))",
+        "self.fc7(self.drop7(x, train=False))",
         "training/test_parity.py",
     ),
     Line(
@@ -141,8 +141,8 @@ LINES = [
     ),
     Line(
         "jaxlab/runs/record.py",
-        "return accuracy if len(rows) >= epochs else None",
-        "return accuracy",
+        "return rows if len(rows) >= epochs else []",
+        "return rows",
         "runs/test_record.py",
     ),
     Line(
@@ -158,15 +158,15 @@ LINES = [
         "pretrained/test_disk.py",
     ),
     Line(
-        "jaxlab/finetune.py",
+        "jaxlab/training/job.py",
         "counts.sum() / (len(present) * present)",
         "counts.sum() / (len(counts) * present)",
         "data/test_image_folder.py",
     ),
     Line(
         "jaxlab/training/initial_weights.py",
-        "params = fresh(key) | loaded",
-        "params = loaded | fresh(jax.random.fold_in(key, len(loaded)))",
+        "params = _fresh_program(model, fresh)(key) | loaded",
+        "params = loaded | _fresh_program(model, fresh)(jax.random.key(9))",
         "training/test_initial_weights.py",
     ),
     Line(
@@ -213,8 +213,8 @@ LINES = [
     ),
     Line(
         "jaxlab/data/pictures.py",
-        "plain = _plain(ImageOps.exif_transpose(image))",
-        "plain = _plain(image)",
+        "return _plain(ImageOps.exif_transpose(image))",
+        "return _plain(image)",
         "data/test_pictures.py",
     ),
     Line(

@@ -399,6 +399,28 @@ def _reason(message: str) -> str:
     return re.split(r"[^a-zA-Z _.-]", message.partition(": ")[2])[0].strip()
 
 
+def summary(
+    options: argparse.Namespace, total: collections.Counter, seconds: float
+) -> dict[str, Any]:
+    """Return the result of a run over all mutants, for publication."""
+    return {
+        "name": "fuzz",
+        "reader": options.reader,
+        "mutants": options.mutants,
+        "seed": options.seed,
+        "read": total["read"],
+        "refused": total["refused"],
+        "executions": total["execution"],
+        "canaries": total["canary"],
+        "crashes": total["crash"],
+        "hangs": total["hang"],
+        "other_exceptions": total["another exception"],
+        "slowest_seconds": total["slowest_us"] / 1e6,
+        "memory_mb": round(total["memory"] / 1e6, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the mutants in two processes; print and return the result.
 
@@ -436,22 +458,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for key in ("slowest_us", "memory"):
                 total[key] = max(total[key], seen.pop(key))
             total += seen
-    result = {
-        "name": "fuzz",
-        "reader": options.reader,
-        "mutants": options.mutants,
-        "seed": options.seed,
-        "read": total["read"],
-        "refused": total["refused"],
-        "executions": total["execution"],
-        "canaries": total["canary"],
-        "crashes": total["crash"],
-        "hangs": total["hang"],
-        "other_exceptions": total["another exception"],
-        "slowest_seconds": total["slowest_us"] / 1e6,
-        "memory_mb": round(total["memory"] / 1e6, 1),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    result = summary(options, total, time.perf_counter() - started)
     reasons = [(n, key) for key, n in total.items() if key.startswith("because ")]
     for count, reason in sorted(reasons, reverse=True):
         print(f"{count:>9,}  {reason.removeprefix('because ')}")

@@ -79,105 +79,127 @@ def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
 
 
 def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:
-    """Make the process die `delay` seconds after a point, and print the phases."""
-    from jaxlab.runs import folder as run_folder
-    from jaxlab.runs.checkpoint import STATE
-    from jaxlab.runs.manifest import MANIFEST
+    """Kill the process at a point or after it, and print when a phase begins."""
     from jaxlab.training import fit, inputs, step
     from pretrained import disk, download
 
-    seen: dict[str, int] = {}
-    began: dict[str, float] = {}
+    watcher = Watcher(point, occurrence, delay, tell)
+    disk.moment = watcher.moment
+    before(download, "_transfer", watcher.told("downloading"))
+    before(inputs, "feature_loader", watcher.told("features"))
+    before(step, "make_train_step", watcher.told("compiling"))
+    before(
+        fit,
+        "_update_bar",
+        lambda bar, rate, score, images: watcher.log(f"trained {images}"),
+    )
+    before(fit, "_evaluate", watcher.told("testing"))
 
-    def reached(name: str) -> bool:
-        seen[name] = seen.get(name, 0) + 1
-        return name == point and seen[name] == occurrence
 
-    def log(line: str) -> None:
-        if tell:
-            os.write(2, f"{line}\n".encode())  # one write, as two threads log
+def before(owner: Any, name: str, act: Callable) -> None:
+    """Call `act` with the arguments before each call of a function."""
+    function = getattr(owner, name)
 
-    def told(phase: str) -> Callable:
-        return lambda *_, **__: log(phase)
+    @functools.wraps(function)
+    def watched(*args, **kwargs):
+        act(*args, **kwargs)
+        return function(*args, **kwargs)
 
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, name, watched)
 
-    def die_half_written(path: Path) -> None:
-        os.truncate(path, path.stat().st_size // 2)
-        die()
 
-    def before(owner: Any, name: str, act: Callable) -> None:
-        """Call `act` with the same arguments before each call of a function."""
-        function = getattr(owner, name)
+def die() -> None:
+    """Kill this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-        @functools.wraps(function)
-        def watched(*args, **kwargs):
-            act(*args, **kwargs)
-            return function(*args, **kwargs)
 
-        setattr(owner, name, watched)
+def die_half_written(path: Path) -> None:
+    """Truncate a file to half of its size and kill this process."""
+    os.truncate(path, path.stat().st_size // 2)
+    die()
 
-    def die_later(phase: str) -> None:
-        began[phase] = time.perf_counter()
-        if reached(phase):
-            # The signal ends the process, whatever Python is doing then.
-            signal.setitimer(signal.ITIMER_REAL, delay)
 
-    def log_seconds(phase: str) -> None:
-        log(f"{phase}: {time.perf_counter() - began[phase]:.6f}")
+class Watcher:
+    """Counts the points of writing that are reached, and kills at one of them."""
 
-    def of_a_step(name: str, path: Path) -> None:
+    def __init__(self, point: str | None, occurrence: int, delay: float, tell: bool):
+        self.point, self.occurrence = point, occurrence
+        self.delay, self.tell = delay, tell
+        self.seen: dict[str, int] = {}
+        self.began: dict[str, float] = {}
+
+    def reached(self, name: str) -> bool:
+        """Count a point; return whether the process shall die there."""
+        self.seen[name] = self.seen.get(name, 0) + 1
+        return name == self.point and self.seen[name] == self.occurrence
+
+    def log(self, line: str) -> None:
+        """Print a line to stderr, in one write, because two threads print."""
+        if self.tell:
+            os.write(2, f"{line}\n".encode())
+
+    def told(self, phase: str) -> Callable:
+        """Return a function that prints the phase, whatever its arguments are."""
+        return lambda *_, **__: self.log(phase)
+
+    def die_later(self, phase: str) -> None:
+        """Start a phase; if it is the point, set a timer that kills the process."""
+        self.began[phase] = time.perf_counter()
+        if self.reached(phase):
+            # The system sends the signal, whatever Python is doing at that moment.
+            signal.setitimer(signal.ITIMER_REAL, self.delay)
+
+    def log_seconds(self, phase: str) -> None:
+        """Print the seconds that a phase took."""
+        self.log(f"{phase}: {time.perf_counter() - self.began[phase]:.6f}")
+
+    def moment(self, name: str, path: Path) -> None:
+        """Take the place of `pretrained.disk.moment`."""
+        from jaxlab.runs import folder as run_folder
+        from jaxlab.runs.checkpoint import STATE
+        from jaxlab.runs.manifest import MANIFEST
+
+        if path.parent.name == run_folder.CHECKPOINTS:
+            self._moment_of_a_checkpoint(name, path)
+        match name, path.name:
+            case "written", file if file == STATE:
+                if self.reached("amid the arrays"):
+                    die_half_written(path)
+                if self.reached("before the manifest"):
+                    die()
+            case "written", file if file == MANIFEST:
+                if self.reached("amid the manifest"):
+                    die_half_written(path)
+            case "whole", run_folder.METRICS:
+                if self.reached("amid metrics.jsonl"):
+                    die()
+            case "begin", run_folder.MODEL:
+                self.log("exporting")
+            case "written", run_folder.MODEL:
+                if self.reached(EXPORT):
+                    die_half_written(path)
+            case "whole", run_folder.CURVES:
+                if self.reached(PICTURE):
+                    die()
+
+    def _moment_of_a_checkpoint(self, name: str, path: Path) -> None:
         if name == "begin":
-            log("saving")
-            die_later(SAVE)
+            self.log("saving")
+            self.die_later(SAVE)
         if name == "named":
-            log_seconds(SAVE)
+            self.log_seconds(SAVE)
         if name == "delete":
-            log("deleting")
-            die_later(DELETION)
-            if reached("amid a deletion"):
+            self.log("deleting")
+            self.die_later(DELETION)
+            if self.reached("amid a deletion"):
                 min(path.iterdir()).unlink()
                 die()
         if name == "deleted":
-            log_seconds(DELETION)
+            self.log_seconds(DELETION)
         points = {"begin": "before the folder", "whole": "before the rename"}
         points |= {"named": "after the rename"}
-        if name in points and reached(points[name]):
+        if name in points and self.reached(points[name]):
             die()
-
-    def moment(name: str, path: Path) -> None:
-        if path.parent.name == run_folder.CHECKPOINTS:
-            of_a_step(name, path)
-        match name, path.name:
-            case "written", file if file == STATE:
-                if reached("amid the arrays"):
-                    die_half_written(path)
-                if reached("before the manifest"):
-                    die()
-            case "written", file if file == MANIFEST:
-                if reached("amid the manifest"):
-                    die_half_written(path)
-            case "whole", run_folder.METRICS:
-                if reached("amid metrics.jsonl"):
-                    die()
-            case "begin", run_folder.MODEL:
-                log("exporting")
-            case "written", run_folder.MODEL:
-                if reached(EXPORT):
-                    die_half_written(path)
-            case "whole", run_folder.CURVES:
-                if reached(PICTURE):
-                    die()
-
-    disk.moment = moment
-    before(download, "_transfer", told("downloading"))
-    before(inputs, "feature_loader", told("features"))
-    before(step, "make_train_step", told("compiling"))
-    before(
-        fit, "_update_bar", lambda bar, rate, score, images: log(f"trained {images}")
-    )
-    before(fit, "_test", told("testing"))
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_what_the_run_itself_uses_is_not_removed(place):
     put(place, "b", rows=6)
     again = ArrayStore(place.folder, place.max_bytes)  # the next run
     get(again, "b", rows=6)
-    with pytest.raises(StoreFullError, match="what is left"):
+    with pytest.raises(StoreFullError, match="the space that is left"):
         put(again, "c", rows=5)  # even without a it would not fit
     assert get(place, "a", rows=2) is not None
     put(again, "c", rows=3)
@@ -202,7 +202,9 @@ def test_what_the_run_needs_of_the_disk_is_left_to_it(place, monkeypatch):
     usage = namedtuple("usage", "free")(feature_store._FREE_BYTES + 7000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     careful = ArrayStore(place.folder, place.max_bytes, leave=5000)
-    with pytest.raises(StoreFullError, match="GB free; the run needs 0.54 GB of it"):
+    with pytest.raises(
+        StoreFullError, match="GB free, of which 0.54 GB are reserved for the run"
+    ):
         put(careful, "a", rows=3)
     put(careful, "a", rows=2)
     put(place, "b", rows=3)  # the control

@@ -152,7 +152,9 @@ def test_damage_is_said_and_computed_anew(job, where):
     assert not found
     check(loader, job)
     (line,) = job.said
-    assert line.startswith("warning: ") and line.endswith("; computing it anew")
+    assert line.startswith("warning: ") and line.endswith(
+        "; the features are computed again"
+    )
     assert job.run()[1]
 
 

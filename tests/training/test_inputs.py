@@ -208,5 +208,5 @@ def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
     assert found["train"] is images["train"]
     (batch,) = found["test"].load(np.arange(12), 12)
     assert batch.inputs.shape == output.shape
-    assert "no place for the features of 24 images" in said[0]
+    assert "not enough space for the features of 24 images" in said[0]
     assert said[1].startswith("features: 12 images")

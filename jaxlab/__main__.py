@@ -1,0 +1,43 @@
+"""python -m jaxlab: list the commands, or run one of them.
+
+`python -m jaxlab COMMAND`, `jaxlab COMMAND` and `python -m jaxlab.COMMAND` are the
+same.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxlab.cli import terminal
+from jaxlab.errors import UsageError, did_you_mean
+
+COMMANDS = {
+    "finetune": "fine-tune a pretrained network on images",
+    "overfit": "train an MLP on 200 digits, with and without cures for over-fitting",
+    "predict": "classify pictures with a trained network",
+    "verify": "check that weights give torchvision's results",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> object:
+    """Run the command in `argv`, or list the commands; return the command's result."""
+    name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: jaxlab COMMAND [FLAGS]\n\ncommands:")
+        for command, about in COMMANDS.items():
+            print(f"  {command:<10}{about}")
+        print("\njaxlab COMMAND --help lists the flags of a command.")
+        return None
+    if name not in COMMANDS:
+        guess = did_you_mean(name, list(COMMANDS))
+        raise UsageError(f"{name}: unknown command{guess}")
+    return importlib.import_module(f"jaxlab.{name}").main(flags)
+
+
+def run() -> int:
+    """Run as the console script; return the exit code."""
+    return terminal.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,282 @@
+"""A trained network that answers for pictures, with all that it needs for it.
+
+It is one file because reading a classifier, preparing a picture and predicting depend
+on the same description.
+"""
+
+import functools
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxlab.data.pictures import BadPicture, decode, read, upright
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import InputError
+from jaxlab.models.architecture import ARCHITECTURES
+from jaxlab.runs import folder as run_folder
+from jaxlab.runs.record import parse_record
+from jaxlab.training.initial_weights import whole_network
+from pretrained.files import Weights, read_weights
+from pretrained.sources import SOURCES, imagenet_classes
+
+METADATA = "jaxlab"  # the one entry of model.safetensors
+# Pictures are answered in batches of this size, and what remains one by one: two
+# programs answer any number of pictures, and one picture costs no more than one.
+BATCH = 32
+
+_WARNINGS = threading.Lock()
+
+Picture = str | os.PathLike | Image.Image | np.ndarray
+
+
+class Classifier:
+    """A network with its preprocessing and its class names.
+
+    `jaxlab.fine_tune` returns one in its `Run`; `Classifier.load` reads one. Pictures
+    are decoded and resized on the host, as in training, and answered by two compiled
+    programs for all pictures and all classifiers of the same architecture.
+
+    >>> import numpy as np
+    >>> classifier = Classifier.load(example_run)
+    >>> classifier.class_names
+    ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+    >>> [(name, probability)] = classifier.predict(np.zeros((28, 28), np.uint8), top=1)
+    >>> name in classifier.class_names, 0 <= probability <= 1
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        variables: Any,
+        class_names: Sequence[str],
+        preprocess: Preprocess,
+        precision: str = "float32",
+    ):
+        """Put the variables on the device.
+
+        `architecture` is a name of ARCHITECTURES, `variables` the tree of its module
+        for as many classes as there are `class_names`, and `precision` the dtype of the
+        computation.
+        """
+        self.architecture = architecture
+        self.class_names = tuple(class_names)
+        self.preprocess = preprocess
+        self._variables = jax.device_put(variables)
+        self._model = ARCHITECTURES[architecture].build(
+            len(self.class_names), dtype=jnp.dtype(precision)
+        )
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, *, offline: bool = False) -> "Classifier":
+        """Return the classifier of a run, of its file of weights, or of published ones.
+
+        `source` is the folder of a finished run, a copy of its `model.safetensors`, or
+        "imagenet": torchvision's AlexNet with the 1,000 classes of
+        ImageNet, which is downloaded once unless `offline`.
+
+        Raises InputError if it is not a finished run or names no classes, WeightsError
+        if the weights are damaged or have another shape.
+        """
+        if source in SOURCES:
+            weights = whole_network(str(source), offline=offline)
+            # The published accuracies were measured with a centre crop.
+            preprocess = Preprocess(crop=True)
+            return cls(
+                weights.network,
+                {"params": weights.params},
+                imagenet_classes(),
+                preprocess,
+            )
+        path = Path(source)
+        if path.is_dir():
+            path = path / run_folder.MODEL
+            if not path.exists():
+                raise InputError(
+                    f"{source}: contains no {run_folder.MODEL}; pass the folder of a "
+                    "finished run"
+                )
+        weights = read_weights(path)
+        about = _about(path, weights)
+        try:
+            name = about["architecture"]["name"]
+            precision = about["architecture"]["precision"]
+            class_names = [str(name) for name in about["class_names"]]
+            preprocess = Preprocess(
+                **{
+                    key: tuple(value) if isinstance(value, list) else value
+                    for key, value in about["preprocessing"].items()
+                }
+            )
+            jnp.dtype(precision)
+            head = weights.params[ARCHITECTURES[name].head]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: its description of the network is invalid: {error}; pass "
+                "another run"
+            ) from error
+        if len(head["bias"]) != len(class_names):
+            raise InputError(
+                f"{path}: the network has {len(head['bias'])} classes, but "
+                f"{len(class_names)} are named; pass another run"
+            )
+        return cls(name, {"params": weights.params}, class_names, preprocess, precision)
+
+    def predict(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Any]:
+        """Return the `top` classes with their probabilities, the most probable first.
+
+        A picture is a path, a PIL image, or an array uint8[h, w], [h, w, 1] or
+        [h, w, 3], and gives [(class name, probability), …]. Several of them, in a list
+        or as uint8[n, h, w, c], give a list of such lists.
+
+        Raises InputError for a picture that cannot be read, ValueError for an array of
+        another shape or dtype, and for a `top` below 1.
+        """
+        if top < 1:
+            raise ValueError(f"top: {top} is out of range; pass a number from 1 on")
+        one = _is_one(pictures)
+        answers = []
+        for row in self.probabilities(pictures):
+            order = np.argsort(-row, kind="stable")[:top]
+            answers.append([(self.class_names[i], float(row[i])) for i in order])
+        return answers[0] if one else answers
+
+    def probabilities(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Return the probability of each class for each picture, float32[n, classes].
+
+        The pictures are those of `predict`; one picture gives one row.
+        """
+        many = [pictures] if _is_one(pictures) else list(pictures)
+        # The filters of warnings belong to the process, so one thread changes them.
+        with _WARNINGS, warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+            warnings.simplefilter("ignore")  # of Pillow, about unusual metadata
+            prepared = list(pool.map(self.prepare, many))
+        return self.forward(prepared)
+
+    def prepare(self, picture: Picture) -> np.ndarray:
+        """Return a picture as the network's input before normalisation: uint8[s, s, 3].
+
+        `s` is the image size of the preprocessing. Raises as `predict` does.
+        """
+        return self.preprocess.resize(_image(picture))
+
+    def forward(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the probabilities of prepared pictures, float32[n, classes].
+
+        Each is uint8[s, s, 3], as `prepare` returns it.
+        """
+        rows, start = [], 0
+        while start < len(images):
+            size = BATCH if len(images) - start >= BATCH else 1
+            batch = np.stack(images[start : start + size])
+            rows.append(
+                _probabilities(self._model, self.preprocess, self._variables, batch)
+            )
+            start += size
+        if not rows:
+            return np.empty((0, len(self.class_names)), np.float32)
+        return np.concatenate(jax.device_get(rows))
+
+    def __repr__(self) -> str:
+        """Return one line: the architecture and the first class names."""
+        names = ", ".join(self.class_names[:5])
+        more = ", …" if len(self.class_names) > 5 else ""
+        return (
+            f"Classifier({self.architecture}, {len(self.class_names)} classes: "
+            f"{names}{more})"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _probabilities(model, preprocess, variables, images):
+    logits = model.apply(variables, preprocess.normalize(images), train=False)
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
+
+def metadata(
+    architecture: str,
+    class_names: Sequence[str],
+    preprocess: Preprocess,
+    precision: str,
+) -> dict[str, str]:
+    """Return the metadata with which a file of weights is a classifier by itself."""
+    about = {
+        "architecture": {"name": architecture, "precision": precision},
+        "class_names": list(class_names),
+        "preprocessing": {
+            "image_size": preprocess.image_size,
+            "crop": preprocess.crop,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+        },
+    }
+    return {METADATA: json.dumps(about, sort_keys=True)}
+
+
+def _about(path: Path, weights: Weights) -> Any:
+    """Return the description in a file's metadata, or in an older run's config.json."""
+    try:
+        if METADATA in weights.metadata:
+            return json.loads(weights.metadata[METADATA])
+        config = path.with_name(run_folder.CONFIG)
+        if path.name == run_folder.MODEL and config.exists():
+            record = parse_record(config.read_text())
+            return {
+                "architecture": {"name": record.model, "precision": record.precision},
+                "class_names": record.class_names,
+                "preprocessing": record.preprocess_arguments(),
+            }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: its description of the network is invalid: {error}; pass another "
+            "run"
+        ) from error
+    raise InputError(
+        f"{path}: contains no class names; pass the folder of a run, or its "
+        f"{run_folder.MODEL}"
+    )
+
+
+def _is_one(pictures: Any) -> bool:
+    if hasattr(pictures, "ndim"):  # an array of NumPy or JAX
+        return pictures.ndim != 4
+    return isinstance(pictures, (str, os.PathLike, Image.Image))
+
+
+def _image(picture: Picture) -> Image.Image:
+    """Return a picture in mode L or RGB; see `Classifier.predict`."""
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            return decode(read(Path(picture)))
+        except BadPicture as problem:
+            raise InputError(f"{picture}: {problem}; pass another picture") from problem
+    if isinstance(picture, Image.Image):
+        try:
+            return upright(picture)
+        except BadPicture as problem:
+            raise InputError(f"picture: {problem}; pass another picture") from problem
+    array = np.asarray(picture)
+    channels = array.shape[2:] or (1,)
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or channels not in ((1,), (3,))
+    ):
+        shape = ", ".join(map(str, array.shape))
+        raise ValueError(
+            "picture: expected a path, a PIL image, or uint8[h, w], [h, w, 1] or "
+            f"[h, w, 3], got {array.dtype}[{shape}]"
+        )
+    return Image.fromarray(
+        array[:, :, 0] if channels == (1,) and array.ndim == 3 else array
+    )

@@ -1,0 +1,168 @@
+"""The public functions that belong to no command: data and networks from Python."""
+
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlab.cli import terminal
+from jaxlab.config import Config, resolved
+from jaxlab.data.dataset import Dataset
+from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.models.architecture import ARCHITECTURES
+
+
+def load_data(
+    source: str | os.PathLike | tuple[Any, Any] = "mnist5k",
+    *,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    test_fraction: float = 0.2,
+    class_names: Sequence[str] | None = None,
+    image_size: int = 224,
+    crop: bool = False,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    log: bool = True,
+) -> Dataset:
+    """Return images with labels: `data.train`, `data.test` and `data.class_names`.
+
+    `source` is "mnist5k" (5,000 embedded digits), a folder with one subfolder of
+    pictures per class, the name of a TensorFlow Datasets dataset, or arrays:
+    `(images, labels)` or `((images, labels), (test images, test labels))`, with images
+    uint8[n, h, w], [n, h, w, 1] or [n, h, w, 3], labels int[n] counted from 0, and the
+    `class_names` in that order. A split has `images` uint8[n, h, w, c] and `labels`
+    int32[n].
+
+    Without a test split, `test_fraction` of each class is held out, always the same
+    examples. `train_size` and `test_size` choose a fixed, class-balanced part. The
+    pictures of a folder are resized to `image_size`, after a centre crop with `crop`.
+    `data_dir`, `manual_dir` and `offline` are those of the command.
+
+    Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
+    if a download is needed and impossible.
+
+    >>> load_data("mnist5k", train_size=200)
+    Dataset(mnist5k: 200 training and 1,000 test images, uint8[28, 28, 1], 10 classes)
+    >>> import numpy as np
+    >>> images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10) % 2
+    >>> load_data((images, labels), class_names=["cat", "dog"]).class_names
+    ('cat', 'dog')
+    """
+    is_name = isinstance(source, (str, os.PathLike))
+    config = Config(
+        dataset=source if is_name else "mnist5k",
+        train_size=train_size,
+        test_size=test_size,
+        test_fraction=test_fraction,
+        crop=crop,
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+        offline=offline,
+    )
+    if not is_name:
+        return _load_pair(source, config, class_names)
+    if class_names is not None:
+        raise UsageError(
+            "class_names: only arrays need them; a dataset or a folder has its own"
+        )
+    from jaxlab.data.load import load
+    from jaxlab.data.preprocess import Preprocess
+
+    console = terminal.PYTHON if log else terminal.SILENT
+    return load(
+        config.dataset,
+        Preprocess(image_size, config.crop),
+        train_size=config.train_size,
+        test_size=config.test_size,
+        test_fraction=config.test_fraction,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+        offline=config.offline,
+        progress=console.progress,
+        log=console.log,
+    )
+
+
+def _load_pair(
+    source: Any, config: Config, class_names: Sequence[str] | None
+) -> Dataset:
+    from jaxlab.data.arrays import load_arrays
+
+    if not isinstance(source, (tuple, list)) or len(source) != 2:
+        raise UsageError(
+            f"source: expected a name, a folder or (images, labels), got "
+            f"{type(source).__name__}; pass one of them"
+        )
+    (images, labels), test = source, None
+    if isinstance(images, (tuple, list)) and len(images) == 2:
+        (images, labels), test = source
+    return load_arrays(
+        images,
+        labels,
+        class_names=class_names,
+        test=test,
+        test_fraction=config.test_fraction,
+        train_size=config.train_size,
+        test_size=config.test_size,
+    )
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    weights: str | os.PathLike = "none",
+    seed: int = 0,
+    offline: bool = False,
+    **fields: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Return a network and its variables: `logits = model.apply(variables, x, ...)`.
+
+    `name` is "alexnet". `weights` are those of the command: "none" (random, as torch
+    initialises them), "imagenet-conv" (ImageNet's convolutions, which are embedded),
+    "imagenet" (all layers, downloaded once unless `offline`), or a file or a run's
+    model. A head of another number of classes than `num_classes` is random. `fields`
+    are those of the module, such as `dropout_rate`. `variables` are the tree of
+    `pretrained.to_variables`; the random ones are those of `fine_tune` for `seed`.
+
+    Raises UsageError for a wrong argument, WeightsError for unusable weights.
+
+    >>> import jax.numpy as jnp
+    >>> model, variables = create_model("alexnet", num_classes=10, hidden=8)
+    >>> model.apply(variables, jnp.zeros((1, 63, 63, 3)), train=False).shape
+    (1, 10)
+    """
+    if name not in ARCHITECTURES:
+        known = list(ARCHITECTURES)
+        raise UsageError(
+            f"name: {name!r} is not one of {', '.join(known)}"
+            f"{did_you_mean(str(name), known)}"
+        )
+    config = resolved(Config(model=name, weights=weights, freeze="none", seed=seed))
+    try:
+        num_classes = operator.index(num_classes)
+    except TypeError:
+        raise UsageError(
+            f"num_classes: {num_classes!r} is not a whole number; pass a whole number"
+        ) from None
+    if num_classes < 1:
+        raise UsageError(
+            f"num_classes: {num_classes} is out of range; pass a number that is at "
+            "least 1"
+        )
+    import jax
+
+    from jaxlab.training.initial_weights import initial_params
+
+    architecture = ARCHITECTURES[name]
+    try:
+        model = architecture.build(num_classes, **fields)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}; see help(jaxlab.AlexNet)") from error
+    key, _ = jax.random.split(jax.random.key(config.seed))
+    params, _ = initial_params(
+        architecture, model, key, config.weights, offline=offline
+    )
+    return model, {"params": params}

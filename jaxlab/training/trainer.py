@@ -1,0 +1,326 @@
+"""`jaxlab.fit`: train any Linen module on a dataset, without a folder.
+
+It is one file because most of it is what `fit` checks and documents.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from jaxlab import runtime
+from jaxlab.cli import flags
+from jaxlab.cli.flags import flag
+from jaxlab.cli.terminal import PYTHON, SILENT, Console
+from jaxlab.data.dataset import Dataset
+from jaxlab.data.pictures import Pictures
+from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import UsageError
+from jaxlab.models.chain import takes
+from jaxlab.training import inputs, optim
+from jaxlab.training.fit import Job, NoWriter, Progress, run_epochs
+from jaxlab.training.job import (
+    eval_step_of,
+    leaves_of,
+    optimizer_and_rate,
+    train_step_of,
+)
+from jaxlab.training.step import init_state
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `fit` that are numbers or names, checked when it is created."""
+
+    epochs: int = flag(
+        40, "passes over the training images", at_least=1, synonyms=("num-epochs",)
+    )
+    batch_size: int = flag(10, "images per step", at_least=1, synonyms=("batch", "bs"))
+    optimizer: str = flag("adam", "update rule", choices=("adam", "sgd"))
+    lr: float = flag(1e-4, "learning rate", above=0, synonyms=("learning-rate",))
+    momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
+    l2: float = flag(0.0, "L2", at_least=0, synonyms=("weight-decay", "decay"))
+    l1: float = flag(0.0, "factor of the sum of |w| in the loss", at_least=0)
+    lr_step: int | None = flag(
+        None, "epochs between decays", at_least=1, synonyms=("step-size",)
+    )
+    lr_gamma: float = flag(
+        0.1, "factor of each decay", above=0, at_most=1, synonyms=("gamma",)
+    )
+    seed: int = flag(0, "seed", at_least=0, below=2**32, synonyms=("random-state",))
+
+    def __post_init__(self):
+        """Check every setting."""
+        flags.validate(self)
+
+
+class History(NamedTuple):
+    """The result of `fit`: a row of metrics for each epoch, and the trained variables.
+
+    A row has `epoch`, `train_loss`, `train_accuracy`, `test_loss` and `test_accuracy`,
+    measured in evaluation mode after the epoch, `learning_rate` (but with an optimizer
+    of Optax), `examples_per_second` and `seconds`. `variables` are `{"params": …}`, and
+    `batch_stats` where the module has them.
+    """
+
+    rows: list[dict[str, float]]
+    variables: dict[str, Any]
+
+    @property
+    def test_accuracy(self) -> float:
+        """The test accuracy after the last epoch, in [0, 1]."""
+        return self.rows[-1]["test_accuracy"]
+
+    def __repr__(self) -> str:
+        """Return one line: the number of epochs and the last accuracies."""
+        last = self.rows[-1]
+        return (
+            f"History({len(self.rows)} epochs, train accuracy "
+            f"{last['train_accuracy']:.4f}, test accuracy {last['test_accuracy']:.4f})"
+        )
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int = 40,
+    batch_size: int = 10,
+    optimizer: str | optax.GradientTransformation = "adam",
+    lr: float = 1e-4,
+    momentum: float = 0.9,
+    l2: float = 0.0,
+    l1: float = 0.0,
+    lr_step: int | None = None,
+    lr_gamma: float = 0.1,
+    trainable: Any = None,
+    variables: Mapping[str, Any] | None = None,
+    preprocess: Preprocess | None = None,
+    seed: int = 0,
+    log: bool = True,
+    **unknown: Any,
+) -> History:
+    """Train a module on a dataset; return its metrics by epoch and its variables.
+
+    `model` is any Linen module from images float32[b, h, w, c] to logits
+    float[b, classes], with or without a keyword `train`. Images are scaled to [0, 1],
+    or prepared by `preprocess`. Both splits are measured in evaluation mode after each
+    epoch. The loop is that of `jaxlab.fine_tune`, and the defaults are the lab's:
+    40 epochs of Adam at a rate of 1e-4 on batches of 10.
+
+    `optimizer` is "adam", "sgd" with `momentum`, or an Optax transformation, which
+    brings its own rate and decay. `l2` is torch's weight_decay, `l1` the factor of
+    Σ|w| in the loss; 1e-2 and 1e-3 are strengths to begin with. The rate is multiplied
+    by `lr_gamma` every `lr_step` epochs, if given. `trainable` is a tree of bool like
+    the params (see `trainable_tree`); by default all are trained. `variables` are the
+    module's first variables, by default `model.init`'s. `seed` decides these, the order
+    of the images and dropout. `log=False` prints nothing.
+
+    The last batch of an epoch is filled up with examples of weight 0, unless the module
+    has batch statistics and takes no `weights`: then it is shorter.
+
+    The result has `rows`, one dict for each epoch with `epoch`, `train_loss`,
+    `train_accuracy`, `test_loss`, `test_accuracy`, `learning_rate`,
+    `examples_per_second` and `seconds`; and `variables`, with which
+    `model.apply(history.variables, images / 255, train=False)` gives the logits of
+    other images. Its `test_accuracy` is that of the last epoch.
+
+    Raises UsageError for a wrong setting, and for a module that returns fewer logits
+    than the data have classes; JaxlabError if the loss is not finite.
+
+    >>> import jaxlab
+    >>> data = jaxlab.load_data("mnist5k", train_size=20, test_size=10)
+    >>> history = fit(jaxlab.MLP(features=(8, 8)), data, epochs=2, log=False)
+    >>> [row["epoch"] for row in history.rows], sorted(history.variables["params"])
+    ([1, 2], ['fc1', 'fc2', 'fc3'])
+    """
+    flags.require_known(Settings, unknown, ("trainable", "variables", "preprocess"))
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer if isinstance(optimizer, str) else "adam",
+        lr=lr,
+        momentum=momentum,
+        l2=l2,
+        l1=l1,
+        lr_step=lr_step,
+        lr_gamma=lr_gamma,
+        seed=seed,
+    )
+    _check_arguments(model, data, optimizer, preprocess, settings)
+    console = PYTHON if log else SILENT
+    return _fit(
+        model, data, settings, optimizer, trainable, variables, preprocess, console
+    )
+
+
+def _fit(
+    model: nn.Module,
+    data: Dataset,
+    settings: Settings,
+    optimizer: str | optax.GradientTransformation,
+    trainable: Any,
+    variables: Mapping[str, Any] | None,
+    preprocess: Preprocess | None,
+    console: Console,
+) -> History:
+    init_key, dropout_key = jax.random.split(jax.random.key(settings.seed))
+    split_inputs = inputs.image_inputs(model, data, preprocess)
+    train, count = split_inputs["train"], len(data.train)
+    batch_size = min(settings.batch_size, count)
+    shape = inputs.image_shape(data.train, preprocess)
+    if variables is None:
+        init = _init_program(model, preprocess, data.resized)
+        variables = init(init_key, np.zeros((1, *shape), np.uint8))
+    variables = flax.core.unfreeze(variables)
+    if not isinstance(variables, dict) or "params" not in variables:
+        raise UsageError(
+            "variables: expected a dict with 'params', as model.init returns it; pass "
+            "{'params': params}"
+        )
+    params, batch_stats = variables["params"], variables.get("batch_stats")
+    if trainable is None:
+        trainable = jax.tree.map(lambda _: True, params)
+    optim.check_trainable(trainable, params)
+    last = np.zeros((count % batch_size or batch_size, *shape), np.uint8)
+    _check_module(train.apply_fn, variables, last, len(data.class_names))
+    leaves = leaves_of(trainable)
+    transformation, rate = optimizer_and_rate(
+        optimizer,
+        *(settings.lr, settings.momentum, settings.l2),
+        *(settings.lr_step, settings.lr_gamma, math.ceil(count / batch_size)),
+        leaves,
+    )
+    step = train_step_of(
+        train.apply_fn,
+        transformation,
+        leaves,
+        settings.l1,
+        frozen=_last_frozen(model, trainable),
+    )
+    with contextlib.closing(runtime.Clock()) as clock:
+        job = Job(
+            inputs=split_inputs,
+            counts={name: len(split) for name, split in data.splits.items()},
+            train_step=step,
+            eval_step=eval_step_of(train.apply_fn),
+            rate=rate,
+            trainable=trainable,
+            key=dropout_key,
+            seed=settings.seed,
+            batch_size=batch_size,
+            epochs=settings.epochs,
+            every=0,
+            clock=clock,
+            console=console,
+            evaluates_training=True,
+            pads=not batch_stats or takes(train.apply_fn, "weights"),
+        )
+        state = init_state(params, transformation, batch_stats)
+        state, rows, _ = run_epochs(job, state, Progress(), NoWriter())
+    return History(rows, {"params": state.params, **state.other_variables})
+
+
+def _check_arguments(
+    model: Any, data: Any, optimizer: Any, preprocess: Any, settings: Settings
+) -> None:
+    """Raise TypeError or UsageError for arguments of the wrong kind."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a Linen module, got {_kind(model)}")
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data: expected a Dataset, got {_kind(data)}; make one with "
+            "jaxlab.load_data"
+        )
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise TypeError(
+            f"preprocess: expected a Preprocess or None, got {_kind(preprocess)}"
+        )
+    if preprocess is None and isinstance(data.train.images, Pictures):
+        raise UsageError(
+            "preprocess: missing, but the pictures are resized as they are read; pass "
+            "preprocess=jaxlab.Preprocess()"
+        )
+    size = preprocess and (preprocess.image_size, preprocess.image_size)
+    if size and data.resized and isinstance(data.train.images, np.ndarray):
+        if data.train.images.shape[1:3] != size:
+            raise UsageError(
+                f"preprocess: has image_size {preprocess.image_size}, but the pictures "
+                f"were resized to {data.train.images.shape[1]} when they were loaded; "
+                "pass the same image_size to load_data"
+            )
+    if isinstance(optimizer, str):
+        return
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "optimizer: expected 'adam', 'sgd' or an Optax transformation, got "
+            f"{_kind(optimizer)}"
+        )
+    for name in ("lr", "momentum", "l2", "lr_step", "lr_gamma"):
+        if getattr(settings, name) != Settings.__dataclass_fields__[name].default:
+            raise UsageError(
+                f"{name}: cannot be combined with an Optax transformation; build it "
+                "into the transformation"
+            )
+
+
+def _check_module(
+    apply_fn: Callable, variables: Any, images: np.ndarray, classes: int
+) -> None:
+    """Trace the module on the last batch of an epoch; refuse outputs that do not fit.
+
+    On a last batch of one example, BatchNorm has no variance and raises ValueError.
+    """
+    logits, _ = jax.eval_shape(
+        functools.partial(
+            apply_fn,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        ),
+        dict(variables),
+        images,
+    )
+    if logits.shape[:-1] != (len(images),) or logits.shape[-1] < classes:
+        raise UsageError(
+            f"model: returns {list(logits.shape)} for {len(images)} images, but the "
+            f"data have {classes} classes; return logits of [b, {classes}]"
+        )
+
+
+@runtime.shared
+def _init_program(
+    model: nn.Module, preprocess: Preprocess | None, are_resized: bool
+) -> Callable:
+    """Return the compiled `(key, images) -> variables` of a module."""
+    train = {"train": False} if takes(model.apply, "train") else {}
+
+    @jax.jit
+    def init(key, images):
+        keys = {"params": key, "dropout": key}
+        return model.init(
+            keys, inputs.to_input(images, preprocess, are_resized), **train
+        )
+
+    return init
+
+
+def _last_frozen(model: nn.Module, trainable: Any) -> str | None:
+    """Return the last child of a chain before the first that is trained, if any."""
+    if not (takes(model.apply, "frozen") and hasattr(model, "links")):
+        return None
+    children = [link.name for link in model.bind({}).links()]
+    frozen = inputs.frozen_children(children, trainable)
+    return frozen[-1] if frozen else None
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
