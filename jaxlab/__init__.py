@@ -18,6 +18,35 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from jaxlab.classifier import Classifier as Classifier
+    from jaxlab.config import Config as Config
+    from jaxlab.data.loaders import Batch as Batch
+    from jaxlab.data.loaders import batches as batches
+    from jaxlab.data.preprocess import Preprocess as Preprocess
+    from jaxlab.errors import JaxlabError as JaxlabError
+    from jaxlab.finetune import fine_tune as fine_tune
+    from jaxlab.library import create_model as create_model
+    from jaxlab.library import load_data as load_data
+    from jaxlab.models import layers as layers
+    from jaxlab.models.alexnet import AlexNet as AlexNet
+    from jaxlab.models.describe import summary as summary
+    from jaxlab.models.mlp import MLP as MLP
+    from jaxlab.plots import plot_confusion as plot_confusion
+    from jaxlab.plots import plot_curves as plot_curves
+    from jaxlab.plots import plot_images as plot_images
+    from jaxlab.training.epoch import evaluate_split as evaluate_split
+    from jaxlab.training.optim import make_optimizer as make_optimizer
+    from jaxlab.training.optim import penalty as penalty
+    from jaxlab.training.optim import step_decay as step_decay
+    from jaxlab.training.optim import trainable_tree as trainable_tree
+    from jaxlab.training.step import TrainState as TrainState
+    from jaxlab.training.step import init_state as init_state
+    from jaxlab.training.step import make_eval_step as make_eval_step
+    from jaxlab.training.step import make_train_step as make_train_step
+    from jaxlab.training.trainer import fit as fit
 
 # Each public name and the module that defines it.
 _HOME = {

@@ -55,7 +55,9 @@ def script(code, *arguments, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", JOBS)
+@pytest.mark.parametrize(
+    "command", ["finetune", pytest.param("overfit", marks=pytest.mark.stress)]
+)
 def test_the_second_time_nothing_is_compiled(command, narrow_weights, tmp_path):
     weights = ["--weights", narrow_weights] if command == "finetune" else []
     home = tmp_path / "home"
