@@ -166,7 +166,8 @@ LINES = [
     Line(
         "jaxlab/training/initial_weights.py",
         "params = _fresh_program(model, fresh)(key) | loaded",
-        "params = loaded | _fresh_program(model, fresh)(jax.random.key(9))",
+        "key = jax.random.fold_in(key, len(loaded))\n"
+        "    params = _fresh_program(model, fresh)(key) | loaded",
         "training/test_initial_weights.py",
     ),
     Line(
