@@ -121,10 +121,11 @@ def _finetune(config: Config, console: Console) -> Run:
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
     device = runtime.set_up()
     from jaxlab.data.preprocess import Preprocess
+    from jaxlab.library import load_of
 
     preprocess = Preprocess(config.image_size, config.crop)
     warn_of_random_frozen_layers(config, console.log)
-    data = _load(config, preprocess, console)
+    data = load_of(config, preprocess, console)
     config = replace(
         config,
         out=str(folder),
@@ -155,23 +156,6 @@ class Task(NamedTuple):
     preprocess: Any
     device: str
     console: Console
-
-
-def _load(config: Config, preprocess: Any, console: Console) -> Any:
-    from jaxlab.data.load import load
-
-    return load(
-        config.dataset,
-        preprocess,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        test_fraction=config.test_fraction,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
-        offline=config.offline,
-        progress=console.progress,
-        log=console.log,
-    )
 
 
 def _run(task: Task, then: Record | None) -> Run:

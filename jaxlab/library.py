@@ -67,13 +67,19 @@ def load_data(
         raise UsageError(
             "class_names: only arrays need them; a dataset or a folder has its own"
         )
-    from jaxlab.data.load import load
     from jaxlab.data.preprocess import Preprocess
 
     console = terminal.PYTHON if log else terminal.SILENT
+    return load_of(config, Preprocess(image_size, config.crop), console)
+
+
+def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Dataset:
+    """Return the dataset of a config, whose pictures `preprocess` resizes."""
+    from jaxlab.data.load import load
+
     return load(
         config.dataset,
-        Preprocess(image_size, config.crop),
+        preprocess,
         train_size=config.train_size,
         test_size=config.test_size,
         test_fraction=config.test_fraction,

@@ -29,6 +29,7 @@ from jaxlab.errors import InputError, JaxlabError, UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.training import initial_weights, inputs
+from pretrained.errors import WeightsError
 from tests.conftest import TRAJECTORY_FLOAT64, relative_error
 from tests.stress.narrow import narrow
 
@@ -671,7 +672,7 @@ def step(**options):
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_argument_fails_at_its_call_with_what_was_expected(name, data):
     call, message = WRONG[name]
-    with pytest.raises((JaxlabError, ValueError, TypeError, Exception)) as raised:
+    with pytest.raises((JaxlabError, WeightsError, ValueError, TypeError)) as raised:
         call(data)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
