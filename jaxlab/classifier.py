@@ -112,12 +112,11 @@ class Classifier:
             name = about["architecture"]["name"]
             precision = about["architecture"]["precision"]
             class_names = [str(name) for name in about["class_names"]]
-            preprocess = Preprocess(
-                **{
-                    key: tuple(value) if isinstance(value, list) else value
-                    for key, value in about["preprocessing"].items()
-                }
-            )
+            arguments: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in about["preprocessing"].items()
+            }
+            preprocess = Preprocess(**arguments)
             jnp.dtype(precision)
             head = weights.params[ARCHITECTURES[name].head]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -156,7 +155,7 @@ class Classifier:
 
         The pictures are those of `predict`; one picture gives one row.
         """
-        many = [pictures] if _is_one(pictures) else list(pictures)
+        many = _listed(pictures)
         # The filters of warnings belong to the process, so one thread changes them.
         with _WARNINGS, warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")  # of Pillow, about unusual metadata
@@ -251,6 +250,10 @@ def _is_one(pictures: Any) -> bool:
     if hasattr(pictures, "ndim"):  # an array of NumPy or JAX
         return pictures.ndim != 4
     return isinstance(pictures, (str, os.PathLike, Image.Image))
+
+
+def _listed(pictures: Any) -> list[Picture]:
+    return [pictures] if _is_one(pictures) else list(pictures)
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
@@ -231,7 +232,16 @@ class Config:
         if self.resume is None:
             _check_combination(self)
         else:
-            _check_resume(self)
+            _check_resume(self, self.resume)
+
+
+class Resolved(Config):
+    """A Config of which `weights`, `freeze` and `lr` are known: see `resolved`."""
+
+    if TYPE_CHECKING:  # the fields are Config's, whose default is None
+        weights: str
+        freeze: str
+        lr: float
 
 
 def fields_that(on_resume: str | None) -> frozenset[str]:
@@ -243,7 +253,7 @@ def fields_that(on_resume: str | None) -> frozenset[str]:
     )
 
 
-def resolved(config: Config) -> Config:
+def resolved(config: Config) -> Resolved:
     """Return the config with the defaults that depend on other settings filled in.
 
     Raises UsageError if `weights` is a file that does not exist, and for settings of a
@@ -259,7 +269,8 @@ def resolved(config: Config) -> Config:
             f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS)}"
         )
     lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
-    return dataclasses.replace(config, weights=weights, freeze=_freeze(config), lr=lr)
+    filled_in = {"weights": weights, "freeze": _freeze(config), "lr": lr}
+    return Resolved(**{**vars(config), **filled_in})
 
 
 def warn_of_random_frozen_layers(config: Config, log: Callable[[str], None]) -> None:
@@ -307,7 +318,7 @@ def _check_combination(config: Config) -> None:
         )
 
 
-def _check_resume(config: Config) -> None:
+def _check_resume(config: Config, resume: str) -> None:
     """Raise UsageError if --resume does not fit the other settings."""
     if config.overwrite:
         raise UsageError(
@@ -315,8 +326,8 @@ def _check_resume(config: Config) -> None:
         )
     if config.out is None:
         raise UsageError("--resume: no run is given; pass its folder as --out")
-    if config.resume != LAST and not config.resume.isdecimal():
+    if resume != LAST and not resume.isdecimal():
         raise UsageError(
-            f"--resume: {config.resume!r} is not a step; pass the number of a step, or "
+            f"--resume: {resume!r} is not a step; pass the number of a step, or "
             "no value for the latest checkpoint"
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxlab import runtime
 from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import Console
-from jaxlab.config import LAST, Config, warn_of_random_frozen_layers
+from jaxlab.config import LAST, Config, Resolved, warn_of_random_frozen_layers
 from jaxlab.errors import UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
@@ -105,7 +105,7 @@ def fine_tune(
         return _finetune(config, terminal.PYTHON if log else terminal.SILENT)
 
 
-def _finetune(config: Config, console: Console) -> Run:
+def _finetune(config: Resolved, console: Console) -> Run:
     """Run one job and return its result; `config` is complete."""
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
@@ -133,7 +133,7 @@ def _finetune(config: Config, console: Console) -> Run:
         test_size=len(data.test),
         batch_size=min(config.batch_size, len(data.train)),
     )
-    task = Task(config, data, preprocess, device, console)
+    task = Task(config, folder, data, preprocess, device, console)
     with (
         run_folder.locked(folder),
         runtime.memory_errors_explained(
@@ -142,7 +142,7 @@ def _finetune(config: Config, console: Console) -> Run:
             "--image-size"
         ),
     ):
-        then = resume.open_record(config, data)
+        then = resume.open_record(config, folder, data)
         if rows:
             return _draw_missing(task, rows)
         return _run(task, then)
@@ -151,7 +151,8 @@ def _finetune(config: Config, console: Console) -> Run:
 class Task(NamedTuple):
     """What every part of a job needs; `config` is complete and fits the data."""
 
-    config: Config
+    config: Resolved
+    folder: Path  # of the run
     data: Any
     preprocess: Any
     device: str
@@ -166,8 +167,7 @@ def _run(task: Task, then: Record | None) -> Run:
     from jaxlab.training.fit import run_epochs
     from jaxlab.training.job import class_weights, job_of, network_of
 
-    config, data, preprocess, _, console = task
-    folder = Path(config.out)
+    config, folder, data, preprocess, _, console = task
     weights = class_weights(data, config.class_weights, console.log)
     network = network_of(config, data)
     checkpoints = CheckpointManager(
@@ -178,7 +178,7 @@ def _run(task: Task, then: Record | None) -> Run:
         folder, checkpoints if config.checkpoint_every else None, console.log
     )
     needed = _begin(task, network, start, writer, checkpoints)
-    features = _feature_store(config, needed) if config.feature_cache else None
+    features = _feature_store(task, needed) if config.feature_cache else None
     with contextlib.closing(runtime.Clock()) as clock, writer:
         job = job_of(
             config,
@@ -196,7 +196,7 @@ def _run(task: Task, then: Record | None) -> Run:
                 job, start.state, start.progress, writer
             )
         except signals.Stopped:
-            _log_how_to_resume(config, writer.last_step, console)
+            _log_how_to_resume(task, writer.last_step)
             raise
         signals.check()
         _write_model(task, writer, state)
@@ -259,13 +259,13 @@ def _begin(
     return needed
 
 
-def _feature_store(config: Config, needed: int) -> Any:
+def _feature_store(task: Task, needed: int) -> Any:
     """Return the cache of features; it leaves `needed` bytes free on the run's disk."""
     from jaxlab.training.feature_store import ArrayStore
 
-    size = int(config.feature_cache_size * 1e9)
+    size = int(task.config.feature_cache_size * 1e9)
     cache = disk.cache_folder() / "features"
-    leave = needed if disk.on_one_disk(cache, Path(config.out)) else 0
+    leave = needed if disk.on_one_disk(cache, task.folder) else 0
     return ArrayStore(cache, size, leave=leave)
 
 
@@ -275,14 +275,14 @@ def _finished(rows: list[dict[str, float]], folder: Path, console: Console) -> R
     return run
 
 
-def _log_how_to_resume(config: Config, step: int | None, console: Console) -> None:
-    if config.checkpoint_every:
-        console.log(
+def _log_how_to_resume(task: Task, step: int | None) -> None:
+    if task.config.checkpoint_every:
+        task.console.log(
             f"stopped after step {step}; to continue, pass --resume --out "
-            f"{shlex.quote(config.out)}"
+            f"{shlex.quote(str(task.folder))}"
         )
     else:
-        console.log("stopped; nothing was saved, because of --checkpoint-every 0")
+        task.console.log("stopped; nothing was saved, because of --checkpoint-every 0")
 
 
 class Start(NamedTuple):
@@ -309,8 +309,10 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
 
     config, log = task.config, task.console.log
     environment = {"device": task.device, "versions": runtime.versions()}
-    saved = then and resume.checkpoint_to_resume(checkpoints, config.resume, log)
-    if saved is None:
+    saved = None
+    if then is not None and config.resume is not None:
+        saved = resume.checkpoint_to_resume(checkpoints, config.resume, log)
+    if then is None or saved is None:
         params, weights = initial_params(
             ARCHITECTURES[config.model],
             network.model,
@@ -337,6 +339,8 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
 
 def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
     """Draw the missing figures of a finished run, from its model and its metrics."""
+    import jax.numpy as jnp
+
     from jaxlab.runs.figures import draw
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training import inputs
@@ -345,14 +349,13 @@ def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
     from jaxlab.training.job import network_of
     from jaxlab.training.step import TrainState, make_eval_step
 
-    config, data = task.config, task.data
-    folder = Path(config.out)
+    config, folder, data = task.config, task.folder, task.data
     model = network_of(config, data).model
     params = whole_network(str(folder / run_folder.MODEL), config.model).params
     test = inputs.image_inputs(model, data, task.preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
         make_eval_step(test.apply_fn),
-        TrainState(params, {}, (), 0),
+        TrainState(params, {}, (), jnp.int32(0)),
         test.load,
         count=len(data.test),
         batch_size=inputs.FORWARD_BATCH,

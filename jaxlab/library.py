@@ -51,16 +51,17 @@ def load_data(
     ('cat', 'dog')
     """
     is_name = isinstance(source, (str, os.PathLike))
-    config = Config(
-        dataset=source if is_name else "mnist5k",
-        train_size=train_size,
-        test_size=test_size,
-        test_fraction=test_fraction,
-        crop=crop,
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-        offline=offline,
-    )
+    given: dict[str, Any] = {  # whose types are checked by Config
+        "dataset": source if is_name else "mnist5k",
+        "train_size": train_size,
+        "test_size": test_size,
+        "test_fraction": test_fraction,
+        "crop": crop,
+        "data_dir": data_dir,
+        "manual_dir": manual_dir,
+        "offline": offline,
+    }
+    config = Config(**given)
     if not is_name:
         return _load_pair(source, config, class_names)
     if class_names is not None:
@@ -146,7 +147,8 @@ def create_model(
             f"name: {name!r} is not one of {', '.join(known)}"
             f"{did_you_mean(str(name), known)}"
         )
-    config = resolved(Config(model=name, weights=weights, freeze="none", seed=seed))
+    given: dict[str, Any] = {"weights": weights, "seed": seed}  # checked by Config
+    config = resolved(Config(model=name, freeze="none", **given))
     try:
         num_classes = operator.index(num_classes)
     except TypeError:

@@ -213,9 +213,9 @@ def _train(
     seeds = jnp.arange(config.seeds)
     orders = epoch_orders(config, len(splits["train"][1]))
     program = jax.jit(variant_program(variant, config, num_classes))
-    program = program.lower(seeds, orders, splits).compile()
+    compiled_program = program.lower(seeds, orders, splits).compile()
     compiled = time.perf_counter()
-    curves = jax.device_get(program(seeds, orders, splits))
+    curves = jax.device_get(compiled_program(seeds, orders, splits))
     finished = time.perf_counter()
     return {
         "verdict": verdict(
@@ -315,9 +315,11 @@ def _optimizer_and_step(
     from jaxlab.training import optim
     from jaxlab.training.step import make_train_step
 
-    rate = config.lr
+    rate: float | Callable[[Any], Any] = config.lr
     if variant.step_decay:
-        rate = optim.step_decay(rate, config.lr_step, config.lr_gamma, steps_per_epoch)
+        rate = optim.step_decay(
+            config.lr, config.lr_step, config.lr_gamma, steps_per_epoch
+        )
     trainable = jax.tree.map(lambda _: True, params)
     optimizer = optim.make_optimizer(
         config.optimizer, rate, trainable=trainable, momentum=config.momentum

@@ -106,7 +106,8 @@ def plot_images(
     images = images.reshape(*images.shape[:3], *channels)
     if images.dtype != np.uint8:
         if preprocess is not None:
-            images = images * np.float32(preprocess.std) + np.float32(preprocess.mean)
+            std, mean = np.array([preprocess.std, preprocess.mean], np.float32)
+            images = images * std + mean
         images = np.clip(np.round(255 * images), 0, 255).astype(np.uint8)
 
     for name, classes in (("labels", labels), ("predictions", predictions)):

@@ -67,18 +67,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Config(**given)
     if config.json and config.csv:
         raise UsageError("--csv: cannot be combined with --json; pass one of them")
-    run, patterns = None, config.inputs
-    if config.weights is None:
+    source, patterns = config.weights, config.inputs
+    if source is None:
         if not config.inputs:
             raise UsageError("RUN: missing; pass the folder of a run, then pictures")
-        run, *patterns = config.inputs
+        source, patterns = config.inputs[0], config.inputs[1:]
     if not patterns:
         raise UsageError("pictures: missing; pass files, folders or patterns")
     runtime.set_up()
     paths = _paths(patterns)
     from jaxlab.classifier import Classifier
 
-    classifier = Classifier.load(run or config.weights, offline=config.offline)
+    classifier = Classifier.load(source, offline=config.offline)
 
     bad: list[str] = []
     unusual: list[str] = []

@@ -132,7 +132,8 @@ def _keep_freed_memory() -> None:
 def _keep_compiled_programs() -> None:
     import jax
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    # JAX adds its options to the config at run time, so the config's type lacks them.
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return  # the user has set a cache folder
     folder = cache_folder() / "compiled"
     try:
@@ -243,7 +244,7 @@ class Clock:
 
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         own = threading.get_ident() == self._thread
         if own and event.startswith("/jax/core/compile/"):
-            self.compile_seconds += seconds
+            self.compile_seconds += duration_secs

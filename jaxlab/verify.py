@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -239,6 +239,7 @@ def _content(name: str, offline: bool) -> io.BytesIO:
     from pretrained.sources import SOURCES
     from pretrained.torchfile import open_weights
 
+    source: BinaryIO | Path
     if name in SOURCES:
         source = open_published(SOURCES[name], offline=offline)
     else:

@@ -8,6 +8,7 @@ with torchvision's. The metadata of a .safetensors file names the file it was ma
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     # A terminal without Unicode shows "?" for "…", instead of a traceback.
-    if sys.stdout is not None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
         _convert(_parsed(argv))

@@ -148,7 +148,8 @@ def write_tensors(
     are written in no fixed order. Raises OSError.
     """
     try:
-        save_file(dict(tensors), path, metadata=metadata and dict(metadata))
+        strings = None if metadata is None else dict(metadata)
+        save_file(dict(tensors), path, metadata=strings)
     except SafetensorError as error:
         # The operating system's error is only in the text, such as "… (os error 28)".
         code = re.search(r"\(os error (\d+)\)", str(error))

@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
@@ -98,7 +99,7 @@ def _cache_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_good(path: Path, source: Source) -> BinaryIO | None:
+def _open_good(path: Path, source: Source) -> BufferedReader | None:
     """Return the open file, or None if it is missing or is not the published one."""
     if not path.is_file():
         return None
@@ -109,7 +110,7 @@ def _open_good(path: Path, source: Source) -> BinaryIO | None:
     return None
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedReader) -> str:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
     return digest

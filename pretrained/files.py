@@ -57,7 +57,9 @@ def read_weights(
     the message is one line that names the file and every tensor that does not fit.
     """
     with open_weights(path) as (file, name):
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        # typing's BinaryIO lacks `readinto`, which binary files of every class have.
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+        sha256 = digest.hexdigest()
         file.seek(0)
         is_safetensors = file.read(9)[8:] == b"{"
         file.seek(0)

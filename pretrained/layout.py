@@ -82,8 +82,9 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
     counts = {row.torch: row for row in table if row.kind == "count"}
     zero = np.zeros((), np.int64)
     absent = {name: zero for name in counts if name not in state_dict}
-    arrays, problems = checked_arrays({**state_dict, **absent}, counts)
-    problems += mismatches(arrays, {row.torch: row.shape for row in table})
+    arrays, problems = checked_arrays(
+        {**state_dict, **absent}, counts, {row.torch: row.shape for row in table}
+    )
     if problems:
         advice = advice_on(list(map(str, state_dict)), table)
         # The advice comes first because the list is long for a different network.
@@ -145,8 +146,9 @@ def flat_arrays(
     """Return a nested or flat collection with paths as keys, in the table's order."""
     rows = [row for row in table if row.collection == collection]
     counts = {row.flax: row for row in rows if row.kind == "count"}
-    arrays, problems = checked_arrays(flat(tree), counts)
-    problems += mismatches(arrays, {row.flax: _flax_shape(row) for row in rows})
+    arrays, problems = checked_arrays(
+        flat(tree), counts, {row.flax: _flax_shape(row) for row in rows}
+    )
     if problems:
         expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in rows))
         raise WeightsError(

@@ -30,11 +30,14 @@ _WRAPPERS = {
 
 
 def checked_arrays(
-    tensors: Mapping[str, Any], counts: Container[str]
+    tensors: Mapping[str, Any],
+    counts: Container[str],
+    expected: Mapping[str, tuple[int | str, ...]],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the tensors as NumPy arrays, and a line for each wrong dtype or count.
+    """Return the tensors as NumPy arrays, and a line for each problem.
 
-    A tensor of a wrong dtype becomes None. `counts` contains the names of the counters.
+    That is a wrong dtype or count, and what `mismatches` finds. Tensors of a wrong
+    dtype are left out. `counts` contains the names of the counters.
     """
     arrays: dict[str, np.ndarray | None] = {}
     problems = []
@@ -49,27 +52,27 @@ def checked_arrays(
             continue
         # A torch tensor may require gradients or live on another device.
         tensor = tensor.detach().cpu() if hasattr(tensor, "detach") else tensor
-        arrays[name] = np.asarray(tensor)
-        if name in counts and not ((arrays[name] >= 0) & (arrays[name] < 2**31)).all():
-            problems.append(f"{name} is {arrays[name]}, expected 0 to 2^31 - 1")
-    dtypes = {
-        array.dtype
-        for name, array in arrays.items()
-        if array is not None and name not in counts
-    }
+        array = arrays[name] = np.asarray(tensor)
+        if name in counts and not ((array >= 0) & (array < 2**31)).all():
+            problems.append(f"{name} is {array}, expected 0 to 2^31 - 1")
+    usable = {name: array for name, array in arrays.items() if array is not None}
+    dtypes = {array.dtype for name, array in usable.items() if name not in counts}
     if len(dtypes) > 1:
         problems.append("float32 and float64 are mixed, expected one dtype")
-    return arrays, problems
+    return usable, problems + mismatches(arrays, expected)
 
 
 def mismatches(
     arrays: Mapping[str, np.ndarray | None],
     expected: Mapping[str, tuple[int | str, ...]],
 ) -> list[str]:
-    """Return a line for every missing name, unexpected name and wrong shape."""
+    """Return a line for every missing name, unexpected name and wrong shape.
+
+    None stands for an array whose shape is not compared.
+    """
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is unexpected" for name in arrays if name not in expected]
-    free: dict[str, int] = {}
+    free: dict[int | str, int] = {}
     for name, shape in expected.items():
         if (array := arrays.get(name)) is None:
             continue

@@ -66,7 +66,7 @@ def open_weights(
     """
     name = str(getattr(path, "name", path) if hasattr(path, "read") else path)
     try:
-        if hasattr(path, "read"):
+        if hasattr(path, "read") and not isinstance(path, (str, os.PathLike)):
             yield path, name
             return
         try:
@@ -315,11 +315,12 @@ def _checked(value: Any) -> dict[str, Tensor]:
 
 
 def _kind(value: Any) -> str:
-    return {
+    kinds: dict[type, str] = {
         **{Tensor: "a single tensor", OrderedDict: "a dict", dict: "a dict"},
         **{list: "a list", tuple: "a tuple", str: "a string", type(None): "None"},
         **{int: "a number", bool: "a boolean"},
-    }.get(type(value), "a part of a tensor")
+    }
+    return kinds.get(type(value), "a part of a tensor")
 
 
 def write_torch_file(

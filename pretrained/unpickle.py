@@ -37,7 +37,7 @@ class Storage:
 
     dtype: np.dtype
     numel: int
-    array: np.ndarray | None = None
+    array: np.ndarray = dataclasses.field(init=False)  # absent until it is filled
 
     @property
     def nbytes(self) -> int:
@@ -200,7 +200,7 @@ class Machine:
         self._push(self.memo[index])
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1] if self.stack else None
+        target: Any = self.stack[-1] if self.stack else None
         if type(target) not in (dict, OrderedDict) or len(items) % 2:
             raise self._broken()
         for name, value in zip(items[::2], items[1::2], strict=True):

@@ -55,7 +55,7 @@ def installed(*, second_ends: bool = True) -> Iterator[None]:
 
     sys.unraisablehook = keep
     # An ignored signal stays ignored, as SIGINT in a shell's background jobs.
-    before = {n: signal.getsignal(n) for n in _SIGNALS}
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in _SIGNALS}
     _next_handlers = {} if second_ends else before
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

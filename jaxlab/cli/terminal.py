@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import threading
@@ -25,13 +26,13 @@ def run(main: Callable[[], Any]) -> int:
     or checksum mismatch, 5 checkpoint error, 130 and 143 stopped by SIGINT and SIGTERM,
     141 stdout closed by its reader.
     """
-    # sys.stdout is None if the shell closed it; print does nothing in that case.
-    if sys.stdout is not None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without Unicode shows ? for ×, so that the run does not fail.
         sys.stdout.reconfigure(errors="replace")
     try:
         with signals.installed():
             main()
+            # It is None if the shell closed it; print does nothing then.
             if sys.stdout is not None:
                 sys.stdout.flush()
         return 0

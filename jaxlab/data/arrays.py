@@ -26,15 +26,16 @@ def load_arrays(
     each class, always the same examples. Raises UsageError for arrays of another shape,
     dtype or length, and for labels without a name.
     """
-    train = _split("train", images, labels)
-    held_out = None
+    images, labels = _checked("train", images, labels)
+    train, held_out = Split(images, labels), None
     if test is not None:
-        held_out = _split("test", *test)
-        if held_out.images.shape[1:] != train.images.shape[1:]:
+        test_images, test_labels = _checked("test", *test)
+        if test_images.shape[1:] != images.shape[1:]:
             raise UsageError(
                 f"test images: expected the shape of the training images, "
-                f"{list(train.images.shape[1:])}, got {list(held_out.images.shape[1:])}"
+                f"{list(images.shape[1:])}, got {list(test_images.shape[1:])}"
             )
+        held_out = Split(test_images, test_labels)
     last = max(split.labels.max() for split in (train, held_out) if split is not None)
     if class_names is None:
         if not (train.labels == 0).any():
@@ -65,7 +66,8 @@ def load_arrays(
     )
 
 
-def _split(name: str, images: Any, labels: Any) -> Split:
+def _checked(name: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8[n, h, w, c] and labels int32[n]; raise UsageError."""
     images, labels = np.asarray(images), np.asarray(labels)
     channels = images.shape[3:] or (1,)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)):
@@ -92,7 +94,7 @@ def _split(name: str, images: Any, labels: Any) -> Split:
         raise UsageError(
             f"{name} labels: {labels.min()} is out of range; number the classes from 0"
         )
-    return Split(images.reshape(*images.shape[:3], *channels), labels.astype(np.int32))
+    return images.reshape(*images.shape[:3], *channels), labels.astype(np.int32)
 
 
 def _describe(array: np.ndarray) -> str:

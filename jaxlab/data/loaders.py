@@ -6,9 +6,9 @@ on where the examples are stored or which process decodes them.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +59,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.RandomState([seed, epoch]).permutation(count)
 
 
-# A function of an order, int[n], and a batch size. It yields batches of one shape, with
-# the examples that `batches` selects.
-Loader = Callable[[np.ndarray, int], Iterator[Batch]]
+class Loader(Protocol):
+    """A function of an order, int[n], and a batch size.
+
+    It yields batches of one shape, with the examples that `batches` selects.
+    """
+
+    def __call__(self, order: np.ndarray, size: int, /) -> Iterator[Batch]:
+        """Yield the batches of an order."""
 
 
 class InMemory(NamedTuple):
@@ -96,7 +101,7 @@ class OnDisk(NamedTuple):
         """Yield the batches of an order."""
         for indices, weights in batches(order, size):
             inputs, labels = self.inputs[indices], self.labels[indices]
-            yield Batch(jnp.asarray(inputs), jnp.asarray(labels), weights)
+            yield Batch(jnp.asarray(inputs), jnp.asarray(labels), jnp.asarray(weights))
 
 
 class Streamed(NamedTuple):
@@ -136,7 +141,7 @@ class Streamed(NamedTuple):
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers))
         for images, (indices, weights) in zip(dataset, chunks, strict=True):
             labels = jnp.asarray(self.labels[indices], jnp.int32)
-            yield Batch(jnp.asarray(images), labels, weights)
+            yield Batch(jnp.asarray(images), labels, jnp.asarray(weights))
 
 
 class _Resize:

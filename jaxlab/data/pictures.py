@@ -43,8 +43,10 @@ IN_MEMORY_BYTES = 1 << 30
 LONGEST = 100  # maximum ratio of the long side to the short side
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # The exceptions that Pillow raised for a third of a million damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-_DAMAGE += (TypeError, ArithmeticError, LookupError)
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error),
+    *(TypeError, ArithmeticError, LookupError),
+)
 
 
 class BadPicture(Exception):
@@ -179,8 +181,8 @@ class Pictures:
         """Return the number of pictures."""
         return len(self.paths)
 
-    def take(self, indices: Sequence[int]) -> "Pictures":
-        """Return the pictures at these indices, in this order."""
+    def take(self, indices: np.ndarray) -> "Pictures":
+        """Return the pictures at these indices, int[k], in this order."""
         return Pictures(
             tuple(self.paths[i] for i in indices),
             tuple(self.digests[i] for i in indices),
@@ -189,7 +191,7 @@ class Pictures:
 
 def pixel_digest(pixels: np.ndarray) -> bytes:
     """Return the SHA-256 of an image's pixels, whatever file they were stored in."""
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
 
 class Checked(NamedTuple):
@@ -211,8 +213,10 @@ def images_of(
     paths: Sequence[Path | Record], checked: Sequence[Checked], indices: Sequence[int]
 ) -> np.ndarray | Pictures:
     """Return the pictures at these indices: the pixels if kept, otherwise the files."""
-    if all(checked[i].pixels is not None for i in indices):
-        return np.stack([checked[i].pixels for i in indices])
+    kept = [checked[i].pixels for i in indices]
+    arrays = [pixels for pixels in kept if pixels is not None]
+    if len(arrays) == len(kept):
+        return np.stack(arrays)
     return Pictures(
         tuple(paths[i] for i in indices),
         tuple(checked[i].digest for i in indices),

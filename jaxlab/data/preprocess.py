@@ -58,9 +58,9 @@ class Preprocess:
         Raises ValueError for an unsupported shape or dtype, and for a single image
         uint8[h, w], [h, w, 1], [h, w, 3] or of Pillow, which has no batch axis.
         """
-        if hasattr(images, "getpixel"):  # Pillow is not imported for this
-            images = np.asarray(images)
-        images = jnp.asarray(images)
+        # Pillow is not imported for the check, and JAX does not know its images.
+        is_pillow = hasattr(images, "getpixel")
+        images = jnp.asarray(np.asarray(images) if is_pillow else images)
         channels = images.shape[3:] or (1,)
         if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)):
             shape = ", ".join(map(str, images.shape))

@@ -87,9 +87,10 @@ def load_tfds(
     names = ["train", *(s for s in ("test", "validation") if s in splits)][:2]
     if not resized:
         most = max(splits[split].num_examples for split in names)
-        resized = most * math.prod(shape) > MAX_BYTES and preprocess is not None
+        size = math.prod(side for side in shape if side is not None)
+        resized = most * size > MAX_BYTES and preprocess is not None
     read = _pixels
-    if resized:
+    if resized and preprocess is not None:
         read = functools.partial(_pictures, preprocess=preprocess, progress=progress)
     parts = [_read(builder, split, read) for split in names]
     if len(names) == 1:

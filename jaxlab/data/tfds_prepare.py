@@ -100,14 +100,16 @@ def _require_network(
 
     It is also raised if `offline` forbids the download.
     """
-    hosts = {}
+    hosts: dict[str, int] = {}
     for url in files.values():
         parts = urlsplit(url)
         # If a proxy is configured, the proxy must be reachable instead of the host.
         proxy = getproxies().get(parts.scheme)
-        if proxy and not proxy_bypass(parts.hostname):
+        if proxy and not proxy_bypass(parts.hostname or ""):
             parts = urlsplit(proxy)
-        hosts[parts.hostname] = parts.port or (443 if parts.scheme == "https" else 80)
+        if parts.hostname is not None:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            hosts[parts.hostname] = port
     reason = "--offline forbids the download"
     if not offline:
         if not hosts:
@@ -184,7 +186,11 @@ def _run_child(
             tail.append(line.strip())
             del tail[:-200]
 
-    with ThreadPoolExecutor(1) as pool, progress(100, f"preparing {name}", "%") as bar:
+    with (
+        process,  # its pipes are closed at the end
+        ThreadPoolExecutor(1) as pool,
+        progress(100, f"preparing {name}", "%") as bar,
+    ):
         listener = pool.submit(listen)
         shown = 0
         try:
@@ -199,8 +205,6 @@ def _run_child(
             process.kill()
             process.wait()
             listener.result()
-            process.stderr.close()
-            process.stdin.close()
     if process.returncode != 0:
         said = (
             [line for line in tail if _EXCEPTION.match(line)]

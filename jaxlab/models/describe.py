@@ -93,7 +93,7 @@ def _operations(
             calls.append((context.module.path, context.module, output.shape))
         return output
 
-    train = {"train": False} if takes(model.apply, "train") else {}
+    train: dict[str, Any] = {"train": False} if takes(model.apply, "train") else {}
     key = jax.random.key(0)
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     with nn.intercept_methods(record):
@@ -105,7 +105,8 @@ def _operations(
     params = variables.get("params", {})
     if trainable is None:
         trainable = jax.tree.map(lambda _: True, params)
-    elif jax.tree.structure(trainable) != jax.tree.structure(params):
+    # JAX's PyTreeDef is defined in a compiled module without type stubs.
+    elif jax.tree.structure(trainable) != jax.tree.structure(params):  # type: ignore[operator]
         raise ValueError(
             "trainable: expected a tree of bool like the params; make it with "
             "jaxlab.trainable_tree(params, patterns)"

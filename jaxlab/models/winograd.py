@@ -8,6 +8,7 @@ arXiv:1509.09308; the transforms are Cook and Toom's, computed from evaluation p
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -130,7 +131,7 @@ def _transforms(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     others = [[q for q in points if q != point] for point in points]
     # Lagrange's denominators scale the kernel, which is transformed least often.
     scales = [
-        Fraction(1) / np.prod([point - q for q in rest] or [Fraction(1)])
+        1 / math.prod((point - q for q in rest), start=Fraction(1))
         for point, rest in zip(points, others, strict=True)
     ]
     kernel = [

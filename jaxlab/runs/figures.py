@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlab.config import Config
+from jaxlab.config import Resolved
 from jaxlab.figures.confusion import draw_confusion
 from jaxlab.figures.curves import draw_curves
 from jaxlab.runs import folder as run_folder
@@ -15,7 +15,7 @@ NAMES = (run_folder.CURVES, run_folder.CONFUSION)
 
 def draw(
     writer: RunWriter,
-    config: Config,
+    config: Resolved,
     data: Any,
     rows: Sequence[Mapping[str, float]],
     predictions: Any,

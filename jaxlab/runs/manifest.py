@@ -22,9 +22,10 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> str:
     Raises OSError if it cannot be written.
     """
     body = {"format": FORMAT, "files": _files(folder), **about}
-    content = {"sha256": digest(body), "body": body}
+    sha256 = digest(body)
+    content = {"sha256": sha256, "body": body}
     write_text(folder / MANIFEST, json.dumps(content) + "\n")
-    return content["sha256"]
+    return sha256
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
@@ -74,10 +75,10 @@ def _files(folder: Path) -> dict[str, tuple[int, str]]:
         if path.is_symlink():
             raise CorruptionError(f"{path}: is a symbolic link")
         if path.is_file() and path != folder / MANIFEST:
-            found[path.relative_to(folder).as_posix()] = [
+            found[path.relative_to(folder).as_posix()] = (
                 path.stat().st_size,
                 _sha256(path),
-            ]
+            )
     return found
 
 

@@ -111,7 +111,7 @@ def parse_record(text: str) -> Record:
     if not isinstance(content, dict):
         raise ValueError(f"contains a {type(content).__name__}, expected an object")
     kinds = {"device": str, "class_names": list, "resumptions": list}
-    values = {}
+    values: dict[str, Any] = {}
     for name in Record.__dataclass_fields__:
         value = content.get(name, [] if name == "resumptions" else None)
         if not isinstance(value, kinds.get(name, dict)):

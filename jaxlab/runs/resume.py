@@ -11,6 +11,7 @@ from jaxlab.config import (
     PER_PROCESS,
     RESOLVED_FROM_DATA,
     Config,
+    Resolved,
     fields_that,
     resolved,
 )
@@ -23,45 +24,45 @@ if TYPE_CHECKING:  # --help must not wait for the import of JAX
     from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager
 
 
-def complete(given: Mapping[str, Any]) -> Config:
+def complete(given: Mapping[str, Any]) -> Resolved:
     """Return the whole config: what is given, then a resumed run's, then defaults.
 
     Raises UsageError for settings that are wrong, contradict each other, or differ from
     those of the run to resume.
     """
     config = Config(**given)
-    if config.resume is None:
+    if config.resume is None or config.out is None:  # --resume needs --out
         return resolved(config)
-    then = _settings(config)
+    record_file = Path(config.out) / run_folder.CONFIG
+    then = _settings(record_file)
     known = {
         field.name: then[field.name] for field in fields(Config) if field.name in then
     }
     try:
-        config = resolved(Config(**{**known, **given}))
+        complete_config = resolved(Config(**{**known, **given}))
     except UsageError as error:
-        where = Path(config.out) / run_folder.CONFIG
-        raise UsageError(f"--resume: {where}: {error.text}") from error
-    check_settings(config, then, None)
-    return config
+        raise UsageError(f"--resume: {record_file}: {error.text}") from error
+    check_settings(complete_config, then, None)
+    return complete_config
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(record_file: Path) -> dict[str, Any]:
     """Return the settings that a resumed run restores; none if nothing has begun."""
-    found = record.read_record(Path(config.out) / run_folder.CONFIG)
+    found = record.read_record(record_file)
     then = found.settings if found else {}
     own = fields_that(PER_PROCESS)
     return {name: value for name, value in then.items() if name not in own}
 
 
-def open_record(config: Config, data: Any) -> Record | None:
+def open_record(config: Config, folder: Path, data: Any) -> Record | None:
     """Return the record of the run in the locked folder; None to start a new run.
 
     Raises UsageError if the folder cannot be used or the settings differ from the
     run's, CheckpointError if the data differ or if no run contains the given step.
     """
-    folder, resuming = Path(config.out), config.resume is not None
+    resuming = config.resume is not None
     # Checked again, because another process may have used the folder before the lock.
-    run_folder.resolve_folder(config.out, config.overwrite, resuming)
+    run_folder.resolve_folder(str(folder), config.overwrite, resuming)
     then = record.read_record(folder / run_folder.CONFIG) if resuming else None
     if then is None and config.resume not in (None, LAST):
         raise CheckpointError(

@@ -81,7 +81,7 @@ class RunWriter:
     @property
     def last_step(self) -> int | None:
         """The step of the latest checkpoint, or None if nothing was saved."""
-        return self.checkpoints and self.checkpoints.last
+        return None if self.checkpoints is None else self.checkpoints.last
 
     def write_model(
         self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]

@@ -180,5 +180,5 @@ def evaluate_split(
 def _score(metrics: list[Metrics]) -> Score:
     if not metrics:
         return Score(float("nan"), float("nan"))
-    loss, correct, count = np.sum(metrics, axis=0, dtype=np.float64)
+    loss, correct, count = np.asarray(metrics).sum(axis=0, dtype=np.float64)
     return Score(float(loss / count), float(correct / count))

@@ -80,6 +80,7 @@ class ArrayStore:
             raise CorruptionError(
                 f"{entry}: contains {size:,} bytes, expected {expected_size:,}"
             )
+        array: np.ndarray
         if mapped:
             array = np.memmap(entry / ARRAY, dtype, "r", shape=shape)
         else:
@@ -87,7 +88,7 @@ class ArrayStore:
         digest = hashlib.sha256()
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, size, _HASHED_AT_ONCE):
-            digest.update(flat[start : start + _HASHED_AT_ONCE])
+            digest.update(flat[start : start + _HASHED_AT_ONCE].data)
         if digest.hexdigest() != expected:
             raise CorruptionError(f"{entry}: SHA-256 checksum mismatch")
         os.utime(entry)
@@ -111,7 +112,7 @@ class ArrayStore:
             with open(partial / ARRAY, "wb") as file:
 
                 def append(array: np.ndarray) -> None:
-                    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                     digest.update(data)
                     file.write(data)
 

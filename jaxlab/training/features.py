@@ -168,5 +168,5 @@ def _sha256(tree: Any) -> str:
         array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

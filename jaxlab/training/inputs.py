@@ -14,6 +14,7 @@ from jaxlab.data.dataset import Dataset, ProgressBar, Split
 from jaxlab.data.loaders import InMemory, Loader, Streamed
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import UsageError
 from jaxlab.models.architecture import Architecture
 from jaxlab.models.chain import takes
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
@@ -171,11 +172,19 @@ def _images(load: Loader, split: Split, preprocess: Preprocess) -> Images:
     return Images(load, shape, split.labels, split.images_sha256())
 
 
-def image_shape(split: Split, preprocess: Preprocess) -> tuple[int, ...]:
-    """Return the shape of one image as a loader gives it: uint8[h, w, c]."""
-    if isinstance(split.images, Pictures):
-        return (preprocess.image_size, preprocess.image_size, 3)
-    return split.images.shape[1:]
+def image_shape(split: Split, preprocess: Preprocess | None) -> tuple[int, ...]:
+    """Return the shape of one image as a loader gives it: uint8[h, w, c].
+
+    Raises UsageError for pictures without the `preprocess` that resizes them.
+    """
+    if not isinstance(split.images, Pictures):
+        return split.images.shape[1:]
+    if preprocess is None:
+        raise UsageError(
+            "preprocess: missing, but the pictures are resized as they are read; pass "
+            "preprocess=jaxlab.Preprocess()"
+        )
+    return (preprocess.image_size, preprocess.image_size, 3)
 
 
 def frozen_children(children: Sequence[str], trainable: Any) -> list[str]:

@@ -14,7 +14,7 @@ import optax
 
 from jaxlab import runtime
 from jaxlab.cli.terminal import Console
-from jaxlab.config import Config
+from jaxlab.config import Resolved
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.models.architecture import ARCHITECTURES
@@ -39,7 +39,7 @@ class Network(NamedTuple):
     dropout_key: jax.Array
 
 
-def network_of(config: Config, data: Dataset) -> Network:
+def network_of(config: Resolved, data: Dataset) -> Network:
     """Return the network of a config, with one output for each class of the data."""
     architecture = ARCHITECTURES[config.model]
     dtype = jnp.dtype(config.precision)
@@ -111,12 +111,13 @@ def train_step_of(
     frozen: str | None = None,
 ) -> Callable:
     """Return `make_train_step`'s step, which is compiled once for equal arguments."""
+    weights = None if class_weights is None else np.array(class_weights, np.float32)
     return step.make_train_step(
         apply_fn,
         optimizer,
         tree_of(trainable),
         penalty=functools.partial(optim.penalty, l1=l1),
-        class_weights=class_weights and np.float32(class_weights),
+        class_weights=weights,
         frozen=frozen,
     )
 
@@ -128,7 +129,7 @@ def eval_step_of(apply_fn: Callable) -> Callable:
 
 
 def job_of(
-    config: Config,
+    config: Resolved,
     data: Dataset,
     preprocess: Preprocess,
     network: Network,

@@ -161,7 +161,7 @@ def penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array | flo
     19.5
     """
     leaves = jax.tree.leaves(params)
-    total = 0.0
+    total: jax.Array | float = 0.0
     # A term whose factor is 0 is not computed, instead of being multiplied by zero.
     if l1:
         # At 0 the gradient of jnp.abs is 1, but that of torch.abs is 0.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -47,11 +48,15 @@ class TrainState(struct.PyTreeNode):
 
 
 class Metrics(NamedTuple):
-    """Sums over examples: the loss, the correct predictions, and the examples."""
+    """Sums over examples: the loss, the correct predictions, and the examples.
 
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
+    On the host they are arrays or numbers of NumPy.
+    """
+
+    loss: jax.Array | np.ndarray | np.floating
+    correct: jax.Array | np.ndarray | np.floating
+    # It hides the tuple's method `count`, which nothing needs.
+    count: jax.Array | np.ndarray | np.floating  # type: ignore[assignment]
 
 
 def init_state(
@@ -79,7 +84,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     trainable: Any,
     penalty: Callable[[Any], jax.Array | float] = lambda params: 0.0,
-    class_weights: jax.Array | None = None,
+    class_weights: jax.typing.ArrayLike | None = None,
     frozen: str | None = None,
     *,
     donate: bool = True,
@@ -155,13 +160,18 @@ def make_train_step(
 
     jitted = jax.jit(train_step, donate_argnums=0 if donate else ())
 
-    @functools.wraps(jitted)
     def checked_step(state, batch, key):
         _check_step_arguments(state, batch)
         return jitted(state, batch, key)
 
-    checked_step.lower, checked_step.trace = jitted.lower, jitted.trace
-    return checked_step
+    return _like_jitted(checked_step, jitted)
+
+
+def _like_jitted(function: Callable, jitted: Any) -> Any:
+    """Return the function with the name, `lower` and `trace` of the jitted one."""
+    wrapper: Any = functools.wraps(jitted)(function)
+    wrapper.lower, wrapper.trace = jitted.lower, jitted.trace
+    return wrapper
 
 
 def _check_step_arguments(state, batch):
@@ -246,13 +256,11 @@ def make_eval_step(
 
     jitted = jax.jit(eval_step)
 
-    @functools.wraps(jitted)
     def checked_step(state, batch):
         _check_step_arguments(state, batch)
         return jitted(state, batch)
 
-    checked_step.lower, checked_step.trace = jitted.lower, jitted.trace
-    return checked_step
+    return _like_jitted(checked_step, jitted)
 
 
 def _metrics(logits: jax.Array, batch: Batch) -> Metrics:

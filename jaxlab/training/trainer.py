@@ -21,7 +21,6 @@ from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.cli.terminal import PYTHON, SILENT, Console
 from jaxlab.data.dataset import Dataset
-from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.models.chain import takes
@@ -168,7 +167,7 @@ def _fit(
     settings: Settings,
     optimizer: str | optax.GradientTransformation,
     trainable: Any,
-    variables: Mapping[str, Any] | None,
+    variables: Any,
     preprocess: Preprocess | None,
     console: Console,
 ) -> History:
@@ -244,19 +243,13 @@ def _check_arguments(
         raise TypeError(
             f"preprocess: expected a Preprocess or None, got {_kind(preprocess)}"
         )
-    if preprocess is None and isinstance(data.train.images, Pictures):
+    shape = inputs.image_shape(data.train, preprocess)
+    size = preprocess.image_size if preprocess is not None else None
+    if size is not None and data.resized and shape[:2] != (size, size):
         raise UsageError(
-            "preprocess: missing, but the pictures are resized as they are read; pass "
-            "preprocess=jaxlab.Preprocess()"
+            f"preprocess: has image_size {size}, but the pictures were resized to "
+            f"{shape[0]} when they were loaded; pass the same image_size to load_data"
         )
-    size = preprocess and (preprocess.image_size, preprocess.image_size)
-    if size and data.resized and isinstance(data.train.images, np.ndarray):
-        if data.train.images.shape[1:3] != size:
-            raise UsageError(
-                f"preprocess: has image_size {preprocess.image_size}, but the pictures "
-                f"were resized to {data.train.images.shape[1]} when they were loaded; "
-                "pass the same image_size to load_data"
-            )
     if isinstance(optimizer, str):
         return
     if not isinstance(optimizer, optax.GradientTransformation):
