@@ -17,6 +17,8 @@ from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
 CLASS_WEIGHTS = ("none", "balanced")
+SCHEDULES = ("step", "cosine", "constant")
+LR_GAMMA = 0.1
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
 MIN_IMAGE_SIZE = min(each.min_image_size for each in ARCHITECTURES.values())
 MAX_IMAGE_SIZE = 2048  # above this, the first layer needs over 10 GB for a batch
@@ -63,7 +65,15 @@ class Config:
         "fraction to test with if there is no test split",
         above=0,
         below=1,
-        synonyms=("val-fraction", "test-split", "validation-split"),
+        synonyms=("test-split",),
+    )
+    validation_fraction: float = flag(
+        0,
+        "fraction of the training images that chooses the best epoch, which is then "
+        "tested once; 0: none, if the data have no validation split",
+        at_least=0,
+        below=1,
+        synonyms=("val-fraction", "validation-split", "val-split", "valid-fraction"),
     )
     train_size: int | None = flag(
         None,
@@ -164,18 +174,40 @@ class Config:
         "class weights of the loss; balanced: rare classes have larger weights",
         choices=CLASS_WEIGHTS,
     )
-    lr_step: int = flag(
-        3,
+    schedule: str = flag(
+        "step",
+        "learning rate by epoch: step (lowered every --lr-step epochs), cosine "
+        "(lowered to almost 0 over all epochs) or constant",
+        choices=SCHEDULES,
+        synonyms=("scheduler", "lr-scheduler", "lr-schedule", "sched", "cos-lr"),
+    )
+    lr_step: int | None = flag(
+        None,
         "epochs between learning rate decays",
         at_least=1,
+        default_help="three fifths of the epochs, rounded up",
         synonyms=("step-size", "lr-step-size", "decay-epochs"),
     )
     lr_gamma: float = flag(
-        0.1,
+        LR_GAMMA,
         "factor of each decay",
         above=0,
         at_most=1,
         synonyms=("gamma", "decay-rate"),
+    )
+    warmup_epochs: int = flag(
+        0,
+        "first epochs, in which the learning rate rises to --lr",
+        at_least=0,
+        synonyms=("warmup", "lr-warmup-epochs"),
+    )
+    patience: int | None = flag(
+        None,
+        "stop after this many epochs without a lower validation loss",
+        at_least=1,
+        default_help="train all epochs",
+        synonyms=("early-stopping", "early-stopping-patience"),
+        on_resume=NOT_COMPARED,
     )
     seed: int = flag(
         0,
@@ -269,7 +301,15 @@ def resolved(config: Config) -> Resolved:
             f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS)}"
         )
     lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
-    filled_in = {"weights": weights, "freeze": _freeze(config), "lr": lr}
+    lr_step = config.lr_step
+    if config.schedule == "step" and lr_step is None:
+        lr_step = -(-3 * config.epochs // 5)
+    filled_in = {
+        "weights": weights,
+        "freeze": _freeze(config),
+        "lr": lr,
+        "lr_step": lr_step,
+    }
     return Resolved(**{**vars(config), **filled_in})
 
 
@@ -301,6 +341,7 @@ def _check_combination(config: Config) -> None:
             f"--image-size: {config.image_size} is out of range; pass a number that is "
             f"at least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
+    _check_schedule(config)
     freeze, weights = _freeze(config), _weights(config)
     known = (*FREEZE, *architecture.children[:-1])
     if freeze not in known:
@@ -315,6 +356,23 @@ def _check_combination(config: Config) -> None:
             f"--freeze {freeze}: with --weights {weights}, {' and '.join(random)} "
             f"{'are' if len(random) > 1 else 'is'} randomly initialised and would not "
             "be trained; pass --freeze features, or --weights imagenet"
+        )
+
+
+def _check_schedule(config: Config) -> None:
+    """Raise UsageError if settings of the learning rate contradict each other."""
+    of_step = {"--lr-step": config.lr_step is not None}
+    of_step["--lr-gamma"] = config.lr_gamma != LR_GAMMA
+    for name, is_given in of_step.items():
+        if is_given and config.schedule != "step":
+            raise UsageError(
+                f"{name}: has no effect with --schedule {config.schedule}; pass "
+                "--schedule step, or leave it out"
+            )
+    if config.warmup_epochs >= config.epochs:
+        raise UsageError(
+            f"--warmup-epochs: {config.warmup_epochs} leaves none of {config.epochs} "
+            "epochs at the full learning rate; pass a number below --epochs"
         )
 
 

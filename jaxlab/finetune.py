@@ -109,7 +109,7 @@ def _finetune(config: Resolved, console: Console) -> Run:
     """Run one job and return its result; `config` is complete."""
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
-    rows = resume.finished_rows(folder, config.epochs) if config.resume == LAST else []
+    rows = resume.finished_rows(folder, config) if config.resume == LAST else []
     if rows:
         steps = (folder / run_folder.CHECKPOINTS).glob("*")
         has_steps = any(path.name.isdecimal() for path in steps)
@@ -126,6 +126,11 @@ def _finetune(config: Resolved, console: Console) -> Run:
     preprocess = Preprocess(config.image_size, config.crop)
     warn_of_random_frozen_layers(config, console.log)
     data = load_of(config, preprocess, console)
+    if config.patience is not None and data.validation is None:
+        raise UsageError(
+            f"--patience: {data.name} has no validation split, without which no epoch "
+            "is better than another; pass --validation-fraction, such as 0.2"
+        )
     config = replace(
         config,
         out=str(folder),
@@ -174,6 +179,7 @@ def _run(task: Task, then: Record | None) -> Run:
         folder / run_folder.CHECKPOINTS, config.keep, console.log
     )
     start = _start(task, then, network, checkpoints)
+    _warn_of_low_rate(config, console)
     writer = RunWriter(
         folder, checkpoints if config.checkpoint_every else None, console.log
     )
@@ -244,8 +250,8 @@ def _begin(
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
     log(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.class_names)} classes, on {task.device}"
+        f"{data.name}: {data.sizes_text()}, {len(data.class_names)} classes, on "
+        f"{task.device}"
     )
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)
@@ -257,6 +263,19 @@ def _begin(
             f"{config.keep}; only the last one is kept at the end"
         )
     return needed
+
+
+def _warn_of_low_rate(config: Resolved, console: Console) -> None:
+    """Log a warning if the schedule leaves many epochs in which little is learned."""
+    from jaxlab.training.job import schedule_of
+
+    epoch = schedule_of(config).starves_from()
+    if epoch is not None:
+        console.log(
+            f"warning: from epoch {epoch + 1} of {config.epochs} on, the learning rate "
+            f"is below a thousandth of --lr {config.lr:g}, and little is learned; a "
+            "new run with a larger --lr-step would use these epochs"
+        )
 
 
 def _feature_store(task: Task, needed: int) -> Any:
@@ -303,11 +322,18 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     import jax.numpy as jnp
 
     from jaxlab.runs.checkpoint import unflatten_like
-    from jaxlab.training.fit import Progress
+    from jaxlab.training.fit import Progress, ValidatedState
     from jaxlab.training.initial_weights import initial_params
     from jaxlab.training.step import init_state
 
     config, log = task.config, task.console.log
+
+    def first_state(params):
+        state = init_state(params, network.optimizer)
+        if task.data.validation is None:
+            return state
+        return ValidatedState.of(state, network.trainable)
+
     environment = {"device": task.device, "versions": runtime.versions()}
     saved = None
     if then is not None and config.resume is not None:
@@ -321,7 +347,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             offline=config.offline,
         )
         record = Record.of(config, task.data, task.preprocess, weights, environment)
-        return Start(init_state(params, network.optimizer), Progress(), record)
+        return Start(first_state(params), Progress(), record)
     progress = Progress.from_checkpoint(saved.about)
     if config.epochs < progress.epochs_begun:
         raise UsageError(
@@ -329,9 +355,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             f"pass {progress.epochs_begun} or more, or pass an earlier step to --resume"
         )
     log(f"resumed from step {saved.step}")
-    template = jax.eval_shape(
-        lambda params: init_state(params, network.optimizer), network.shapes
-    )
+    template = jax.eval_shape(first_state, network.shapes)
     state = jax.tree.map(jnp.array, unflatten_like(template, saved))
     resume.warn_if_environment_changed(then, environment, log)
     return Start(state, progress, then.resumed(config, saved.step, environment))

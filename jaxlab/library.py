@@ -18,6 +18,7 @@ def load_data(
     train_size: int | None = None,
     test_size: int | None = None,
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     class_names: Sequence[str] | None = None,
     image_size: int = 224,
     crop: bool = False,
@@ -36,15 +37,17 @@ def load_data(
     int32[n].
 
     Without a test split, `test_fraction` of each class is held out, always the same
-    examples. `train_size` and `test_size` choose a fixed, class-balanced part. The
-    pictures of a folder are resized to `image_size`, after a centre crop with `crop`.
-    `data_dir`, `manual_dir` and `offline` are those of the command.
+    examples; then `validation_fraction` of the training examples, if it is not 0, or if
+    the data have such a split: `data.validation`. `train_size` and `test_size` choose a
+    fixed, class-balanced part. The pictures of a folder are resized to `image_size`,
+    after a centre crop with `crop`. `data_dir`, `manual_dir` and `offline` are those of
+    the command.
 
     Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
     if a download is needed and impossible.
 
     >>> load_data("mnist5k", train_size=200)
-    Dataset(mnist5k: 200 training and 1,000 test images, uint8[28, 28, 1], 10 classes)
+    Dataset(mnist5k: 200 training, 1,000 test images, uint8[28, 28, 1], 10 classes)
     >>> import numpy as np
     >>> images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10) % 2
     >>> load_data((images, labels), class_names=["cat", "dog"]).class_names
@@ -56,6 +59,7 @@ def load_data(
         "train_size": train_size,
         "test_size": test_size,
         "test_fraction": test_fraction,
+        "validation_fraction": validation_fraction,
         "crop": crop,
         "data_dir": data_dir,
         "manual_dir": manual_dir,
@@ -84,6 +88,7 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         train_size=config.train_size,
         test_size=config.test_size,
         test_fraction=config.test_fraction,
+        validation_fraction=config.validation_fraction,
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
@@ -111,6 +116,7 @@ def _load_pair(
         class_names=class_names,
         test=test,
         test_fraction=config.test_fraction,
+        validation_fraction=config.validation_fraction,
         train_size=config.train_size,
         test_size=config.test_size,
     )

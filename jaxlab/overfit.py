@@ -151,7 +151,7 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     )
     splits = {
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
-        for name, split in data.splits.items()
+        for name, split in (("train", data.train), ("test", data.test))
     }
     with run_folder.locked(folder):
         run_folder.remove_run(folder)
@@ -172,8 +172,8 @@ def _lab(
     from jaxlab.runs.writer import RunWriter
 
     print(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {config.seeds} seeds, {config.epochs} epochs, on {device}"
+        f"{data.name}: {data.sizes_text()}, {config.seeds} seeds, {config.epochs} "
+        f"epochs, on {device}"
     )
     print(VARIANT_HEADER, flush=True)
     results = {}

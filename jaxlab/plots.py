@@ -16,9 +16,10 @@ from jaxlab.figures.images import draw_images
 def plot_curves(history: Any, title: str = "") -> Figure:
     """Return a matplotlib figure of loss and accuracy by epoch, for both splits.
 
-    `history` is what `fit` or `fine_tune` returned, or its rows. The last test value is
-    written beside the curve. A notebook shows the figure; `.savefig("name.png")` on it
-    writes a file.
+    `history` is what `fit` or `fine_tune` returned, or its rows. With a validation
+    split its values are drawn, and the test values of the best epoch are one point. The
+    last test value is written beside the curve. A notebook shows the figure;
+    `.savefig("name.png")` on it writes a file.
 
     >>> row = {"epoch": 1, "train_loss": 0.7, "test_loss": 0.9}
     >>> row |= {"train_accuracy": 0.8, "test_accuracy": 0.7}
@@ -28,17 +29,27 @@ def plot_curves(history: Any, title: str = "") -> Figure:
     # The training curve of fine_tune is measured during the epoch, with dropout on.
     is_run = hasattr(history, "history")
     rows = history.history if is_run else getattr(history, "rows", history)
-    needed = {"epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
-    if not (
-        isinstance(rows, Sequence)
-        and rows
-        and all(isinstance(row, Mapping) and needed <= row.keys() for row in rows)
-    ):
+    if not _are_rows(rows):
         raise UsageError(
             "history: expected what fit or fine_tune returns, or a list of its rows, "
             f"got {type(history).__name__}"
         )
     return draw_curves(rows, title, "training (dropout on)" if is_run else "training")
+
+
+def _are_rows(rows: Any) -> bool:
+    """Return whether these are rows of metrics, of a run or of `fit`."""
+    if not (isinstance(rows, Sequence) and rows):
+        return False
+    if not all(isinstance(row, Mapping) for row in rows):
+        return False
+    measured = "validation" if "validation_loss" in rows[0] else "test"
+    needed = {f"{s}_{q}" for s in ("train", measured) for q in ("loss", "accuracy")}
+    last = {"test_loss", "test_accuracy"}
+    return (
+        all({"epoch"} | needed <= row.keys() for row in rows)
+        and last <= rows[-1].keys()
+    )
 
 
 def plot_confusion(

@@ -1,4 +1,8 @@
-"""Test how `--resume` treats each setting."""
+"""Test how settings complete each other, and how `--resume` treats each of them."""
+
+import json
+
+import pytest
 
 from jaxlab.config import (
     NOT_COMPARED,
@@ -6,13 +10,16 @@ from jaxlab.config import (
     RESOLVED_FROM_DATA,
     Config,
     fields_that,
+    resolved,
 )
+from jaxlab.errors import UsageError
+from jaxlab.runs import resume
 
 # These sets repeat jaxlab.config on purpose: a setting that may differ when a run is
 # resumed must be listed here too, so that none is marked so by accident.
 ON_RESUME = {
     PER_PROCESS: {"out", "resume", "overwrite", "debug", "offline"},
-    NOT_COMPARED: {"epochs", "workers", "keep", "checkpoint_every"}
+    NOT_COMPARED: {"epochs", "patience", "workers", "keep", "checkpoint_every"}
     | {"feature_cache_size", "data_dir", "manual_dir"},
     RESOLVED_FROM_DATA: {"train_size", "test_size", "batch_size"},
 }
@@ -24,3 +31,63 @@ def test_each_setting_says_what_it_may_do_when_a_run_goes_on():
     rest = set(Config.__dataclass_fields__).difference(*ON_RESUME.values())
     assert fields_that(None) == rest
     assert {"seed", "lr", "freeze", "weights", "dataset"} <= rest
+
+
+@pytest.mark.parametrize("epochs, lr_step", [(1, 1), (5, 3), (20, 12), (21, 13)])
+def test_the_rate_falls_after_three_fifths_of_the_epochs(epochs, lr_step):
+    assert resolved(Config(epochs=epochs)).lr_step == lr_step
+    assert resolved(Config(epochs=epochs, lr_step=7)).lr_step == 7
+    assert resolved(Config(epochs=epochs, schedule="cosine")).lr_step is None
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"schedule": "cosine", "lr_step": 2},
+            "lr_step: has no effect with",
+        ),
+        ({"schedule": "constant", "lr_gamma": 0.5}, "lr_gamma: has no effect with"),
+        ({"warmup_epochs": 5}, "warmup_epochs: 5 leaves none of 5 epochs"),
+    ],
+)
+def test_settings_of_the_rate_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(UsageError) as caught:
+        Config(**settings)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return a function that writes the record of a run with these settings."""
+
+    def begin(**settings):
+        config = resolved(Config(**settings))
+        record = {
+            "settings": vars(config) | {"out": str(tmp_path)},
+            **dict.fromkeys(("dataset", "weights", "preprocessing"), {}),
+            "class_names": [],
+            "device": "cpu",
+            "versions": {"jaxlab": "0"},
+        }
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        return {"resume": "last", "out": str(tmp_path)}
+
+    return begin
+
+
+def test_a_resumed_run_keeps_its_schedule_when_it_is_given_more_epochs(begun):
+    given = begun(epochs=5)
+    assert resume.complete({**given, "epochs": 20}).lr_step == 3
+    given = begun(epochs=5, schedule="constant", warmup_epochs=1)
+    config = resume.complete({**given, "epochs": 20})
+    assert (config.schedule, config.warmup_epochs) == ("constant", 1)
+
+
+def test_a_cosine_ends_with_its_epochs_and_says_what_can_go_on(begun):
+    given = begun(epochs=5, schedule="cosine")
+    assert resume.complete(given).epochs == 5
+    for epochs in (4, 20):
+        with pytest.raises(UsageError, match="cannot have .*schedule step") as caught:
+            resume.complete({**given, "epochs": epochs})
+        assert caught.value.text.startswith("--epochs: ")

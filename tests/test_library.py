@@ -122,7 +122,7 @@ def test_a_run_has_its_history_its_accuracy_and_one_line(finished):
     assert repr(run) == (
         f"Run({str(run.folder)!r}, 2 epochs, test accuracy {run.test_accuracy:.4f})"
     )
-    assert printed.startswith("mnist5k: 40 training and 20 test images, ")
+    assert printed.startswith("mnist5k: 40 training, 20 test images, ")
     assert f"test_accuracy={run.test_accuracy:.4f} run={run.folder}" in printed
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_printed_without_log(narrowed, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_an_interrupted_run_is_resumed_with_its_own_settings(narrowed, tmp_path):
-    job = {**JOB, "checkpoint_every": 1, "seed": 3, "log": False}
+    job = {**JOB, "checkpoint_every": 1, "seed": 3, "lr_step": 2, "log": False}
     whole = jaxlab.fine_tune(**job, out=tmp_path / "whole")
     jaxlab.fine_tune(**{**job, "epochs": 1}, out=tmp_path / "part")
     resumed = jaxlab.fine_tune(

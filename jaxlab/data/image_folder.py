@@ -1,7 +1,8 @@
 """Load the user's own pictures from a folder with one subfolder for each class.
 
 The layout is either `FOLDER/class/picture.jpg`, which is split by a fixed seed, or
-`FOLDER/train/class/…` and `FOLDER/val/class/…` (or `test`). Before training every file
+`FOLDER/train/class/…` and `FOLDER/test/class/…`, and perhaps `FOLDER/val/class/…` (see
+`jaxlab.data.layout` for other names). Before training every file
 is read, decoded and hashed, and one error reports all problems. Only hidden files and
 folders, and system files such as Thumbs.db, are skipped.
 
@@ -11,7 +12,7 @@ It is one file because all checks of a folder end in one report.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,11 @@ from jaxlab.data.dataset import (
     Dataset,
     ProgressBar,
     Split,
-    balanced_choice,
     content_order,
     no_progress,
-    stratified_split,
+    split_examples,
 )
+from jaxlab.data.layout import class_folders, split_folders
 from jaxlab.data.pictures import (
     ENDINGS,
     Checked,
@@ -37,14 +38,13 @@ from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
 from pretrained.errors import one_line
 
-TEST_NAMES = ("val", "test")
 _EXAMPLES = 3  # names in a message for each kind of problem
 
 
 class _File(NamedTuple):
     path: Path
     label: int
-    split: str  # "train" or "test", or "" if the folder is split by the seed
+    split: str  # its split folder's, or "" if the folder is split by the seed
 
 
 def load_folder(
@@ -52,6 +52,7 @@ def load_folder(
     preprocess: Preprocess,
     *,
     test_fraction: float,
+    validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
     progress: ProgressBar = no_progress,
@@ -61,59 +62,94 @@ def load_folder(
 
     The class names are the names of the class folders, sorted. If the folder has no
     split of its own, `test_fraction` of each class is held out, always the same
-    pictures. `progress` creates the progress bar for the files. `log` receives a
-    warning for animated pictures, and for test pictures that are also in training.
+    pictures, and `validation_fraction` of the rest. `progress` creates the progress bar
+    for the files. `log` receives a line that names the split folders, and a warning for
+    animated pictures, for test pictures that are also in training, and for classes that
+    are never tested.
 
     Raises InputError if the folder does not exist, has another layout, has too few
     pictures to split, or contains a file that is not a usable picture; the message
     lists all such files by kind. Raises UsageError if a split has fewer pictures than
     `train_size` or `test_size`.
     """
-    class_names, files, problems = _scan(root)
+    roots = split_folders(root)
+    class_names, files, problems = _scan(root, roots)
     files, checked = _checked(root, files, problems, preprocess, progress)
     labels = np.array([file.label for file in files], np.int32)
-    if files[0].split:
-        held_out = np.array([file.split == "test" for file in files])
-    else:
-        held_out = stratified_split(labels, test_fraction)
-    chosen = {}
-    for name, members in (("train", ~held_out), ("test", held_out)):
-        indices = np.flatnonzero(members)
-        if not len(indices):
-            raise InputError(
-                f"{root}: no picture is left for the {name} split; add pictures, at "
-                "least two in each class"
-            )
-        asked = train_size if name == "train" else test_size
-        chosen[name] = indices[
-            balanced_choice(labels[indices], asked, f"--{name}-size")
-        ]
-    _log_unusual(root, files, checked, held_out, log)
+    splits = _split(
+        root,
+        files,
+        labels,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        train_size=train_size,
+        test_size=test_size,
+    )
+    if "" not in roots:
+        names = {split: folder.relative_to(root) for split, folder in roots.items()}
+        chooses = f", chooses the epoch by {names.get('validation')}"
+        log(
+            f"{root}: trains on {names['train']}"
+            f"{chooses if 'validation' in names else ''}, tests on {names['test']}"
+        )
+    _log_unusual(root, files, checked, splits, log)
+    if test_size is None:
+        _log_untested(class_names, labels, splits, log)
 
     paths = [file.path for file in files]
     parts = {
         name: Split(images_of(paths, checked, indices), labels[indices])
-        for name, indices in chosen.items()
+        for name, indices in splits.items()
     }
     return Dataset(
         name=str(root),
         train=parts["train"],
         test=parts["test"],
+        validation=parts.get("validation"),
         class_names=class_names,
         resized=True,
         files={
             name: [str(paths[i].relative_to(root)) for i in indices]
-            for name, indices in chosen.items()
+            for name, indices in splits.items()
         },
     )
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
+def _split(
+    root: Path, files: Sequence[_File], labels: np.ndarray, **how: Any
+) -> dict[str, np.ndarray]:
+    """Return the indices, int64[k], of each split; `how` is for `split_examples`.
+
+    Raises InputError for a split without pictures.
+    """
+    members = defaultdict(list)
+    for i, file in enumerate(files):
+        members[file.split or "train"].append(i)
+    sources = {name: np.array(indices) for name, indices in members.items()}
+    splits = {
+        name: sources[source][indices]
+        for name, (source, indices) in split_examples(
+            {name: labels[indices] for name, indices in sources.items()}, **how
+        ).items()
+    }
+    for name, indices in splits.items():
+        if not len(indices):
+            raise InputError(
+                f"{root}: no picture is left for the {name} split; add pictures, at "
+                "least two in each class"
+            )
+    return splits
+
+
+def _scan(
+    root: Path, roots: dict[str, Path]
+) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
     """Return the class names, all files, and the problems found, by kind.
 
-    Raises InputError if the folder does not have one of the two layouts.
+    `roots` are the folders of class folders by split. Raises InputError if there are no
+    class folders.
     """
-    splits = _splits(root)
+    splits = {split: class_folders(folder) for split, folder in roots.items()}
     problems: dict[str, list[str]] = defaultdict(list)
     names = _class_names(splits, problems)
     files = []
@@ -140,34 +176,11 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]
         )
     if len(names) == 1:
         problems["single class where at least two are needed"].append(names[0])
-    for folder in (root, *(_class_folders(root).values() if len(splits) > 1 else ())):
+    for folder in dict.fromkeys((root, *roots.values())):
         loose = [path for path in folder.iterdir() if not path.is_dir()]
         for path in sorted(path for path in loose if not is_litter(path.name)):
             problems["file outside the class folders"].append(_relative(path, root))
     return names, files, problems
-
-
-def _splits(root: Path) -> dict[str, dict[str, Path]]:
-    """Return the class folders by split; the split is "" if the seed decides."""
-    if not root.exists():
-        raise InputError(f"{root}: does not exist; check the path")
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: not a directory; pass the folder that holds the class folders"
-        )
-    folders = _class_folders(root)
-    if "train" not in folders:
-        return {"": folders}
-    tests = [name for name in TEST_NAMES if name in folders]
-    if len(tests) == 1 and len(folders) == 2:
-        return {
-            "train": _class_folders(folders["train"]),
-            "test": _class_folders(folders[tests[0]]),
-        }
-    raise InputError(
-        f"{root}: contains the folders {', '.join(sorted(folders))}; beside train it "
-        f"must contain either {' or '.join(TEST_NAMES)}, and no other folder"
-    )
 
 
 def _class_names(
@@ -185,14 +198,6 @@ def _class_names(
         if count > 1:
             problems["class names that differ by case only"].append(lower)
     return names
-
-
-def _class_folders(folder: Path) -> dict[str, Path]:
-    return {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    }
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -240,20 +245,41 @@ def _log_unusual(
     root: Path,
     files: Sequence[_File],
     checked: Sequence[Checked],
-    held_out: np.ndarray,
+    splits: dict[str, np.ndarray],
     log: Callable[[str], None],
 ) -> None:
     animated = sum(result.animated for result in checked)
     if animated:
         log(f"warning: {animated:,} animated pictures: only the first frame is used")
-    trained = {c.digest for c, out in zip(checked, held_out, strict=True) if not out}
-    twice = [
-        _relative(file.path, root)
-        for file, result, out in zip(files, checked, held_out, strict=True)
-        if out and result.digest in trained
-    ]
-    if twice:
-        log(
-            f"warning: {len(twice):,} test pictures are identical to training pictures "
-            f"and inflate the test accuracy: {', '.join(twice[:_EXAMPLES])}"
-        )
+    trained = {checked[i].digest for i in splits["train"]}
+    for split in [name for name in splits if name != "train"]:
+        twice = [
+            _relative(files[i].path, root)
+            for i in splits[split]
+            if checked[i].digest in trained
+        ]
+        if twice:
+            log(
+                f"warning: {len(twice):,} {split} pictures are identical to training "
+                f"pictures and inflate the {split} accuracy: "
+                f"{', '.join(twice[:_EXAMPLES])}"
+            )
+
+
+def _log_untested(
+    class_names: Sequence[str],
+    labels: np.ndarray,
+    splits: dict[str, np.ndarray],
+    log: Callable[[str], None],
+) -> None:
+    for split, verb in (("test", "tested"), ("validation", "validated")):
+        if split in splits:
+            seen = np.bincount(labels[splits[split]], minlength=len(class_names))
+            missing = [class_names[i] for i, n in enumerate(seen) if not n]
+            if missing:
+                named = ", ".join(missing[:_EXAMPLES])
+                more = ", …" if len(missing) > _EXAMPLES else ""
+                log(
+                    f"warning: classes that are never {verb}, because they have too "
+                    f"few pictures ({len(missing):,}): {named}{more}"
+                )

@@ -18,6 +18,7 @@ def load(
     train_size: int | None = None,
     test_size: int | None = None,
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
@@ -34,7 +35,7 @@ def load(
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
 
-        return mnist5k().first(train_size, test_size)
+        return mnist5k(validation_fraction).first(train_size, test_size)
     if os.path.isdir(name) or name.startswith((".", "~", os.sep)):
         from jaxlab.data.image_folder import load_folder
 
@@ -47,6 +48,7 @@ def load(
             Path(name).expanduser(),
             preprocess,
             test_fraction=test_fraction,
+            validation_fraction=validation_fraction,
             train_size=train_size,
             test_size=test_size,
             progress=progress,
@@ -69,6 +71,7 @@ def load(
         manual_dir=manual_dir,
         offline=offline,
         test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
         train_size=train_size,
         test_size=test_size,
         progress=progress,

@@ -210,7 +210,9 @@ def are_kept(count: int, preprocess: "Preprocess") -> bool:
 
 
 def images_of(
-    paths: Sequence[Path | Record], checked: Sequence[Checked], indices: Sequence[int]
+    paths: Sequence[Path | Record],
+    checked: Sequence[Checked],
+    indices: Sequence[int] | np.ndarray,
 ) -> np.ndarray | Pictures:
     """Return the pictures at these indices: the pixels if kept, otherwise the files."""
     kept = [checked[i].pixels for i in indices]

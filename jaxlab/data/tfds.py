@@ -22,10 +22,9 @@ from jaxlab.data.dataset import (
     Dataset,
     ProgressBar,
     Split,
-    balanced_choice,
     content_order,
     no_progress,
-    stratified_split,
+    split_examples,
 )
 from jaxlab.data.pictures import (
     are_kept,
@@ -50,6 +49,7 @@ def load_tfds(
     manual_dir: str | None = None,
     offline: bool = False,
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
     progress: ProgressBar = no_progress,
@@ -64,7 +64,10 @@ def load_tfds(
     A dataset that is not prepared under `data_dir` (default: TFDS_DATA_DIR, else
     ~/tensorflow_datasets) is prepared there first, from the original files in
     `manual_dir` or by a download with verified checksums. The test images are those of
-    the split "test", else of "validation", else `test_fraction` of "train".
+    the split "test", else of "validation", else `test_fraction` of "train". A test
+    split without labels (which are all -1) does not count. The validation images are
+    those of "validation" if there is a test split, else `validation_fraction` of the
+    training images. A line says it if "validation" is tested on.
 
     Raises UsageError for an unknown name or an unsuitable dataset, InputError for
     damaged files or a missing package, and NetworkError within seconds when a download
@@ -84,7 +87,10 @@ def load_tfds(
     splits = builder.info.splits
     if "train" not in splits:
         raise UsageError(f"--dataset: {name} has no split train; pass another dataset")
-    names = ["train", *(s for s in ("test", "validation") if s in splits)][:2]
+    names = [s for s in ("train", "validation", "test") if s in splits]
+    if "test" in names and _has_no_labels(builder, "test"):
+        log(f"{name}: the images of its test split have no labels")
+        names.remove("test")
     if not resized:
         most = max(splits[split].num_examples for split in names)
         size = math.prod(side for side in shape if side is not None)
@@ -92,17 +98,41 @@ def load_tfds(
     read = _pixels
     if resized and preprocess is not None:
         read = functools.partial(_pictures, preprocess=preprocess, progress=progress)
-    parts = [_read(builder, split, read) for split in names]
-    if len(names) == 1:
-        held_out = stratified_split(parts[0].labels, test_fraction)
-        parts = [parts[0].take(np.flatnonzero(m)) for m in (~held_out, held_out)]
-    train, test = (
-        split.take(balanced_choice(split.labels, size, flag))
-        for split, size, flag in zip(
-            parts, (train_size, test_size), ("--train-size", "--test-size"), strict=True
-        )
+    parts = {split: _read(builder, split, read) for split in names}
+    if "validation" in parts and "test" not in parts:
+        log(f"{name}: tests on the split validation")
+        parts["test"] = parts.pop("validation")
+    chosen = split_examples(
+        {split: part.labels for split, part in parts.items()},
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        train_size=train_size,
+        test_size=test_size,
     )
-    return Dataset(name, train, test, class_names, resized)
+    taken = {split: parts[of].take(indices) for split, (of, indices) in chosen.items()}
+    return Dataset(
+        name,
+        taken["train"],
+        taken["test"],
+        class_names,
+        resized,
+        validation=taken.get("validation"),
+    )
+
+
+def _has_no_labels(builder: Any, split: str) -> bool:
+    """Return whether the first labels of a split are all -1, which stands for none.
+
+    Damaged files are left to `_read`, which explains them.
+    """
+    try:
+        source = builder.as_data_source(
+            split=split, decoders={"image": _tfds().decode.SkipDecoding()}
+        )
+        first = source.__getitems__(list(range(min(100, len(source)))))
+    except (OSError, SyntaxError, ValueError, IndexError, RuntimeError):
+        return False
+    return bool(first) and all(example["label"] == -1 for example in first)
 
 
 def _shape_and_classes(

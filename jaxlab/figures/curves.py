@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxlab.figures.figure import Figure
 from jaxlab.figures.text import accuracy_gap
+from jaxlab.metrics import best_epoch
 
 
 def draw_curves(
@@ -15,8 +16,14 @@ def draw_curves(
     title: str,
     training_label: str = "training (dropout on)",
 ) -> Figure:
-    """Draw training and test loss and accuracy by epoch; `rows` are metrics.jsonl's."""
+    """Draw training and test loss and accuracy by epoch; `rows` are metrics.jsonl's.
+
+    With a validation split its values are drawn instead of the test split's, and the
+    test values of the best epoch are one point.
+    """
     epochs = [row["epoch"] for row in rows]
+    best = best_epoch(rows)
+    measured = "test" if best is None else "validation"
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     for axes, quantity, unit, scale in zip(
@@ -26,11 +33,14 @@ def draw_curves(
         (1, 100),
         strict=True,
     ):
-        for split, style in (("train", "o--"), ("test", "o-")):
+        for split, style in (("train", "o--"), (measured, "o-")):
             values = [scale * row[f"{split}_{quantity}"] for row in rows]
-            label = training_label if split == "train" else "test"
+            label = training_label if split == "train" else split
             axes.plot(epochs, values, style, label=label)
         final = scale * rows[-1][f"test_{quantity}"]
+        if best is not None:
+            label = f"test, of the best epoch, {best}"
+            axes.plot([best], [final], "*", markersize=12, label=label)
         axes.annotate(
             f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
             (1, final),
@@ -38,7 +48,7 @@ def draw_curves(
             textcoords="offset points",
             xytext=(4, 0),
             va="center",
-            color="tab:orange",
+            color="tab:orange" if best is None else "tab:green",
         )
         axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
         axes.set_xlim(epochs[0] - 0.2, epochs[-1] + 0.2)

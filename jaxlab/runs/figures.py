@@ -7,6 +7,7 @@ from typing import Any
 from jaxlab.config import Resolved
 from jaxlab.figures.confusion import draw_confusion
 from jaxlab.figures.curves import draw_curves
+from jaxlab.metrics import accuracy_text
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.writer import RunWriter
 
@@ -23,6 +24,7 @@ def draw(
 ) -> None:
     """Draw the named figures from the run's rows and its predictions, int[tested]."""
     weights = os.path.basename(config.weights)
+    tested = accuracy_text(rows[-1]["test_accuracy"], len(data.test))
     draws = {
         run_folder.CURVES: lambda: draw_curves(
             rows,
@@ -32,7 +34,7 @@ def draw(
             data.test.labels,
             predictions,
             data.class_names,
-            f"{data.name}: test accuracy {rows[-1]['test_accuracy']:.1%}",
+            f"{data.name}: test {tested}",
         ),
     }
     for name in names:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxlab.metrics import patience_ended
+
 
 @dataclass(frozen=True)
 class Record:
@@ -42,8 +44,7 @@ class Record:
             dataset={
                 "name": data.name,
                 "sha256": data.fingerprint(),
-                "train_images": len(data.train),
-                "test_images": len(data.test),
+                **{f"{name}_images": len(s) for name, s in data.splits.items()},
             },
             class_names=list(data.class_names),
             weights=dict(weights),
@@ -148,11 +149,17 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
 
 
-def finished_rows(path: Path, epochs: int) -> list[dict[str, float]]:
-    """Return the rows of a metrics.jsonl if so many epochs are in it, else none."""
+def finished_rows(
+    path: Path, epochs: int, patience: int | None
+) -> list[dict[str, float]]:
+    """Return the rows of a metrics.jsonl if its training has ended, else none.
+
+    It has ended if so many epochs are in it, or if its `patience` ended before.
+    """
     try:
         rows = read_rows(path)
         float(rows[-1]["test_accuracy"])
+        ended = len(rows) >= epochs or patience_ended(rows, patience)
     except (ValueError, LookupError, TypeError):
         return []  # damaged; the checkpoint contains the epochs as well
-    return rows if len(rows) >= epochs else []
+    return rows if ended else []

@@ -43,6 +43,14 @@ def complete(given: Mapping[str, Any]) -> Resolved:
     except UsageError as error:
         raise UsageError(f"--resume: {record_file}: {error.text}") from error
     check_settings(complete_config, then, None)
+    began_with, epochs = then.get("epochs"), complete_config.epochs
+    if complete_config.schedule == "cosine" and began_with not in (None, epochs):
+        raise UsageError(
+            f"--epochs: the run in {config.out} lowers its learning rate to almost 0 "
+            f"over {began_with} epochs, by --schedule cosine, and cannot have "
+            f"{epochs}; start another run, or begin one with --schedule step or "
+            "constant, which can be given more epochs later"
+        )
     return complete_config
 
 
@@ -150,11 +158,12 @@ def warn_if_environment_changed(
             return
 
 
-def finished_rows(folder: Path, epochs: int) -> list[dict[str, float]]:
+def finished_rows(folder: Path, config: Config) -> list[dict[str, float]]:
     """Return the rows of a run that is finished, but for its pictures; else none."""
     if not (folder / run_folder.MODEL).exists():
         return []
-    return record.finished_rows(folder / run_folder.METRICS, epochs)
+    metrics = folder / run_folder.METRICS
+    return record.finished_rows(metrics, config.epochs, config.patience)
 
 
 def missing_pictures(folder: Path) -> list[str]:

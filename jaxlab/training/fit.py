@@ -2,6 +2,10 @@
 
 In each epoch it trains, tests, logs the metrics and saves a checkpoint. It writes files
 only through the `Writer` that it is given.
+
+Test images never choose anything. With a validation split, each epoch is measured on
+that split instead, the best epoch is the one with the lowest validation loss, and its
+network is tested once, at the end.
 """
 
 import functools
@@ -10,18 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.cli import signals
 from jaxlab.cli.terminal import Console
 from jaxlab.data.loaders import epoch_order
 from jaxlab.errors import JaxlabError
+from jaxlab.metrics import Row, accuracy_text, best_epoch, patience_ended
 from jaxlab.runtime import Clock
 from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
 from jaxlab.training.inputs import FORWARD_BATCH, Inputs
 from jaxlab.training.step import Metrics, TrainState
-
-Row = dict[str, float]  # the metrics of an epoch, a line of metrics.jsonl
 
 
 class Writer(Protocol):
@@ -62,12 +66,13 @@ class Job(NamedTuple):
     `inputs` and `counts` (numbers of examples) are by split. `rate` returns the
     learning rate of an epoch, counted from 0. `key` is the PRNG key for dropout. A
     checkpoint is saved every `every` epochs and after the last one, or never for 0.
+    Training ends early after `patience` epochs without a better one, if given.
     """
 
     inputs: dict[str, Inputs]
     counts: dict[str, int]
     train_step: Callable
-    eval_step: Callable
+    eval_steps: dict[str, Callable]
     rate: Callable[[int], float] | None
     trainable: Any
     key: jax.Array
@@ -77,8 +82,51 @@ class Job(NamedTuple):
     every: int
     clock: Clock
     console: Console
+    patience: int | None = None
     evaluates_training: bool = False
     pads: bool = True
+
+    @property
+    def watched(self) -> str:
+        """The split that is measured after each epoch: "validation" or "test"."""
+        return "validation" if "validation" in self.counts else "test"
+
+
+class ValidatedState(TrainState):
+    """The training state of a run with a validation split.
+
+    `best` holds the trained params and the running statistics of the best epoch so far;
+    before the first epoch has ended, the initial ones.
+    """
+
+    best: Any
+
+    @classmethod
+    def of(cls, state: TrainState, trainable: Any) -> "ValidatedState":
+        """Return the state with a copy of its own variables as the best ones."""
+        params = jax.tree.map(
+            lambda leaf, is_trained: jnp.copy(leaf) if is_trained else None,
+            state.params,
+            trainable,
+        )
+        statistics = jax.tree.map(jnp.copy, state.batch_stats)
+        return cls(
+            state.params,
+            state.batch_stats,
+            state.opt_state,
+            state.step,
+            best={"params": params, "batch_stats": statistics},
+        )
+
+    def best_state(self) -> TrainState:
+        """Return the state with the variables of the best epoch."""
+        params = jax.tree.map(
+            lambda frozen, best: frozen if best is None else best,
+            self.params,
+            self.best["params"],
+        )
+        statistics = self.best["batch_stats"]
+        return TrainState(params, statistics, self.opt_state, self.step)
 
 
 class Progress(NamedTuple):
@@ -115,42 +163,49 @@ def run_epochs(
 ) -> tuple[TrainState, list[Row], np.ndarray]:
     """Train from `progress` to the last epoch; the last save may still be running.
 
-    Returns the state, the rows of all epochs, and the predictions, int32[number of test
-    images], of the last one. On a signal, training ends after the current step, saves a
-    checkpoint unless `job.every` is 0, and raises Stopped (see `jaxlab.cli.signals`).
-    Raises JaxlabError if a loss is not finite, CheckpointError if saving fails.
+    Returns the state, the rows of all epochs, and its predictions, int32[number of test
+    images]. With a validation split, `state` is a `ValidatedState`, and the state that
+    is returned has the variables of the best epoch. On a signal, training ends after
+    the current step, saves a checkpoint unless `job.every` is 0, and raises Stopped
+    (see `jaxlab.cli.signals`). Raises JaxlabError if a loss is not finite,
+    CheckpointError if saving fails.
     """
     rows, step_metrics = list(progress.rows), list(progress.step_metrics)
     predictions = None
     started = job.clock() - progress.seconds
     try:
-        for epoch in range(len(rows), job.epochs):
+        while not _has_ended(job, rows):
+            epoch = len(rows)
             with signals.deferred() as stop:
                 state, trained = _train(job, state, epoch, step_metrics, stop)
                 signals.check()
             training_seconds = job.clock() - started
-            tested, predictions = _evaluate(job, state, "test")
-            if not math.isfinite(tested.loss):
+            measured, predictions = _evaluate(job, state, job.watched)
+            if not math.isfinite(measured.loss):
                 # A training loss is computed before the update of its step, so it does
                 # not show the effect of the last update.
-                raise NotFinite(len(step_metrics), tested.loss)
+                raise NotFinite(len(step_metrics), measured.loss)
             if job.evaluates_training:
                 trained, _ = _evaluate(job, state, "train")
-            row = _row(job, epoch, trained, tested, training_seconds)
+            row = _row(job, epoch, trained, measured, training_seconds)
             row["seconds"] = job.clock() - started
             with signals.deferred():  # a signal must not separate these updates
                 rows.append(row)
                 step_metrics, started = [], job.clock()
+                if best_epoch(rows) == row["epoch"]:
+                    state = ValidatedState.of(state, job.trainable)
                 writer.write_rows(rows)
                 try:
                     _log_epoch(job, row)
                 finally:  # also if stdout was closed
-                    if _is_saved(job, epoch):
+                    if _is_saved(job, rows):
                         progress = Progress(tuple(rows))
                         writer.save(state, job.trainable, progress.as_json())
             signals.check()
+        if isinstance(state, ValidatedState):
+            return _test_the_best(job, state, rows, writer)
     except NotFinite as error:
-        raise _diverged(job, error, epoch, writer) from error
+        raise _diverged(job, error, len(rows), writer) from error
     except signals.Stopped:
         if job.every:
             seconds = job.clock() - started if step_metrics else 0.0
@@ -161,6 +216,42 @@ def run_epochs(
     if predictions is None:  # no epoch was left to train
         _, predictions = _evaluate(job, state, "test")
     return state, rows, predictions
+
+
+def _has_ended(job: Job, rows: Sequence[Row]) -> bool:
+    return len(rows) >= job.epochs or patience_ended(rows, job.patience)
+
+
+def _test_the_best(
+    job: Job, state: ValidatedState, rows: list[Row], writer: Writer
+) -> tuple[TrainState, list[Row], np.ndarray]:
+    """Measure the best epoch's network on the test split, and add it to the last row.
+
+    The arguments stay as they are, so that a signal can still save them.
+    """
+    best, best_of_all = best_epoch(rows), state.best_state()
+    if len(rows) < job.epochs:
+        job.console.log(
+            f"stopped after epoch {len(rows)}: the validation loss was lowest in epoch "
+            f"{best} and has not improved for {job.patience} "
+            f"{'epoch' if job.patience == 1 else 'epochs'}"
+        )
+    tested, predictions = _evaluate(job, best_of_all, "test")
+    if not math.isfinite(tested.loss):
+        raise JaxlabError(
+            f"testing: the network of the best epoch, {best}, has the loss "
+            f"{tested.loss} on the test split; lower --lr"
+        )
+    tested_row = {"test_loss": tested.loss, "test_accuracy": tested.accuracy}
+    with signals.deferred():
+        rows = [*rows[:-1], rows[-1] | tested_row]
+        writer.write_rows(rows)
+        job.console.log(
+            f"best epoch {best} of {len(rows)}, by validation loss  test loss "
+            f"{tested.loss:.4f} {accuracy_text(tested.accuracy, job.counts['test'])}"
+        )
+    signals.check()
+    return best_of_all, rows, predictions
 
 
 def _train(
@@ -190,8 +281,10 @@ def _train(
 
 
 def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
+    if isinstance(state, ValidatedState):  # one program for both kinds of state
+        state = TrainState(state.params, state.batch_stats, state.opt_state, state.step)
     return evaluate_split(
-        job.eval_step,
+        job.eval_steps[split],
         state,
         job.inputs[split].load,
         count=job.counts[split],
@@ -199,34 +292,32 @@ def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarra
     )
 
 
-def _row(job: Job, epoch: int, trained: Score, tested: Score, seconds: float) -> Row:
+def _row(job: Job, epoch: int, trained: Score, measured: Score, seconds: float) -> Row:
     row = {
         "epoch": epoch + 1,
         "train_loss": trained.loss,
         "train_accuracy": trained.accuracy,
-        "test_loss": tested.loss,
-        "test_accuracy": tested.accuracy,
+        f"{job.watched}_loss": measured.loss,
+        f"{job.watched}_accuracy": measured.accuracy,
     }
     if job.rate is not None:
         row["learning_rate"] = job.rate(epoch)
     return {**row, "examples_per_second": job.counts["train"] / seconds}
 
 
-def _is_saved(job: Job, epoch: int) -> bool:
-    """Return whether a checkpoint is saved after an epoch, counted from 0."""
-    is_last = epoch + 1 == job.epochs
-    return job.every > 0 and ((epoch + 1) % job.every == 0 or is_last)
+def _is_saved(job: Job, rows: Sequence[Row]) -> bool:
+    """Return whether a checkpoint is saved after the last of these epochs."""
+    return job.every > 0 and (len(rows) % job.every == 0 or _has_ended(job, rows))
 
 
 def _log_epoch(job: Job, row: Row) -> None:
-    reached = "".join(
-        f"{split} loss {row[f'{split}_loss']:.4f} "
-        f"accuracy {row[f'{split}_accuracy']:.4f}  "
-        for split in ("train", "test")
-    )
+    watched = job.watched
+    accuracy = accuracy_text(row[f"{watched}_accuracy"], job.counts[watched])
     rate = f"lr {row['learning_rate']:.2g}  " if "learning_rate" in row else ""
     job.console.log(
-        f"epoch {row['epoch']}/{job.epochs}  {reached}{rate}"
+        f"epoch {row['epoch']}/{job.epochs}  "
+        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
+        f"{watched} loss {row[f'{watched}_loss']:.4f} {accuracy}  {rate}"
         f"{row['examples_per_second']:,.0f} images/s"
     )
 

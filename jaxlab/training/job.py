@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -22,6 +22,7 @@ from jaxlab.training import inputs, optim, step
 from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.fit import Job
 from jaxlab.training.initial_weights import param_shapes
+from jaxlab.training.inputs import Inputs
 from jaxlab.training.step import TrainState
 
 IMBALANCE = 10  # warn if the largest class is more than this times the smallest
@@ -49,14 +50,29 @@ def network_of(config: Resolved, data: Dataset) -> Network:
         shapes, architecture.freezing_patterns(config.freeze)
     )
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-    optimizer, rate = optimizer_and_rate(
+    schedule = schedule_of(config)
+    optimizer = optimizer_of(
         config.optimizer,
-        *(config.lr, config.momentum, config.l2, config.lr_step, config.lr_gamma),
+        schedule,
+        config.momentum,
+        config.l2,
         steps_per_epoch,
         leaves_of(trainable),
     )
     keys = jax.random.split(jax.random.key(config.seed))
-    return Network(model, shapes, trainable, optimizer, rate, *keys)
+    return Network(model, shapes, trainable, optimizer, schedule.rate, *keys)
+
+
+def schedule_of(config: Resolved) -> optim.Schedule:
+    """Return the learning rate schedule of a config."""
+    return optim.Schedule(
+        config.lr,
+        config.schedule,
+        config.lr_step or 1,
+        config.lr_gamma,
+        config.warmup_epochs,
+        config.epochs,
+    )
 
 
 def leaves_of(trainable: Any) -> tuple[tuple[str, bool], ...]:
@@ -71,34 +87,21 @@ def tree_of(leaves: tuple[tuple[str, bool], ...]) -> Any:
 
 
 @runtime.shared
-def optimizer_and_rate(
+def optimizer_of(
     name: str | optax.GradientTransformation,
-    lr: float,
+    schedule: optim.Schedule,
     momentum: float,
     l2: float,
-    lr_step: int | None,
-    lr_gamma: float,
     steps_per_epoch: int,
     trainable: tuple[tuple[str, bool], ...],
-) -> tuple[optax.GradientTransformation, Callable[[int], float] | None]:
-    """Return an optimizer, and its learning rate by epoch, counted from 0.
-
-    The rate is constant without `lr_step`. It is unknown, None, for an Optax
-    transformation, to which only `trainable` applies.
-    """
+) -> optax.GradientTransformation:
+    """Return an optimizer; to an Optax transformation only `trainable` applies."""
     if not isinstance(name, str):
-        return optim.only_trainable(name, tree_of(trainable)), None
-    schedule: float | Callable[[Any], Any] = lr
-    if lr_step is not None:
-        schedule = optim.step_decay(lr, lr_step, lr_gamma, steps_per_epoch)
-    optimizer = optim.make_optimizer(
-        name, schedule, trainable=tree_of(trainable), momentum=momentum, l2=l2
+        return optim.only_trainable(name, tree_of(trainable))
+    rate = schedule.of_steps(steps_per_epoch)
+    return optim.make_optimizer(
+        name, rate, trainable=tree_of(trainable), momentum=momentum, l2=l2
     )
-
-    def rate(epoch: int) -> float:
-        return schedule(epoch * steps_per_epoch) if callable(schedule) else schedule
-
-    return optimizer, rate
 
 
 @runtime.shared
@@ -126,6 +129,11 @@ def train_step_of(
 def eval_step_of(apply_fn: Callable) -> Callable:
     """Return `make_eval_step`'s step, which is compiled once for each function."""
     return step.make_eval_step(apply_fn)
+
+
+def eval_steps_of(split_inputs: Mapping[str, Inputs]) -> dict[str, Callable]:
+    """Return the evaluation step of each split; equal functions have the same one."""
+    return {name: eval_step_of(each.apply_fn) for name, each in split_inputs.items()}
 
 
 def job_of(
@@ -172,7 +180,7 @@ def job_of(
             class_weights=None if class_weights is None else tuple(class_weights),
             frozen=frozen[-1] if frozen else None,
         ),
-        eval_step=eval_step_of(split_inputs["test"].apply_fn),
+        eval_steps=eval_steps_of(split_inputs),
         rate=network.rate,
         trainable=network.trainable,
         key=network.dropout_key,
@@ -180,6 +188,7 @@ def job_of(
         batch_size=config.batch_size,
         epochs=config.epochs,
         every=config.checkpoint_every,
+        patience=config.patience,
         clock=clock,
         console=console,
     )

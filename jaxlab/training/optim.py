@@ -1,8 +1,9 @@
-"""Optimizers and a learning rate schedule as in torch; frozen parameters; penalties."""
+"""Optimizers and learning rate schedules as in torch; frozen parameters; penalties."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -101,6 +102,64 @@ def step_decay(
         return learning_rate * gamma ** (step // period)
 
     return schedule
+
+
+class Schedule(NamedTuple):
+    """A learning rate for each epoch, which is the same in all steps of the epoch.
+
+    `kind` is "constant"; "step", which multiplies the rate by `gamma` every
+    `step_epochs`, as torch's StepLR; or "cosine", which lowers it from `lr` to almost 0
+    in the last of `epochs`, as CosineAnnealingLR. In the first `warmup_epochs` the rate
+    rises in equal steps to `lr`, as with LinearLR, and `kind` begins after them, as
+    with SequentialLR.
+
+    >>> schedule = Schedule(0.1, "cosine", warmup_epochs=1, epochs=3)
+    >>> [round(schedule.rate(epoch), 4) for epoch in range(3)]
+    [0.05, 0.1, 0.05]
+    """
+
+    lr: float
+    kind: str = "constant"
+    step_epochs: int = 1
+    gamma: float = 0.1
+    warmup_epochs: int = 0
+    epochs: int = 0
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0."""
+        since = epoch - self.warmup_epochs
+        if since < 0:
+            return self.lr * (epoch + 1) / (self.warmup_epochs + 1)
+        if self.kind == "step":
+            return self.lr * self.gamma ** (since // self.step_epochs)
+        if self.kind == "cosine":
+            period = self.epochs - self.warmup_epochs
+            return self.lr * (1 + math.cos(math.pi * since / period)) / 2
+        return self.lr
+
+    def of_steps(self, steps_per_epoch: int) -> float | Callable[[Any], Any]:
+        """Return the learning rate, or a schedule from a step, int32, to a rate."""
+        if self.kind == "constant" and not self.warmup_epochs:
+            return self.lr
+        if self.kind == "step" and not self.warmup_epochs:
+            return step_decay(self.lr, self.step_epochs, self.gamma, steps_per_epoch)
+        rates = [self.rate(epoch) for epoch in range(self.epochs)]
+
+        def schedule(step):
+            return jnp.asarray(rates)[step // steps_per_epoch]
+
+        return schedule
+
+    def starves_from(self) -> int | None:
+        """Return the first epoch, counted from 0, that can hardly learn anything.
+
+        Its rate is below a thousandth of `lr`, and over a fourth of the epochs are
+        still to come from there on. None if there is no such epoch.
+        """
+        for epoch in range(self.warmup_epochs, self.epochs):
+            if self.rate(epoch) < self.lr / 1000:
+                return epoch if 4 * (self.epochs - epoch) > self.epochs else None
+        return None
 
 
 def make_optimizer(

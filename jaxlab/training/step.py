@@ -150,7 +150,7 @@ def make_train_step(
         updates = flax.traverse_util.flatten_dict(updates)
         # Not even zero is added to frozen leaves: it would turn -0.0 into 0.0.
         moved = {path: trained[path] + updates[path] for path in trained}
-        state = TrainState(
+        state = state.replace(
             params=flax.traverse_util.unflatten_dict({**flat, **moved}),
             batch_stats=batch_stats,
             opt_state=opt_state,

@@ -25,11 +25,11 @@ from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.models.chain import takes
 from jaxlab.training import inputs, optim
-from jaxlab.training.fit import Job, NoWriter, Progress, run_epochs
+from jaxlab.training.fit import Job, NoWriter, Progress, ValidatedState, run_epochs
 from jaxlab.training.job import (
-    eval_step_of,
+    eval_steps_of,
     leaves_of,
-    optimizer_and_rate,
+    optimizer_of,
     train_step_of,
 )
 from jaxlab.training.step import init_state
@@ -64,9 +64,10 @@ class Settings:
 class History(NamedTuple):
     """The result of `fit`: a row of metrics for each epoch, and the trained variables.
 
-    A row has `epoch`, `train_loss`, `train_accuracy`, `test_loss` and `test_accuracy`,
-    measured in evaluation mode after the epoch, `learning_rate` (but with an optimizer
-    of Optax), `examples_per_second` and `seconds`. `variables` are `{"params": …}`, and
+    A row has `epoch`, `train_loss`, `train_accuracy`, `test_loss` and `test_accuracy`
+    (or `validation_loss` and `validation_accuracy`, see `fit`), measured in evaluation
+    mode after the epoch, `learning_rate` (but with an optimizer of Optax),
+    `examples_per_second` and `seconds`. `variables` are `{"params": …}`, and
     `batch_stats` where the module has them.
     """
 
@@ -75,7 +76,7 @@ class History(NamedTuple):
 
     @property
     def test_accuracy(self) -> float:
-        """The test accuracy after the last epoch, in [0, 1]."""
+        """The test accuracy of the variables, in [0, 1]."""
         return self.rows[-1]["test_accuracy"]
 
     def __repr__(self) -> str:
@@ -112,8 +113,10 @@ def fit(
     `model` is any Linen module from images float32[b, h, w, c] to logits
     float[b, classes], with or without a keyword `train`. Images are scaled to [0, 1],
     or prepared by `preprocess`. Both splits are measured in evaluation mode after each
-    epoch. The loop is that of `jaxlab.fine_tune`, and the defaults are the lab's:
-    40 epochs of Adam at a rate of 1e-4 on batches of 10.
+    epoch. If the data have a validation split, it is measured instead of the test
+    split; the variables are those of the epoch with the lowest validation loss, and the
+    test split is measured once, with them. The loop is that of `jaxlab.fine_tune`, and
+    the defaults are the lab's: 40 epochs of Adam at a rate of 1e-4 on batches of 10.
 
     `optimizer` is "adam", "sgd" with `momentum`, or an Optax transformation, which
     brings its own rate and decay. `l2` is torch's weight_decay, `l1` the factor of
@@ -130,7 +133,7 @@ def fit(
     `train_accuracy`, `test_loss`, `test_accuracy`, `learning_rate`,
     `examples_per_second` and `seconds`; and `variables`, with which
     `model.apply(history.variables, images / 255, train=False)` gives the logits of
-    other images. Its `test_accuracy` is that of the last epoch.
+    other images. Its `test_accuracy` is that of these variables.
 
     Raises UsageError for a wrong setting, and for a module that returns fewer logits
     than the data have classes; JaxlabError if the loss is not finite.
@@ -192,10 +195,15 @@ def _fit(
     last = np.zeros((count % batch_size or batch_size, *shape), np.uint8)
     _check_module(train.apply_fn, variables, last, len(data.class_names))
     leaves = leaves_of(trainable)
-    transformation, rate = optimizer_and_rate(
+    kind = "constant" if settings.lr_step is None else "step"
+    step_epochs = settings.lr_step or 1
+    schedule = optim.Schedule(settings.lr, kind, step_epochs, settings.lr_gamma)
+    transformation = optimizer_of(
         optimizer,
-        *(settings.lr, settings.momentum, settings.l2),
-        *(settings.lr_step, settings.lr_gamma, math.ceil(count / batch_size)),
+        schedule,
+        settings.momentum,
+        settings.l2,
+        math.ceil(count / batch_size),
         leaves,
     )
     step = train_step_of(
@@ -210,8 +218,8 @@ def _fit(
             inputs=split_inputs,
             counts={name: len(split) for name, split in data.splits.items()},
             train_step=step,
-            eval_step=eval_step_of(train.apply_fn),
-            rate=rate,
+            eval_steps=eval_steps_of(split_inputs),
+            rate=schedule.rate if isinstance(optimizer, str) else None,
             trainable=trainable,
             key=dropout_key,
             seed=settings.seed,
@@ -224,6 +232,8 @@ def _fit(
             pads=not batch_stats or takes(train.apply_fn, "weights"),
         )
         state = init_state(params, transformation, batch_stats)
+        if data.validation is not None:
+            state = ValidatedState.of(state, trainable)
         state, rows, _ = run_epochs(job, state, Progress(), NoWriter())
     return History(rows, {"params": state.params, **state.other_variables})
 

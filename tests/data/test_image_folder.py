@@ -112,7 +112,7 @@ def test_a_test_picture_that_is_trained_on_is_told(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             picture(label).save(tmp_path / part / name / f"{part}.png")
     _, said = load(tmp_path)
-    (line,) = said
+    _, line = said
     assert line.startswith("warning: 2 test pictures are identical to training ")
     assert "val/cat/val.png" in line
 
@@ -208,10 +208,6 @@ def a_loop(root):
     (root / "dog" / "back").symlink_to(root / "dog")
 
 
-def train_alone(root):
-    (root / "cat").rename(root / "train")
-
-
 def train_and_more(root):
     for name in ("train", "val"):
         shutil.copytree(root / "cat", root / name / "cat")
@@ -255,14 +251,7 @@ LAYOUTS = [
     (newline_in_a_class, r"class name that is not printable UTF-8 (1): 'c\nat'"),
     (no_utf8_in_a_class, r"class name that is not printable UTF-8 (1): 'c\udcff'"),
     (a_loop, "link to a folder inside a class (2): cat/loop, dog/back"),
-    (
-        train_alone,
-        "beside train it must contain either val or test, and no other folder",
-    ),
-    (
-        train_and_more,
-        "beside train it must contain either val or test, and no other folder",
-    ),
+    (train_and_more, "holds cat, dog beside train, val; pass a folder of"),
     (a_class_that_val_lacks, "class that one split lacks (1): dog"),
     (a_class_that_train_lacks, "class that one split lacks (2): dog, eel"),
     (a_pipe, "non-regular file (1): cat/pipe.png"),

@@ -87,10 +87,10 @@ def test_a_run_of_before_is_read(record):
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert read_rows(path) == [] and finished_rows(path, 1) == []
+    assert read_rows(path) == [] and finished_rows(path, 1, None) == []
     rows = [{"epoch": 1, "test_accuracy": 0.1}, {"epoch": 2, "test_accuracy": 0.3}]
     path.write_text(rows_text(rows))
     assert read_rows(path) == rows
-    assert finished_rows(path, 2) == rows and finished_rows(path, 3) == []
+    assert finished_rows(path, 2, None) == rows and finished_rows(path, 3, None) == []
     with pytest.raises(ValueError):
         rows_text([{"test_loss": float("nan")}])

@@ -7,7 +7,12 @@ import optax
 import pytest
 import torch
 
-from jaxlab.training.optim import make_optimizer, step_decay, trainable_tree
+from jaxlab.training.optim import (
+    Schedule,
+    make_optimizer,
+    step_decay,
+    trainable_tree,
+)
 
 PARAMS = {
     "body": {"kernel": jnp.array([1.0, -2.0])},
@@ -105,3 +110,47 @@ def test_patterns_that_would_freeze_the_wrong_layers_are_errors(patterns, messag
 def test_another_optimiser_is_refused():
     with pytest.raises(ValueError, match="expected 'sgd' or 'adam', got 'rmsprop'"):
         make_optimizer("rmsprop", 0.1, trainable=ALL)
+
+
+def torch_schedule(optimizer, kind, warmup, epochs):
+    """Return torch's schedulers in the order that a recipe chains them."""
+    schedulers = torch.optim.lr_scheduler
+    main = {
+        "step": lambda: schedulers.StepLR(optimizer, 2, 0.1),
+        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, epochs - warmup),
+        "constant": lambda: schedulers.ConstantLR(optimizer, 1.0),
+    }[kind]()
+    if not warmup:
+        return main
+    rise = schedulers.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return schedulers.SequentialLR(optimizer, [rise, main], milestones=[warmup])
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+@pytest.mark.parametrize("kind", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_a_schedule_equals_torchs_schedulers(kind, warmup):
+    epochs, steps_per_epoch = 8, 5
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    scheduler = torch_schedule(optimizer, kind, warmup, epochs)
+    schedule = Schedule(0.01, kind, 2, 0.1, warmup, epochs)
+    of_steps = schedule.of_steps(steps_per_epoch)
+    for epoch in range(epochs):
+        theirs = optimizer.param_groups[0]["lr"]
+        np.testing.assert_allclose(schedule.rate(epoch), theirs, rtol=1e-12)
+        for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
+            ours = of_steps(jnp.int32(step)) if callable(of_steps) else of_steps
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "epochs, lr_step, first",
+    [(5, 3, None), (20, 12, None), (20, 3, 12), (16, 3, None), (17, 3, 12)],
+)
+def test_a_schedule_knows_the_epoch_from_which_it_starves(epochs, lr_step, first):
+    schedule = Schedule(1e-4, "step", lr_step, 0.1, 0, epochs)
+    assert schedule.starves_from() == first
+    assert Schedule(1e-4, "cosine", epochs=epochs).starves_from() is None
