@@ -93,8 +93,10 @@ def load_folder(
             f"{chooses if 'validation' in names else ''}, tests on {names['test']}"
         )
     _log_unusual(root, files, checked, splits, log)
-    if test_size is None:
-        _log_untested(class_names, labels, splits, log)
+    measured = {"test": "tested", "validation": "validated"}
+    if test_size is not None:  # so few may have been asked for
+        del measured["test"]
+    _log_unmeasured(class_names, labels, splits, measured, log)
 
     paths = [file.path for file in files]
     parts = {
@@ -266,20 +268,24 @@ def _log_unusual(
             )
 
 
-def _log_untested(
+def _log_unmeasured(
     class_names: Sequence[str],
     labels: np.ndarray,
     splits: dict[str, np.ndarray],
+    measured: dict[str, str],
     log: Callable[[str], None],
 ) -> None:
-    for split, verb in (("test", "tested"), ("validation", "validated")):
-        if split in splits:
-            seen = np.bincount(labels[splits[split]], minlength=len(class_names))
-            missing = [class_names[i] for i, n in enumerate(seen) if not n]
-            if missing:
-                named = ", ".join(missing[:_EXAMPLES])
-                more = ", …" if len(missing) > _EXAMPLES else ""
-                log(
-                    f"warning: classes that are never {verb}, because they have too "
-                    f"few pictures ({len(missing):,}): {named}{more}"
-                )
+    """Log a warning for classes that no picture of a split shows.
+
+    `measured` are the splits to look at, with what they do to a class.
+    """
+    for split in [name for name in measured if name in splits]:
+        seen = np.bincount(labels[splits[split]], minlength=len(class_names))
+        missing = [class_names[i] for i, count in enumerate(seen) if not count]
+        if missing:
+            named = ", ".join(missing[:_EXAMPLES])
+            more = ", …" if len(missing) > _EXAMPLES else ""
+            log(
+                f"warning: classes that are never {measured[split]}, because they have "
+                f"too few pictures ({len(missing):,}): {named}{more}"
+            )

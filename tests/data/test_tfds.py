@@ -4,6 +4,7 @@ It is one file because many of these tests read the small dataset that the fixtu
 `prepared` stores once with TensorFlow, which is slow. Some use the real Fashion-MNIST.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 
 from jaxlab import finetune, overfit
 from jaxlab.data import pictures, tfds, tfds_prepare
-from jaxlab.data.dataset import content_order
+from jaxlab.data.dataset import Split, content_order
 from jaxlab.data.digits import mnist5k
 from jaxlab.data.loaders import Streamed
 from jaxlab.data.preprocess import Preprocess
@@ -66,7 +67,8 @@ import tensorflow_datasets as tfds
 
 file, name, version, shape, classes, folder = sys.argv[1:]
 arrays = np.load(file, allow_pickle=True)
-splits = {split: [] for split in ("train", "test") if f"{split}_images" in arrays}
+names = ("train", "validation", "test")
+splits = {split: [] for split in names if f"{split}_images" in arrays}
 for split, examples in splits.items():
     pairs = zip(arrays[f"{split}_images"], arrays[f"{split}_labels"])
     examples += [(i, {"image": x, "label": int(y)}) for i, (x, y) in enumerate(pairs)]
@@ -403,3 +405,55 @@ def test_images_of_different_sizes_are_resized_or_streamed(
     np.testing.assert_array_equal(light, data.train.labels == 1)
     with pytest.raises(UsageError, match=r"shape \(None, None, 3\), and the lab"):
         load_tfds("varying")
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """Store digits in three splits, of which the test split has no labels."""
+    folder = tmp_path_factory.mktemp("validated")
+    digits = mnist5k(validation_fraction=0.01).first(30, 20)
+    arrays = {
+        f"{name}_{what}": getattr(split, what)
+        for name, split in digits.splits.items()
+        for what in ("images", "labels")
+    }
+    arrays["test_labels"] = np.full(20, -1)
+    store(folder, "mnist", "3.0.1", (28, 28, 1), digits.class_names, **arrays)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_test_split_without_labels_is_not_tested_on(validated, monkeypatch):
+    said = []
+    load = functools.partial(load_tfds, "mnist", data_dir=str(validated))
+    data = load(log=said.append)
+    assert data.validation is None and len(data.test) == 40
+    assert np.bincount(data.test.labels).tolist() == [4] * 10
+    assert said == [
+        "mnist: the images of its test split have no labels",
+        "mnist: tests on the split validation",
+    ]
+    # With labels, all three are used. Negative control: labels are what decides.
+    monkeypatch.setattr(tfds, "_has_no_labels", lambda builder, split: False)
+    with pytest.raises(InputError, match="has labels from -1 to -1, but 10 classes"):
+        load(log=said.append)
+
+
+@pytest.mark.slow
+def test_a_validation_split_chooses_and_is_not_tested_on(validated, monkeypatch):
+    read = tfds._read
+
+    def labelled(builder, split, how):
+        if split != "test":
+            return read(builder, split, how)
+        images = np.zeros((20, 28, 28, 1), np.uint8)
+        return Split(images, np.arange(20, dtype=np.int32) % 10)
+
+    monkeypatch.setattr(tfds, "_has_no_labels", lambda builder, split: False)
+    monkeypatch.setattr(tfds, "_read", labelled)
+    said = []
+    data = load_tfds("mnist", data_dir=str(validated), log=said.append)
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    assert sizes == {"train": 30, "validation": 40, "test": 20} and said == []
+    with pytest.raises(UsageError, match="a validation split of 40 images already"):
+        load_tfds("mnist", data_dir=str(validated), validation_fraction=0.1)
