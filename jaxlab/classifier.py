@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxlab.data.pictures import BadPicture, decode, read, upright
+from jaxlab.data.pictures import BadPicture, read, read_image, upright
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
 from jaxlab.models.architecture import ARCHITECTURES
@@ -260,7 +260,7 @@ def _image(picture: Picture) -> Image.Image:
     """Return a picture in mode L or RGB; see `Classifier.predict`."""
     if isinstance(picture, (str, os.PathLike)):
         try:
-            return decode(read(Path(picture)))
+            return read_image(read(Path(picture)))
         except BadPicture as problem:
             raise InputError(f"{picture}: {problem}; pass another picture") from problem
     if isinstance(picture, Image.Image):

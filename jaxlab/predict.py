@@ -9,6 +9,7 @@ ImageNet's 1,000 class names.
 import csv
 import functools
 import glob
+import itertools
 import json
 import os
 import sys
@@ -75,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not patterns:
         raise UsageError("pictures: missing; pass files, folders or patterns")
     runtime.set_up()
-    paths = _paths(patterns)
+    unusual: list[str] = []
+    paths = _paths(patterns, unusual.append)
     from jaxlab.classifier import Classifier
 
     classifier = Classifier.load(source, offline=config.offline)
 
     bad: list[str] = []
-    unusual: list[str] = []
     write = _writer(config)
     total = len(paths)
     with terminal.progress_bar(
@@ -97,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in [*unusual, *bad]:
         print(f"warning: {one_line(line)}", file=sys.stderr)
     if bad:
+        others = "" if len(bad) == total else ", the others were classified"
         raise InputError(
-            f"pictures: {len(bad):,} of {total:,} could not be read, the others were "
-            "classified; check the files named above"
+            f"pictures: {len(bad):,} of {total:,} could not be read{others}; check the "
+            "files named above"
         )
 
 
@@ -116,11 +118,11 @@ def predict(
     each picture that is unusual but is classified.
     """
     from jaxlab.classifier import BATCH
-    from jaxlab.data.pictures import BadPicture, decode, read
+    from jaxlab.data.pictures import BadPicture, read, read_image
 
     def prepared(path: Path) -> np.ndarray | str:
         try:
-            picture = decode(read(path))
+            picture = read_image(read(path))
         except BadPicture as problem:
             return f"{path}: {problem}"
         if picture.info["animated"]:
@@ -144,10 +146,11 @@ def predict(
             yield from zip((path for path, _ in ready), rows, strict=True)
 
 
-def _paths(patterns: Sequence[str]) -> list[Path]:
+def _paths(patterns: Sequence[str], log: Callable[[str], None]) -> list[Path]:
     """Return the files that the arguments name, in order and without duplicates.
 
-    Raises InputError for an argument that names no file or no picture.
+    `log` is called with a line for the files of a folder that are not pictures by their
+    names. Raises InputError for an argument that names no file or no picture.
     """
     from jaxlab.data.pictures import ENDINGS, files_in
 
@@ -160,14 +163,31 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
         pictures: list[Path] = []
         for path in matches:
             if path.is_dir():
-                inside = (file for file in files_in(path) if not file.is_dir())
-                pictures += sorted(f for f in inside if f.suffix.lower() in ENDINGS)
+                inside = sorted(files_in(path))
+                are_pictures = [f.suffix.lower() in ENDINGS for f in inside]
+                pictures += itertools.compress(inside, are_pictures)
+                _log_others(path, inside, are_pictures, log)
             else:
                 pictures.append(path)
         if not pictures:
             raise InputError(f"{pattern}: contains no pictures; pass another folder")
         found |= dict.fromkeys(pictures)
     return list(found)
+
+
+def _log_others(
+    folder: Path,
+    files: Sequence[Path],
+    are_pictures: Sequence[bool],
+    log: Callable[[str], None],
+) -> None:
+    others = [f for f, is_one in zip(files, are_pictures, strict=True) if not is_one]
+    if others:
+        named = ", ".join(str(file.relative_to(folder)) for file in others[:3])
+        log(
+            f"{folder}: left out what has no picture's ending ({len(others):,}): "
+            f"{named}{', …' if len(others) > 3 else ''}"
+        )
 
 
 def _writer(config: Config) -> Any:

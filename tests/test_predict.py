@@ -136,13 +136,20 @@ def test_bad_pictures_are_named_and_the_others_answered(run, run_here, tmp_path)
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-30])
     (tmp_path / ".hidden.png").write_bytes(good.read_bytes())
+    (tmp_path / "notes.txt").write_text("text")
     process = run_here(predict.main, folder, good, tmp_path)
     assert process.returncode == 3
     assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
     lines = process.stderr.splitlines()
+    left_out, *lines = lines
+    assert left_out == (
+        f"warning: {tmp_path}: left out what has no picture's ending (1): notes.txt"
+    )
     assert len(lines) == 3 and lines[0].startswith(f"warning: {tmp_path}/cut.png: dam")
     assert lines[1] == f"warning: {tmp_path}/text.png: unknown image format"
-    assert lines[2].startswith("error: pictures: 2 of 3 could not be read")
+    assert lines[2].startswith("error: pictures: 2 of 3 could not be read, the others")
+    process = run_here(predict.main, folder, tmp_path)
+    assert "pictures: 2 of 2 could not be read; check" in process.stderr
 
 
 def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.data.pictures import BadPicture, Pictures, decode, read
+from jaxlab.data.pictures import BadPicture, Pictures, read, read_image
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
 
@@ -159,7 +159,7 @@ class _Resize:
                     f"{path}: has changed since the run began; leave the folder "
                     "unchanged during a run, and run again"
                 )
-            return self.preprocess.resize(decode(content))
+            return self.preprocess.resize(read_image(content))
         except BadPicture as error:
             raise InputError(
                 f"{path}: can no longer be read: {error}; leave the folder unchanged "

@@ -8,6 +8,7 @@ It is one file because every format and mode has its rule here and nowhere else.
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from pretrained.disk import NotRegular, open_regular
 from pretrained.errors import one_line
@@ -31,16 +32,30 @@ if TYPE_CHECKING:  # Reading digits must not wait for the import of JAX.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 # Without this list Pillow would also try EPS, for which it runs Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+# The endings that Pillow knows for them, and those of HEIC.
 ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".mpo", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
-    + (".ppm", ".pgm")
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp")
+    + (".bmp", ".dib", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm")
+    + (".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif")
 )
 MAX_PIXELS = 50_000_000
 # Resized pictures of at most this total size are kept in memory. If they are larger,
 # the files are decoded again in every epoch.
 IN_MEMORY_BYTES = 1 << 30
 LONGEST = 100  # maximum ratio of the long side to the short side
+_REMEDY = "save it as PNG or JPEG with 8 bits"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # The exceptions that Pillow raised for a third of a million damaged files.
 _DAMAGE = (
@@ -81,22 +96,37 @@ def read(path: Path | Record) -> bytes:
         raise BadPicture("unreadable file", error.strerror or "") from None
 
 
-def decode(content: bytes) -> Image.Image:
-    """Return the first frame of a picture, upright, in mode "L" or "RGB".
+def decode(content: bytes) -> np.ndarray:
+    """Return the pixels of an encoded picture, uint8[h, w, c]; c is 1 for grey, else 3.
 
-    The EXIF orientation is applied. Transparency is composited on white. 16-bit grey is
-    scaled to 8 bits. Palettes, CMYK and other colour spaces are converted to RGB.
+    They are those of the first frame, upright by its EXIF orientation. Transparency is
+    composited on white. Grey of 12 or 16 bits is scaled to 8 and rounded; colour of 16
+    bits keeps its high byte. Palettes, CMYK and YCbCr are converted to RGB. Metadata
+    that cannot be read is ignored, as are colour profiles.
+
+    Raises BadPicture, which says what the file is, for everything that cannot be
+    decoded so: an empty or damaged file, an unknown format, more than 50 million pixels
+    (according to the header, before anything is decoded), a long side of more than 100
+    times the short side, and samples that are signed, in floating point or of over 16
+    bits.
+
+    >>> decode(b"P2 3 1 255 0 128 255")[0, :, 0].tolist()
+    [0, 128, 255]
+    """
+    pixels = np.array(read_image(content))
+    return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+
+
+def read_image(content: bytes) -> Image.Image:
+    """Return an encoded picture in mode "L" or "RGB"; see `decode`.
+
     `info["animated"]` of the result is True if a file other than an MPO has further
     frames.
-
-    Raises BadPicture for an empty or damaged file, an unknown format, more than 50
-    million pixels (according to the header, before anything is decoded), a long side of
-    more than 100 times the short side, and pixels in floating point or outside 16 bits.
     """
     if not content:
         raise BadPicture("empty file")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _opened(content) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadPicture("over 50 million pixels", f"{width}×{height}")
@@ -106,11 +136,14 @@ def decode(content: bytes) -> Image.Image:
             # Further frames of an MPO are previews and depth maps of the same photo.
             animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
             image.seek(0)
+            sample = _Sample.of(image)  # of what load() forgets
             image.load()
-            plain = upright(image)
+            plain = _plain(_turned(image), sample)
             plain.info = {"animated": animated}
             return plain
     except UnidentifiedImageError:
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            raise BadPicture(f"unsupported kind of TIFF; {_REMEDY}") from None
         raise BadPicture("unknown image format") from None
     except Image.DecompressionBombError:
         raise BadPicture("over 50 million pixels") from None
@@ -123,7 +156,86 @@ def upright(image: Image.Image) -> Image.Image:
 
     Raises BadPicture for pixels in floating point or outside 16 bits.
     """
-    return _plain(ImageOps.exif_transpose(image))
+    return _plain(_turned(image), _Sample())
+
+
+def _opened(content: bytes) -> Image.Image:
+    """Open a picture; HEIC needs a package of its own."""
+    file = io.BytesIO(_without_text(content))
+    if content[4:8] != b"ftyp" or content[8:12] not in _HEIC_BRANDS:
+        return Image.open(file, formats=FORMATS)
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise BadPicture("HEIC, which needs a package: run pip install -e '.[heif]'")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return Image.open(file, formats=(*FORMATS, "HEIF"))
+
+
+def _without_text(content: bytes) -> bytes:
+    """Return a PNG without its texts and its colour profile, other files unchanged.
+
+    Pillow refuses a picture for long ones. XMP is kept, because it may say how the
+    picture is turned.
+    """
+    if not content.startswith(_PNG):
+        return content
+    kept, start = [content[: len(_PNG)]], len(_PNG)
+    while start + 8 <= len(content):
+        length = int.from_bytes(content[start : start + 4])
+        kind, end = content[start + 4 : start + 8], start + 12 + length
+        body = content[start + 8 : end - 4]
+        is_xmp = body.startswith(b"XML:com.adobe.xmp\0\0") and length < 500_000
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") or is_xmp:
+            kept.append(content[start:end])
+        start = end
+    return b"".join([*kept, content[start:]])
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Return the image upright; an orientation that cannot be read does not count."""
+    # ImageOps.exif_transpose also writes the EXIF data anew, which fails if any of
+    # them are odd, though the pixels are good.
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except _DAMAGE:
+        return image
+    method = _TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+class _Sample(NamedTuple):
+    """What is known of a file's grey samples: the largest, and which one is white."""
+
+    bits: int = 16
+    white_is_zero: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "_Sample":
+        """Read it from an image that is opened, but not loaded yet.
+
+        Raises BadPicture for samples that Pillow would read as others.
+        """
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            tags = image.tag_v2
+            bits = max(tags.get(258, (1,)))
+            kinds = set(tags.get(339, (1,)))
+            if kinds & {2, 6}:
+                raise BadPicture(f"signed samples; {_REMEDY}")
+            if bits > 16 and 3 not in kinds:
+                raise BadPicture(f"samples of {bits} bits; {_REMEDY}")
+            if bits > 8 and tags.get(284) == 2 and len(tags.get(258, ())) > 1:
+                raise BadPicture(f"separate planes of {bits} bits; {_REMEDY}")
+            if image.mode == "LAB":
+                raise BadPicture(f"colours in Lab; {_REMEDY}")
+            return cls(bits, tags.get(262) == 0)
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.tile:
+            _, _, depth = str(image.tile[0][3]).partition(";")
+            bits = int(depth.rstrip("B") or (1 if image.mode == "1" else 8))
+            if image.mode == "RGB" and bits == 16 and "transparency" in image.info:
+                raise BadPicture(f"16-bit colour with a transparent one; {_REMEDY}")
+            return cls(bits)
+        return cls(8 if image.mode == "L" else 16)
 
 
 def files_in(folder: Path) -> Iterator[Path]:
@@ -145,26 +257,40 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (
-        "transparency" in image.info
-    ):
+def _plain(image: Image.Image, sample: _Sample) -> Image.Image:
+    transparent = image.info.get("transparency")
+    if image.mode in ("1", "L") or image.mode.startswith("I"):
+        return _grey(image, sample, transparent)
+    if image.mode == "F":
+        raise BadPicture(f"floating-point pixels; {_REMEDY}")
+    # Windows writes bitmaps whose fourth byte is unused, and calls it alpha.
+    if image.mode == "RGBA" and image.format in ("BMP", "DIB"):
+        if not image.getchannel("A").getbbox():
+            return image.convert("RGB")
+    if transparent is not None or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode == "F":
-        raise BadPicture("floating-point pixels; save the file with 8 or 16 bits")
-    if image.mode.startswith("I"):
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(image: Image.Image, sample: _Sample, transparent: object) -> Image.Image:
+    """Return a grey image in 8 bits; the sample that is transparent becomes white."""
+    if image.mode in ("1", "L"):
+        most, values = 255, np.asarray(image.convert("L"))
+        key = (1 << min(sample.bits, 8)) - 1  # the largest sample of the file
+    else:
         # Pillow's own conversion clips values above 255.
+        most = key = (1 << sample.bits) - 1
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadPicture("pixel values outside 0 to 65,535")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    return image.convert("RGB")
+        if values.min() < 0 or values.max() > most:
+            raise BadPicture(f"pixel values outside 0 to {most:,}")
+    grey = ((values.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
+    if sample.white_is_zero and most > 255:  # Pillow inverts only 8 bits
+        grey = 255 - grey
+    if isinstance(transparent, int):
+        grey[values == transparent * most // key] = 255
+    return Image.fromarray(grey)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +366,7 @@ def check_pictures(
     def check(path: Path | Record) -> Checked:
         try:
             content = read(path)
-            picture = decode(content)
+            picture = read_image(content)
             return Checked(
                 digest=hashlib.sha256(content).hexdigest(),
                 content=pixel_digest(np.asarray(picture)),
