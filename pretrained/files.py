@@ -43,7 +43,10 @@ class Weights(NamedTuple):
     @property
     def provenance(self) -> Any:
         """What a converted file states about its origin, or None."""
-        return json.loads(self.metadata.get("provenance", "null"))
+        try:
+            return json.loads(self.metadata.get("provenance", "null"))
+        except ValueError:  # another program's metadata
+            return None
 
 
 def read_weights(
@@ -99,13 +102,12 @@ def read_weights(
 def _read_safetensors(
     file: BinaryIO, name: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the tensors and the metadata; refuse a provenance that is not JSON."""
+    """Return the tensors and the metadata, {} if the file has none."""
     try:
         content = file.read()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
-        json.loads(metadata.get("provenance", "null"))
+        metadata = header.get("__metadata__") or {}
     except KeyError as error:  # a dtype that NumPy lacks, such as BF16
         raise WeightsError(
             f"{name}: holds tensors of type {error.args[0]}, expected float32; save "

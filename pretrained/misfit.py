@@ -22,10 +22,12 @@ _FAMILIES = {
     "an Inception v3": ("Mixed_5b.",),
     "a ShuffleNet": ("stage2.0.branch",),
 }
-# Prefixes that wrappers of a model add to every key.
+# What wrappers of a model, or of a part of it, put into keys.
 _WRAPPERS = {
     "module.": ", as DataParallel saves them",
     "_orig_mod.": ", as torch.compile saves them",
+    "_fsdp_wrapped_module.": ", as FullyShardedDataParallel saves them",
+    "_checkpoint_wrapped_module.": ", as activation checkpoints save them",
 }
 
 
@@ -99,13 +101,19 @@ def listed(problems: list[str]) -> str:
 def advice_on(names: list[str], table: Iterable[Row]) -> str:
     """Return what keys that do not fit probably belong to, and what to pass instead."""
     expected = {row.torch for row in table}
+    if found := _wrappers_in(names, expected):
+        pairs = "".join(f".replace({wrapper!r}, '')" for wrapper in found)
+        said = " and ".join(f"{w!r}{_WRAPPERS[w]}" for w in found)
+        return (
+            f"keys contain {said}; pass {{k{pairs}: v for k, v in state_dict.items()}}"
+        )
     prefix = names[0].split(".")[0] + "." if names else ""
     if {name.removeprefix(prefix) for name in names} & expected and not (
         expected & set(names)
     ):
         return (
-            f"every key starts with {prefix!r}{_WRAPPERS.get(prefix, '')}; pass "
-            f"{{k.removeprefix({prefix!r}): v for k, v in state_dict.items()}}"
+            f"every key starts with {prefix!r}; pass {{k.removeprefix({prefix!r}): v "
+            "for k, v in state_dict.items()}"
         )
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if wrapper in names:
@@ -120,3 +128,11 @@ def advice_on(names: list[str], table: Iterable[Row]) -> str:
         if "conv5" in names or any("/" in name for name in names):
             return "these look like Flax params; convert them with to_torch"
     return "pass the float32 state_dict of the expected network from torchvision.models"
+
+
+def _wrappers_in(names: list[str], expected: set[str]) -> list[str]:
+    """Return the wrappers without which most of the names are expected ones."""
+    found = [w for w in _WRAPPERS if any(f".{w}" in f".{name}" for name in names)]
+    for wrapper in found:
+        names = [name.replace(wrapper, "") for name in names]
+    return found if 2 * len(expected & set(names)) > len(expected) else []

@@ -211,7 +211,25 @@ def small_change(name, change):
         ),
         (
             lambda: {f"module.{k}": v for k, v in tensors_of_two().items()},
-            "every key starts with 'module.', as DataParallel saves them",
+            "keys contain 'module.', as DataParallel saves them; pass {k.replace(",
+        ),
+        (  # torch's example for ImageNet wraps AlexNet's features only
+            lambda: {
+                k.replace("features.", "features.module."): v
+                for k, v in tensors_of_two().items()
+            },
+            "keys contain 'module.', as DataParallel saves them; pass {k.replace(",
+        ),
+        (
+            lambda: {
+                f"_orig_mod.{k}".replace("features.", "features.module."): v
+                for k, v in tensors_of_two().items()
+            },
+            "pass {k.replace('module.', '').replace('_orig_mod.', ''): v for k, v in",
+        ),
+        (
+            lambda: {f"backbone.{k}": v for k, v in tensors_of_two().items()},
+            "every key starts with 'backbone.'; pass {k.removeprefix('backbone.'): v",
         ),
         (lambda: {}, "features.0.weight is missing; features.0.bias is missing"),
         (
@@ -311,3 +329,24 @@ def test_a_published_file_is_known_by_its_hash(original, monkeypatch):
     monkeypatch.setitem(SOURCES, "imagenet", row)
     assert files.read_weights(path).source is row
     assert np.size(weights.params["fc8"]["bias"]) == 7
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"provenance": "my own network"}, {"jaxlab": "hello"}, {"format": "pt"}],
+)
+def test_another_program_s_metadata_are_no_damage(metadata, narrowed, tmp_path):
+    path, tensors = tmp_path / "a.safetensors", tensors_of_two()
+    save_file({name: t.numpy() for name, t in tensors.items()}, path, metadata)
+    content = path.read_bytes()
+    if metadata is None:  # which some writers store as null
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        header = b'{"__metadata__":null,' + header.strip()[1:]
+        content = (
+            len(header).to_bytes(8, "little")
+            + header
+            + content[8:][int.from_bytes(content[:8], "little") :]
+        )
+        path.write_bytes(content)
+    weights = files.read_weights(path)
+    assert weights.provenance is None and weights.names == "torch"

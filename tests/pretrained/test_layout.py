@@ -210,7 +210,7 @@ def changed(**changes):
         ),
         (
             lambda: {f"module.{name}": value for name, value in full().items()},
-            ["every key starts with 'module.', as DataParallel", "removeprefix"],
+            ["keys contain 'module.', as DataParallel", "k.replace('module.', '')"],
         ),
         (
             lambda: {"state_dict": full(), "epoch": 3},

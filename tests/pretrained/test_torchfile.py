@@ -131,6 +131,23 @@ def test_a_file_written_under_another_name_has_another_prefix(tmp_path):
     np.testing.assert_array_equal(read_torch_file(str(path))["a"], np.ones(3))
 
 
+def test_checksums_that_torch_left_out_are_not_compared():
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = saved({"a": torch.arange(5.0), "b": torch.ones(3)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert {member.CRC for member in archive.infolist()} == {0}
+    assert_read_as_torch_does(content)
+    # Negative control: with checksums, a changed value is noticed.
+    content = saved({"a": torch.arange(5.0)})
+    changed = content.replace(struct.pack("<f", 3.0), struct.pack("<f", 7.0))
+    assert changed != content
+    with pytest.raises(WeightsError, match="is damaged: Bad CRC-32"):
+        read(changed)
+
+
 def test_what_we_write_is_what_torch_reads(tmp_path):
     arrays = {
         "features.0.weight": np.random.default_rng(0).random((3, 2, 1), np.float32),
