@@ -62,34 +62,38 @@ class Classifier:
         class_names: Sequence[str],
         preprocess: Preprocess,
         precision: str = "float32",
+        sha256: str | None = None,
     ):
         """Put the variables on the device.
 
         `architecture` is a name of ARCHITECTURES, `variables` the tree of its module
-        for as many classes as there are `class_names`, and `precision` the dtype of the
-        computation.
+        for as many classes as there are `class_names`, `precision` the dtype of the
+        computation, and `sha256` that of the file that the variables were read from.
         """
         self.architecture = architecture
         self.class_names = tuple(class_names)
         self.preprocess = preprocess
+        self.sha256 = sha256
         self._variables = jax.device_put(variables)
         self._model = ARCHITECTURES[architecture].build(
             len(self.class_names), dtype=jnp.dtype(precision)
         )
 
     @classmethod
-    def load(cls, source: str | os.PathLike, *, offline: bool = False) -> "Classifier":
+    def load(
+        cls, source: str | os.PathLike, *, offline: bool = False, log: bool = True
+    ) -> "Classifier":
         """Return the classifier of a run, of its file of weights, or of published ones.
 
         `source` is the folder of a finished run, a copy of its `model.safetensors`, or
-        "imagenet": torchvision's AlexNet with the 1,000 classes of
-        ImageNet, which is downloaded once unless `offline`.
+        "imagenet": torchvision's AlexNet with the 1,000 classes of ImageNet, which is
+        downloaded once unless `offline`. `log=False` prints nothing.
 
         Raises InputError if it is not a finished run or names no classes, WeightsError
         if the weights are damaged or have another shape.
         """
         if source in SOURCES:
-            weights = whole_network(str(source), offline=offline)
+            weights = whole_network(str(source), offline=offline, log=log)
             # The published accuracies were measured with a centre crop.
             preprocess = Preprocess(crop=True)
             return cls(
@@ -97,6 +101,7 @@ class Classifier:
                 {"params": weights.params},
                 imagenet_classes(),
                 preprocess,
+                sha256=weights.sha256,
             )
         path = Path(source)
         if path.is_dir():
@@ -107,29 +112,15 @@ class Classifier:
                     "finished run"
                 )
         weights = read_weights(path)
-        about = _about(path, weights)
-        try:
-            name = about["architecture"]["name"]
-            precision = about["architecture"]["precision"]
-            class_names = [str(name) for name in about["class_names"]]
-            arguments: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in about["preprocessing"].items()
-            }
-            preprocess = Preprocess(**arguments)
-            jnp.dtype(precision)
-            head = weights.params[ARCHITECTURES[name].head]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}: its description of the network is invalid: {error}; pass "
-                "another run"
-            ) from error
-        if len(head["bias"]) != len(class_names):
-            raise InputError(
-                f"{path}: the network has {len(head['bias'])} classes, but "
-                f"{len(class_names)} are named; pass another run"
-            )
-        return cls(name, {"params": weights.params}, class_names, preprocess, precision)
+        name, class_names, preprocess, precision = _description(path, weights)
+        return cls(
+            name,
+            {"params": weights.params},
+            class_names,
+            preprocess,
+            precision,
+            weights.sha256,
+        )
 
     def predict(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Any]:
         """Return the `top` classes with their probabilities, the most probable first.
@@ -220,6 +211,38 @@ def metadata(
         },
     }
     return {METADATA: json.dumps(about, sort_keys=True)}
+
+
+def _description(
+    path: Path, weights: Weights
+) -> tuple[str, list[str], Preprocess, str]:
+    """Return a file's architecture, class names, preprocessing and precision.
+
+    Raises InputError if its description is missing, or does not fit its weights.
+    """
+    about = _about(path, weights)
+    try:
+        name = about["architecture"]["name"]
+        precision = about["architecture"]["precision"]
+        class_names = [str(name) for name in about["class_names"]]
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in about["preprocessing"].items()
+        }
+        preprocess = Preprocess(**arguments)
+        jnp.dtype(precision)
+        head = weights.params[ARCHITECTURES[name].head]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: its description of the network is invalid: {error}; pass "
+            "another run"
+        ) from error
+    if len(head["bias"]) != len(class_names):
+        raise InputError(
+            f"{path}: the network has {len(head['bias'])} classes, but "
+            f"{len(class_names)} are named; pass another run"
+        )
+    return name, class_names, preprocess, precision
 
 
 def _about(path: Path, weights: Weights) -> Any:

@@ -5,14 +5,16 @@ one long file because each setting is declared once, with its help, bounds and n
 """
 
 import dataclasses
+import numbers
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
-from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.errors import UsageError, did_you_mean, shown
 from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
@@ -259,12 +261,14 @@ class Config:
 
     def __post_init__(self):
         """Check every setting, then their combination."""
+        if self.resume is not None:
+            object.__setattr__(self, "resume", _step_text(self.resume))
         flags.validate(self)
         # The settings of a run that is resumed are known only when its record is read.
         if self.resume is None:
             _check_combination(self)
         else:
-            _check_resume(self, self.resume)
+            _check_resume(self)
 
 
 class Resolved(Config):
@@ -376,7 +380,20 @@ def _check_schedule(config: Config) -> None:
         )
 
 
-def _check_resume(config: Config, resume: str) -> None:
+def _step_text(resume: Any) -> str:
+    """Return a step, a number or its digits, or LAST as the text of the flag."""
+    is_number = isinstance(resume, numbers.Integral) and not isinstance(resume, bool)
+    if is_number and 0 <= resume <= sys.maxsize:
+        return str(resume)
+    if isinstance(resume, str) and (resume == LAST or resume.isdecimal()):
+        return resume
+    raise UsageError(
+        f"--resume: {shown(resume)} is not a step; pass the number of a step, or "
+        "--resume without a step for the latest checkpoint"
+    )
+
+
+def _check_resume(config: Config) -> None:
     """Raise UsageError if --resume does not fit the other settings."""
     if config.overwrite:
         raise UsageError(
@@ -384,8 +401,3 @@ def _check_resume(config: Config, resume: str) -> None:
         )
     if config.out is None:
         raise UsageError("--resume: no run is given; pass its folder as --out")
-    if resume != LAST and not resume.isdecimal():
-        raise UsageError(
-            f"--resume: {resume!r} is not a step; pass the number of a step, or "
-            "no value for the latest checkpoint"
-        )

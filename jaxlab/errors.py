@@ -3,18 +3,26 @@
 A message has the form `WHAT: why; what to do`.
 """
 
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pretrained.errors import one_line
+
+MAX_SHOWN = 60  # characters of a value in a message
 
 # A setting in a message, as on the command line. The flags of pip are none.
 _SETTING = re.compile(
     r"pip install (?:--\S+ )?|(?<![\w-])--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?=(:)?)"
 )
+# How to resume a run, with its folder as shlex.quote writes it.
+_RESUME = re.compile(r"""--resume --out ((?:[\w@%+=:,./-]|'[^']*'|"'")+)""", re.ASCII)
 _SWITCHES = {
     "crop": "crop=True",
     "debug": "debug=True",
-    "help": "help(jaxlab.Config)",
     "offline": "offline=True",
     "overwrite": "overwrite=True",
     "resume": "resume='last'",
@@ -25,8 +33,8 @@ class JaxlabError(Exception):
     """Base class; a command prints `text` as one line instead of a traceback.
 
     A message is written as the command line spells settings, for example
-    `--batch-size`. `str` spells them as in Python: `batch_size`. `exit_code` is that of
-    the command.
+    `--batch-size`. `str` spells them as in Python: `batch_size`, and names the help of
+    the function that was called (see `help_of`). `exit_code` is that of the command.
 
     >>> import jaxlab
     >>> try:
@@ -37,6 +45,7 @@ class JaxlabError(Exception):
     """
 
     exit_code = 1
+    function: str | None = None  # a public name, whose help explains the arguments
 
     @property
     def text(self) -> str:
@@ -45,7 +54,7 @@ class JaxlabError(Exception):
 
     def __str__(self) -> str:
         """Return the message with the settings spelled as in Python."""
-        return in_python(self.text)
+        return in_python(self.text, self.function or "Config")
 
 
 class UsageError(JaxlabError):
@@ -81,13 +90,30 @@ class NetworkError(JaxlabError):
     exit_code = 4
 
 
-def in_python(text: str) -> str:
+@contextlib.contextmanager
+def help_of(function: str) -> Iterator[None]:
+    """Make the errors of a block or a decorated function refer to a function's help.
+
+    `function` is a public name of jaxlab. Of several blocks, the innermost decides.
+    """
+    try:
+        yield
+    except JaxlabError as error:
+        error.function = error.function or function
+        raise
+
+
+def in_python(text: str, function: str = "Config") -> str:
     """Return a message with its flags spelled as arguments of a Python call.
+
+    `--help` becomes the help of `function`, a public name of jaxlab.
 
     >>> in_python("--lr: -1 is out of range; pass a number that is above 0")
     'lr: -1 is out of range; pass a number that is above 0'
     >>> in_python("--out: runs/a is not empty; pass another folder, or --overwrite")
     'out: runs/a is not empty; pass another folder, or overwrite=True'
+    >>> in_python("to continue, pass --resume --out runs/a")
+    'to continue, pass jaxlab.fine_tune(resume="last", out="runs/a")'
     """
 
     def spelled(match: re.Match) -> str:
@@ -97,9 +123,24 @@ def in_python(text: str) -> str:
         argument = name.replace("-", "_")
         if is_subject:
             return argument
+        if argument == "help":
+            return f"help(jaxlab.{function})"
         return f"{argument}=False" if negation else _SWITCHES.get(argument, argument)
 
+    if match := _RESUME.search(text):
+        before, after = text[: match.start()], text[match.end() :]
+        (folder,) = shlex.split(match[1])
+        call = f'jaxlab.fine_tune(resume="last", out={_literal(folder)})'
+        return in_python(before, function) + call + in_python(after, function)
+    text = text.replace("--resume without a step", "--resume")
+    text = text.replace("step to --resume", "step to resume")
     return _SETTING.sub(spelled, text).replace(": unknown flag", ": unknown setting")
+
+
+def _literal(text: str) -> str:
+    """Return a string of Python, in double quotes where it contains none."""
+    single = repr(text)
+    return single if '"' in single else f'"{single[1:-1]}"'
 
 
 def did_you_mean(
@@ -115,3 +156,12 @@ def did_you_mean(
     if not close:
         return "; see --help"
     return f"; did you mean {synonyms.get(close[0], close[0])}?"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: on one line, and not too long."""
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # Python prints no integer of over 4,300 digits
+        text = "an integer of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

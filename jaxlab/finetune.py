@@ -8,6 +8,7 @@ the folder of the run.
 
 import contextlib
 import functools
+import hashlib
 import os
 import shlex
 import sys
@@ -20,11 +21,11 @@ from jaxlab import runtime
 from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import Console
 from jaxlab.config import LAST, Config, Resolved, warn_of_random_frozen_layers
-from jaxlab.errors import UsageError
+from jaxlab.errors import InputError, UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
-from jaxlab.runs.record import Record
+from jaxlab.runs.record import Record, Rows
 from pretrained import disk
 
 if TYPE_CHECKING:  # `--help` must not wait for the import of JAX.
@@ -37,11 +38,19 @@ class Run:
 
     `history` holds the rows of `metrics.jsonl`: `epoch`, `train_loss`,
     `train_accuracy`, `test_loss`, `test_accuracy`, `learning_rate`,
-    `examples_per_second` and `seconds`. Losses are in nats, accuracies in [0, 1].
+    `examples_per_second` and `seconds`. Losses are in nats, accuracies in [0, 1]. The
+    `folder` is absolute, and `model_sha256` the SHA-256 of its `model.safetensors`, or
+    None in a process that wrote no files.
     """
 
     folder: Path
     history: list[dict[str, float]]
+    model_sha256: str | None
+
+    def __post_init__(self):
+        """Make the folder independent of the working directory."""
+        object.__setattr__(self, "folder", self.folder.absolute())
+        object.__setattr__(self, "history", Rows(self.history))
 
     @property
     def test_accuracy(self) -> float:
@@ -50,10 +59,26 @@ class Run:
 
     @functools.cached_property
     def classifier(self) -> "Classifier":
-        """The trained network, read from the folder when it is first used."""
+        """The trained network, read from the folder when it is first used.
+
+        Raises InputError if the folder was moved, or contains another model since.
+        """
         from jaxlab.classifier import Classifier
 
-        return Classifier.load(self.folder)
+        model = self.folder / run_folder.MODEL
+        if not model.exists():
+            raise InputError(
+                f"{model}: no longer exists; read the model from where it is now, with "
+                "jaxlab.Classifier.load(FOLDER)"
+            )
+        classifier = Classifier.load(self.folder)
+        if self.model_sha256 not in (None, classifier.sha256):
+            raise InputError(
+                f"{model}: is not the model of this run, but was written later; run "
+                "again, or read what is there with "
+                f"jaxlab.Classifier.load({str(self.folder)!r})"
+            )
+        return classifier
 
     def __repr__(self) -> str:
         """Return one line: the folder, the epochs and the test accuracy."""
@@ -70,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
     """
     prog = "python -m jaxlab.finetune"
     given = flags.parse(Config, argv, prog=prog, about=__doc__)
-    return _finetune(resume.complete(given), terminal.SHELL)
+    return _finetune(resume.complete(given), terminal.SHELL, owns_process=True)
 
 
 def fine_tune(
@@ -84,6 +109,11 @@ def fine_tune(
     `python -m jaxlab.finetune`, and have the same effect: the same model to the last
     byte. The run is written to the folder `out`, by default a new one in `runs/`.
     `log=False` prints nothing, not even warnings.
+
+    While it runs, JAX keeps compiled programs in jaxlab's cache folder, unless another
+    one is set, and does not warn if this fails, and in the main thread SIGINT and
+    SIGTERM end the run; all of this is undone at its end. (The command also keeps freed
+    memory, so that it trains faster on a CPU; its process cannot undo that.)
 
     Raises UsageError for a wrong setting, InputError for unusable data, WeightsError
     for unusable weights, CheckpointError if the run cannot be saved or resumed, and
@@ -101,12 +131,16 @@ def fine_tune(
     given = settings if dataset is None else {"dataset": dataset, **settings}
     flags.require_known(Config, given)
     config = resume.complete(given)
-    with signals.installed(second_ends=False):
-        return _finetune(config, terminal.PYTHON if log else terminal.SILENT)
+    console = terminal.PYTHON if log else terminal.SILENT
+    with signals.installed(second_ends=False), runtime.settings_restored():
+        return _finetune(config, console, owns_process=False)
 
 
-def _finetune(config: Resolved, console: Console) -> Run:
-    """Run one job and return its result; `config` is complete."""
+def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
+    """Run one job and return its result; `config` is complete.
+
+    `owns_process` is that of `runtime.set_up`.
+    """
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
     rows = resume.finished_rows(folder, config) if config.resume == LAST else []
@@ -119,7 +153,7 @@ def _finetune(config: Resolved, console: Console) -> Run:
             return _finished(rows, folder, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
-    device = runtime.set_up()
+    device = runtime.set_up(console.log, owns_process=owns_process)
     from jaxlab.data.preprocess import Preprocess
     from jaxlab.library import load_of
 
@@ -289,7 +323,11 @@ def _feature_store(task: Task, needed: int) -> Any:
 
 
 def _finished(rows: list[dict[str, float]], folder: Path, console: Console) -> Run:
-    run = Run(folder, rows)
+    model, sha256 = folder / run_folder.MODEL, None
+    if model.exists():  # a process with a SilentWriter has none
+        with open(model, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    run = Run(folder, rows, sha256)
     console.log(f"test_accuracy={run.test_accuracy:.4f} run={folder}")
     return run
 
@@ -326,7 +364,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     from jaxlab.training.initial_weights import initial_params
     from jaxlab.training.step import init_state
 
-    config, log = task.config, task.console.log
+    config, console, log = task.config, task.console, task.console.log
 
     def first_state(params):
         state = init_state(params, network.optimizer)
@@ -345,6 +383,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             network.init_key,
             config.weights,
             offline=config.offline,
+            log=console.shown,
         )
         record = Record.of(config, task.data, task.preprocess, weights, environment)
         return Start(first_state(params), Progress(), record)

@@ -1,6 +1,5 @@
 """The public functions that belong to no command: data and networks from Python."""
 
-import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 from jaxlab.cli import terminal
 from jaxlab.config import Config, resolved
 from jaxlab.data.dataset import Dataset
-from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.errors import UsageError, did_you_mean, help_of
 from jaxlab.models.architecture import ARCHITECTURES
 
 
+@help_of("load_data")
 def load_data(
     source: str | os.PathLike | tuple[Any, Any] = "mnist5k",
     *,
@@ -20,8 +20,8 @@ def load_data(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
     class_names: Sequence[str] | None = None,
-    image_size: int = 224,
-    crop: bool = False,
+    image_size: int | None = None,
+    crop: bool | None = None,
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
     offline: bool = False,
@@ -39,8 +39,9 @@ def load_data(
     Without a test split, `test_fraction` of each class is held out, always the same
     examples; then `validation_fraction` of the training examples, if it is not 0, or if
     the data have such a split: `data.validation`. `train_size` and `test_size` choose a
-    fixed, class-balanced part. The pictures of a folder are resized to `image_size`,
-    after a centre crop with `crop`. `data_dir`, `manual_dir` and `offline` are those of
+    fixed, class-balanced part. The pictures of a folder are resized to `image_size`, by
+    default 224, after a centre crop with `crop`; arrays keep their size, and are
+    refused with these arguments. `data_dir`, `manual_dir` and `offline` are those of
     the command.
 
     Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
@@ -60,13 +61,14 @@ def load_data(
         "test_size": test_size,
         "test_fraction": test_fraction,
         "validation_fraction": validation_fraction,
-        "crop": crop,
+        "crop": False if crop is None else crop,
         "data_dir": data_dir,
         "manual_dir": manual_dir,
         "offline": offline,
     }
     config = Config(**given)
     if not is_name:
+        _refuse_for_arrays(image_size, crop, data_dir=data_dir, manual_dir=manual_dir)
         return _load_pair(source, config, class_names)
     if class_names is not None:
         raise UsageError(
@@ -75,7 +77,8 @@ def load_data(
     from jaxlab.data.preprocess import Preprocess
 
     console = terminal.PYTHON if log else terminal.SILENT
-    return load_of(config, Preprocess(image_size, config.crop), console)
+    size = Preprocess.image_size if image_size is None else image_size
+    return load_of(config, Preprocess(size, config.crop), console)
 
 
 def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Dataset:
@@ -94,6 +97,24 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         offline=config.offline,
         progress=console.progress,
         log=console.log,
+    )
+
+
+def _refuse_for_arrays(
+    image_size: int | None, crop: bool | None, **folders: str | os.PathLike | None
+) -> None:
+    """Raise UsageError for an argument that applies to folders and datasets only."""
+    for name, value in folders.items():
+        if value is not None:
+            raise UsageError(f"{name}: cannot be combined with arrays; leave it out")
+    if image_size is None and crop is None:
+        return
+    size = 224 if image_size is None else image_size
+    ending = "" if crop is None else f", crop={crop}"
+    raise UsageError(
+        f"{'crop' if image_size is None else 'image_size'}: cannot be combined with "
+        "arrays, which keep their size; resize them as they are used, with "
+        f"preprocess=jaxlab.Preprocess({size}{ending})"
     )
 
 
@@ -122,6 +143,7 @@ def _load_pair(
     )
 
 
+@help_of("create_model")
 def create_model(
     name: str,
     *,
@@ -129,6 +151,7 @@ def create_model(
     weights: str | os.PathLike = "none",
     seed: int = 0,
     offline: bool = False,
+    log: bool = True,
     **fields: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Return a network and its variables: `logits = model.apply(variables, x, ...)`.
@@ -139,6 +162,7 @@ def create_model(
     model. A head of another number of classes than `num_classes` is random. `fields`
     are those of the module, such as `dropout_rate`. `variables` are the tree of
     `pretrained.to_variables`; the random ones are those of `fine_tune` for `seed`.
+    `log=False` prints nothing about a download.
 
     Raises UsageError for a wrong argument, WeightsError for unusable weights.
 
@@ -155,17 +179,6 @@ def create_model(
         )
     given: dict[str, Any] = {"weights": weights, "seed": seed}  # checked by Config
     config = resolved(Config(model=name, freeze="none", **given))
-    try:
-        num_classes = operator.index(num_classes)
-    except TypeError:
-        raise UsageError(
-            f"num_classes: {num_classes!r} is not a whole number; pass a whole number"
-        ) from None
-    if num_classes < 1:
-        raise UsageError(
-            f"num_classes: {num_classes} is out of range; pass a number that is at "
-            "least 1"
-        )
     import jax
 
     from jaxlab.training.initial_weights import initial_params
@@ -177,6 +190,6 @@ def create_model(
         raise UsageError(f"{name}: {error}; see help(jaxlab.AlexNet)") from error
     key, _ = jax.random.split(jax.random.key(config.seed))
     params, _ = initial_params(
-        architecture, model, key, config.weights, offline=offline
+        architecture, model, key, config.weights, offline=offline, log=log
     )
     return model, {"params": params}

@@ -56,23 +56,20 @@ RULE = (
 class Config:
     """The flags of the command and their defaults."""
 
-    variants: str = flag("all", "comma-separated names: " + ", ".join(VARIANTS))
-    seeds: int = flag(10, "runs of each variant, one per seed", at_least=1)
-    epochs: int = flag(40, "passes over the training images", at_least=1)
-    train_size: int = flag(
-        200, "images to train on, a fixed class-balanced choice", at_least=1
+    variants: str = flag(
+        "all", "comma-separated names: " + ", ".join(VARIANTS), group="comparison"
     )
-    test_size: int | None = flag(
-        None,
-        "images to test on, a fixed class-balanced choice",
-        at_least=1,
-        default_help="all",
+    seeds: int = flag(10, "runs of each variant, one per seed", at_least=1)
+    epochs: int = flag(
+        40, "passes over the training images", group="training", at_least=1
     )
     batch_size: int = flag(10, "images per step", at_least=1)
     optimizer: str = flag("adam", "update rule", choices=("adam", "sgd"))
     lr: float = flag(1e-4, "learning rate", above=0)
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
-    lr_step: int = flag(20, "step-decay: epochs between decays", at_least=1)
+    lr_step: int = flag(
+        20, "step-decay: epochs between decays", group="remedies", at_least=1
+    )
     lr_gamma: float = flag(0.1, "step-decay: factor of each decay", above=0, at_most=1)
     l2: float = flag(1e-3, "l2: the λ of λ·Σw² in the loss", at_least=0)
     l1: float = flag(1e-4, "l1: the λ of λ·Σ|w| in the loss", at_least=0)
@@ -83,14 +80,28 @@ class Config:
         "mnist5k",
         "mnist5k (embedded), or the name of a TensorFlow Datasets (TFDS) dataset such "
         "as fashion_mnist",
+        group="data",
+    )
+    train_size: int = flag(
+        200, "images to train on, a fixed class-balanced choice", at_least=1
+    )
+    test_size: int | None = flag(
+        None,
+        "images to test on, a fixed class-balanced choice",
+        at_least=1,
+        default_help="all",
     )
     data_dir: str | None = flags.data_dir()
     manual_dir: str | None = flags.manual_dir()
-    offline: bool = flag(False, "open no network connection")
     out: str | None = flag(
-        None, "folder of the run", default_help="a new folder in runs/"
+        None,
+        "folder of the run",
+        group="run",
+        metavar="FOLDER",
+        default_help="a new folder in runs/",
     )
     overwrite: bool = flag(False, "replace an earlier run in --out")
+    offline: bool = flag(False, "open no network connection")
     debug: bool = flag(False, "show tracebacks")
 
     def __post_init__(self):

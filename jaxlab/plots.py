@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.data.preprocess import Preprocess
@@ -11,6 +12,8 @@ from jaxlab.figures.confusion import draw_confusion
 from jaxlab.figures.curves import draw_curves
 from jaxlab.figures.figure import Figure
 from jaxlab.figures.images import draw_images
+from jaxlab.runs.record import Rows
+from pretrained.errors import one_line
 
 
 def plot_curves(history: Any, title: str = "") -> Figure:
@@ -18,7 +21,9 @@ def plot_curves(history: Any, title: str = "") -> Figure:
 
     `history` is what `fit` or `fine_tune` returned, or its rows. With a validation
     split its values are drawn, and the test values of the best epoch are one point. The
-    last test value is written beside the curve. A notebook shows the figure;
+    curve of a run's training split is labelled "dropout on", because it was measured
+    during the epochs; this is not known of rows that were read from a file. The last
+    test value is written beside the curve. A notebook shows the figure;
     `.savefig("name.png")` on it writes a file.
 
     >>> row = {"epoch": 1, "train_loss": 0.7, "test_loss": 0.9}
@@ -26,15 +31,15 @@ def plot_curves(history: Any, title: str = "") -> Figure:
     >>> plot_curves([row]).axes[0].get_xlabel()
     'epoch'
     """
-    # The training curve of fine_tune is measured during the epoch, with dropout on.
-    is_run = hasattr(history, "history")
-    rows = history.history if is_run else getattr(history, "rows", history)
+    rows = getattr(history, "history", getattr(history, "rows", history))
     if not _are_rows(rows):
         raise UsageError(
             "history: expected what fit or fine_tune returns, or a list of its rows, "
             f"got {type(history).__name__}"
         )
-    return draw_curves(rows, title, "training (dropout on)" if is_run else "training")
+    # The training curve of fine_tune is measured during the epoch, with dropout on.
+    during = isinstance(rows, Rows)
+    return draw_curves(rows, title, "training (dropout on)" if during else "training")
 
 
 def _are_rows(rows: Any) -> bool:
@@ -62,18 +67,8 @@ def plot_confusion(
     >>> plot_confusion([0, 1, 1], [0, 1, 0], ["cat", "dog"]).axes[0].get_xlabel()
     'predicted class'
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    for name, array in (("labels", labels), ("predictions", predictions)):
-        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-            raise UsageError(
-                f"{name}: expected indices of classes, int[n], got "
-                f"{array.dtype}{list(array.shape)}"
-            )
-        if array.size and not 0 <= array.min() <= array.max() < len(class_names):
-            raise UsageError(
-                f"{name}: {array.min()} to {array.max()} do not fit "
-                f"{len(class_names)} class names; pass a name for each class"
-            )
+    labels = _indices("labels", labels, class_names)
+    predictions = _indices("predictions", predictions, class_names)
     if len(labels) != len(predictions):
         raise UsageError(
             f"predictions: {len(predictions):,} for {len(labels):,} labels; pass one "
@@ -96,53 +91,96 @@ def plot_images(
     `predictions` are int[n]. A wrong prediction is red: "4, not 9" is a 9 that was
     predicted as a 4. `class_names` replace the numbers of the classes.
 
+    Raises UsageError for arrays of another shape, dtype or length, and for a class
+    without a name.
+
     >>> data = np.zeros((3, 28, 28, 1), np.uint8)
     >>> figure = plot_images(data, labels=[0, 1, 2], predictions=[0, 1, 1])
     >>> [axes.get_title() for axes in figure.axes[:3]]
     ['0', '1', '1, not 2']
     """
-    images = np.asarray(images)
+    shown = _pixels(images, preprocess)
+    classes = {}
+    for name, given in (("labels", labels), ("predictions", predictions)):
+        if given is not None:
+            classes[name] = _indices(name, given, class_names)
+            if len(classes[name]) != len(shown):
+                raise UsageError(
+                    f"{name}: {len(classes[name]):,} for {len(shown):,} images; pass "
+                    "one for each"
+                )
+    titles, wrong = _titles(class_names, **classes)
+    return draw_images(shown, titles, wrong)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise UsageError(
+            f"{name}: is not an array: {one_line(str(error))}; pass parts of one shape"
+        ) from error
+
+
+def _indices(name: str, classes: Any, class_names: Sequence[str] | None) -> np.ndarray:
+    """Return classes as int[n]; raise UsageError if they are no indices of names."""
+    array = _array(name, classes)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise UsageError(
+            f"{name}: expected indices of classes, int[n], got "
+            f"{array.dtype}{list(array.shape)}; pass one whole number for each image"
+        )
+    if class_names is not None and array.size:
+        if not 0 <= array.min() <= array.max() < len(class_names):
+            raise UsageError(
+                f"{name}: {array.min()} to {array.max()} do not fit "
+                f"{len(class_names)} class names; pass a name for each class"
+            )
+    return array
+
+
+def _pixels(images: Any, preprocess: Preprocess | None) -> np.ndarray:
+    """Return images as uint8[n, h, w, 1 or 3], without the normalisation."""
+    images = _array("images", images)
     channels = images.shape[3:] or (1,)
     is_one = images.ndim == 3 and images.shape[2] in (1, 3)
-    if (
-        images.ndim not in (3, 4)
-        or is_one
-        or not len(images)
-        or channels not in ((1,), (3,))
-    ):
+    is_batch = images.ndim in (3, 4) and len(images) and not is_one
+    if not is_batch or channels not in ((1,), (3,)):
         raise UsageError(
             "images: expected [n, h, w], [n, h, w, 1] or [n, h, w, 3], got "
             f"{list(images.shape)}; for one image, pass images[None]"
         )
     images = images.reshape(*images.shape[:3], *channels)
-    if images.dtype != np.uint8:
-        if preprocess is not None:
-            std, mean = np.array([preprocess.std, preprocess.mean], np.float32)
-            images = images * std + mean
-        images = np.clip(np.round(255 * images), 0, 255).astype(np.uint8)
-
-    for name, classes in (("labels", labels), ("predictions", predictions)):
-        if classes is not None and np.ndim(classes) != 1:
-            raise UsageError(f"{name}: expected int[n], one for each image")
-
-    def named(classes: Any) -> list[str]:
-        return [str(class_names[i] if class_names is not None else i) for i in classes]
-
-    titles = wrong = None
-    if labels is not None:
-        titles = named(labels)
-    if predictions is not None:
-        titles = named(predictions)
-        if labels is not None:
-            pairs = zip(predictions, labels, strict=True)
-            wrong = [int(predicted) != int(label) for predicted, label in pairs]
-            truths = named(labels)
-            titles = [
-                f"{titles[i]}, not {truths[i]}" if wrong[i] else titles[i]
-                for i in range(len(titles))
-            ]
-    if titles is not None and len(titles) != len(images):
+    if images.dtype == np.uint8:
+        return images
+    if not jnp.issubdtype(images.dtype, jnp.floating):  # JAX knows bfloat16, too
         raise UsageError(
-            f"labels: {len(titles):,} for {len(images):,} images; pass one for each"
+            f"images: expected uint8, or floats of [0, 1] or normalised, got "
+            f"{images.dtype}; convert them"
         )
-    return draw_images(images, titles, wrong)
+    images = images.astype(np.float32)
+    if preprocess is not None:
+        std, mean = np.array([preprocess.std, preprocess.mean], np.float32)
+        images = images * std + mean
+    return np.clip(np.round(255 * images), 0, 255).astype(np.uint8)
+
+
+def _titles(
+    class_names: Sequence[str] | None,
+    labels: np.ndarray | None = None,
+    predictions: np.ndarray | None = None,
+) -> tuple[list[str] | None, list[bool] | None]:
+    """Return the title of each image, and whether its prediction is wrong, if known."""
+
+    def named(i: int) -> str:
+        return str(i if class_names is None else class_names[i])
+
+    if labels is None or predictions is None:
+        known = labels if predictions is None else predictions
+        return (None if known is None else [named(i) for i in known]), None
+    wrong = [bool(each) for each in predictions != labels]
+    titles = [
+        f"{named(predicted)}, not {named(label)}" if is_wrong else named(label)
+        for predicted, label, is_wrong in zip(predictions, labels, wrong, strict=True)
+    ]
+    return titles, wrong

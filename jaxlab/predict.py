@@ -39,6 +39,7 @@ class Config:
         (),
         "the folder of a run or its model.safetensors, then the pictures; with "
         "--weights, only the pictures",
+        group="network and pictures",
         positional=True,
         metavar="RUN|FILE PICTURE…",
     )
@@ -48,10 +49,15 @@ class Config:
         choices=("imagenet",),
         default_help="the run's",
     )
-    top: int = flag(3, "number of classes to print for each picture", at_least=1)
+    top: int = flag(
+        3,
+        "number of classes to print for each picture",
+        group="output",
+        at_least=1,
+    )
     json: bool = flag(False, "print one JSON object per line")
     csv: bool = flag(False, "print comma-separated values")
-    offline: bool = flag(False, "open no network connection")
+    offline: bool = flag(False, "open no network connection", group="run")
     debug: bool = flag(False, "show tracebacks")
 
     def __post_init__(self):

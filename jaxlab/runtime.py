@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,12 @@ _PACKAGES = (
     "safetensors",
 )
 COMPILED_BYTES = 1 << 30  # limit of the compilation cache; a run adds about 1 MB
+CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+_CACHE_WARNING = re.compile("Error .*ing persistent compilation cache entry", re.I)
 
 _MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 
@@ -39,15 +46,24 @@ _MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def set_up() -> str:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def set_up(
+    log: Callable[[str], None] = _to_stderr, *, owns_process: bool = True
+) -> str:
     """Configure JAX for a command; return the name of the device it computes on.
 
-    Compiled programs are stored in the cache folder, and freed memory is kept by the
-    process. Call this before JAX is imported, because JAX's threads set up their memory
-    arenas then. Raises JaxlabError if the device that JAX_PLATFORMS names is not
-    available.
+    Compiled programs are stored in the cache folder; `log` is called with a warning if
+    that is impossible. Freed memory is kept by the process, which cannot be undone, so
+    `owns_process` is False where jaxlab is a library in the process of another program
+    (see `settings_restored`). Call this before JAX is imported, because JAX's threads
+    set up their memory arenas then. Raises JaxlabError if the device that JAX_PLATFORMS
+    names is not available.
     """
-    _keep_freed_memory()
+    if owns_process:
+        _keep_freed_memory()
 
     try:
         device = device_name()
@@ -59,8 +75,51 @@ def set_up() -> str:
             f"{str(error) or 'its plugin is not installed'}; unset it, or run "
             "pip install 'jaxlab[cuda]' for an NVIDIA GPU"
         ) from error
-    _keep_compiled_programs()
+    _keep_compiled_programs(log)
     return device
+
+
+@contextlib.contextmanager
+def settings_restored() -> Iterator[None]:
+    """Undo at the end of the block what `set_up` has changed, for a program of others.
+
+    Otherwise, the programs that it compiles afterwards would be stored in the cache
+    folder, too. Of several threads, the last one to leave its block undoes it.
+    """
+    import jax
+
+    global _before
+    with _LOCK:
+        if not _blocks:
+            settings = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+            _before = settings, list(warnings.filters)
+        _blocks.append(None)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _blocks.pop()
+            if not _blocks:
+                _restore(*_before)
+
+
+_LOCK = threading.Lock()
+_blocks: list[None] = []  # one entry for each block that a thread is in
+_before: tuple[dict[str, Any], list[Any]]
+
+
+def _restore(settings: dict[str, Any], filters: list[Any]) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if any(getattr(jax.config, name) != value for name, value in settings.items()):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX opens its cache once
+    now: Any = warnings.filters  # a list, which its type hides
+    for each in list(now):
+        if each[1] == _CACHE_WARNING and each not in filters:
+            now.remove(each)
 
 
 def device_name() -> str:
@@ -129,7 +188,7 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, -1)  # never trim; the largest value means only 2 GB
 
 
-def _keep_compiled_programs() -> None:
+def _keep_compiled_programs(log: Callable[[str], None]) -> None:
     import jax
 
     # JAX adds its options to the config at run time, so the config's type lacks them.
@@ -142,20 +201,20 @@ def _keep_compiled_programs() -> None:
         folder.chmod(0o700)
         remove_unfinished(folder)
     except OSError as error:
-        print(
+        log(
             one_line(
                 f"warning: {folder}: {error.strerror}; compiled programs are not saved "
                 "for the next run; set JAXLAB_HOME to a writable folder"
-            ),
-            file=sys.stderr,
+            )
         )
         return
     # JAX's warnings are noise: without its cache entry a program is compiled again.
     # If the disk is full, the code that writes the results reports it.
-    warnings.filterwarnings("ignore", "Error .*ing persistent compilation cache entry")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    warnings.filterwarnings("ignore", _CACHE_WARNING.pattern)
+    for name, value in zip(
+        CACHE_SETTINGS, (str(folder), COMPILED_BYTES, 0.0), strict=True
+    ):
+        jax.config.update(name, value)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -41,16 +41,20 @@ class Config:
     weights: str = flag(
         "imagenet-conv",
         "a .pth or .safetensors file, the folder of a run, imagenet, or imagenet-conv",
+        group="weights",
         positional=True,
         metavar="[FILE|RUN]",
     )
     against: str | None = flag(
         None,
         "file for torch to load: the original that WEIGHTS was converted from",
+        metavar="FILE",
         default_help="WEIGHTS itself",
     )
-    offline: bool = flag(False, "open no network connection")
-    json: bool = flag(False, "print one JSON object instead of the table")
+    json: bool = flag(
+        False, "print one JSON object instead of the table", group="output"
+    )
+    offline: bool = flag(False, "open no network connection", group="run")
     debug: bool = flag(False, "show tracebacks")
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -41,12 +41,14 @@ def cached_path(source: Source) -> Path:
     return cache_folder() / "weights" / source.file_name
 
 
-def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
+def open_published(
+    source: Source, *, offline: bool = False, log: bool = True
+) -> BinaryIO:
     """Open a published file in the cache after checking its SHA-256.
 
-    If the file is missing or damaged, it is first downloaded, with messages on stderr.
-    If several processes do this at once, only one of them downloads. With `offline`, no
-    connection is opened.
+    If the file is missing or damaged, it is first downloaded, with messages and a
+    progress bar on stderr unless `log` is False. If several processes do this at once,
+    only one of them downloads. With `offline`, no connection is opened.
 
     Raises DownloadError if the file cannot be downloaded or the cache cannot be used,
     and IntegrityError if the received file, or with `offline` the cached file, is not
@@ -67,24 +69,37 @@ def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
                 f"offline; run once with a network, or save {source.url} as {path}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        say = _to_stderr if log else _to_nobody
+        with _locked(path, say):
             if file := _open_good(path, source):
                 return file  # another process has downloaded it
             if path.exists():
-                print(f"{path}: is damaged; downloading it again", file=sys.stderr)
+                say(f"{path}: is damaged; downloading it again")
             partial = path.with_name(path.name + PARTIAL)
-            _download(source, partial, path)
+            say(
+                f"downloading {source.title}: {source.bytes / 1e6:,.0f} MB from "
+                f"{urlsplit(source.url).hostname} to {path}"
+            )
+            _download(source, partial, path, log)
             os.replace(partial, path)
-        print(f"{path}: complete, with the published SHA-256", file=sys.stderr)
+        say(f"{path}: complete, with the published SHA-256")
     return open_published(source, offline=True)
 
 
-def _locked(path: Path):
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _to_nobody(line: str) -> None:
+    pass
+
+
+def _locked(path: Path, say: Callable[[str], None]):
     lock = filelock.FileLock(f"{path}.lock")
     try:
         return lock.acquire(blocking=False)
     except filelock.Timeout:
-        print(f"{path}: waiting for another process to download it", file=sys.stderr)
+        say(f"{path}: waiting for another process to download it")
         return lock.acquire()
 
 
@@ -116,18 +131,15 @@ def _sha256(file: BufferedReader) -> str:
     return digest
 
 
-def _download(source: Source, partial: Path, path: Path) -> None:
-    """Download the published bytes to `partial`, in at most `ATTEMPTS` attempts."""
+def _download(source: Source, partial: Path, path: Path, shown: bool) -> None:
+    """Download the published bytes to `partial`, in at most `ATTEMPTS` attempts.
+
+    A progress bar is displayed if it is `shown` and stderr is a terminal.
+    """
     # These are imported here because a file in the cache needs no HTTP library.
     import requests
     from urllib3.exceptions import HTTPError
 
-    host = urlsplit(source.url).hostname
-    print(
-        f"downloading {source.title}: {source.bytes / 1e6:,.0f} MB from {host} to "
-        f"{path}",
-        file=sys.stderr,
-    )
     reason = ""
     pieced = restarted = False
     for attempt in range(ATTEMPTS):
@@ -135,7 +147,7 @@ def _download(source: Source, partial: Path, path: Path) -> None:
         if attempt:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         try:
-            _transfer(source, partial)
+            _transfer(source, partial, shown)
         except (
             requests.ConnectionError,
             requests.Timeout,
@@ -180,7 +192,7 @@ class _Again(Exception):
 _ELSEWHERE = "try another network, because a login page may have replaced the file"
 
 
-def _transfer(source: Source, partial: Path) -> None:
+def _transfer(source: Source, partial: Path, shown: bool) -> None:
     """Append the missing bytes to `partial`, until it has the published size."""
     import requests
     from tqdm import tqdm
@@ -214,7 +226,7 @@ def _transfer(source: Source, partial: Path) -> None:
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                disable=None,  # shown only on a terminal
+                disable=None if shown else True,  # None: shown on a terminal
             ) as bar,
         ):
             file.seek(held)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxlab.config import (
@@ -91,3 +92,24 @@ def test_a_cosine_ends_with_its_epochs_and_says_what_can_go_on(begun):
         with pytest.raises(UsageError, match="cannot have .*schedule step") as caught:
             resume.complete({**given, "epochs": epochs})
         assert caught.value.text.startswith("--epochs: ")
+
+
+@pytest.mark.parametrize("step", [5, "5", np.int64(5)])
+def test_a_step_may_be_a_number(step):
+    assert Config(resume=step, out="run").resume == "5"
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [(-5, "-5"), (True, "True"), (5.0, "5.0"), ("first", "'first'"), (None, None)],
+)
+def test_what_is_no_step_is_refused_with_what_to_pass(step, shown):
+    if step is None:
+        assert Config(resume=None, out="run").resume is None
+        return
+    with pytest.raises(UsageError) as raised:
+        Config(resume=step, out="run")
+    assert str(raised.value) == (
+        f"resume: {shown} is not a step; pass the number of a step, or resume='last' "
+        "for the latest checkpoint"
+    )

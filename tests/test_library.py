@@ -11,6 +11,8 @@ import json
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -23,13 +25,13 @@ from safetensors.numpy import load_file
 
 import jaxlab
 from jaxlab import finetune, overfit
-from jaxlab.cli import signals
+from jaxlab.cli import signals, terminal
 from jaxlab.config import Config
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.training import initial_weights, inputs
-from pretrained.errors import WeightsError
+from pretrained.errors import DownloadError, WeightsError
 from tests.conftest import TRAJECTORY_FLOAT64, relative_error
 from tests.stress.narrow import narrow
 
@@ -136,6 +138,36 @@ def test_nothing_is_printed_without_log(narrowed, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+DOWNLOADS = {
+    "create_model": lambda **log: jaxlab.create_model(
+        "alexnet", weights="imagenet", **log
+    ),
+    "Classifier.load": lambda **log: jaxlab.Classifier.load("imagenet", **log),
+    "fine_tune": lambda **log: jaxlab.fine_tune(
+        **{**JOB, "weights": "imagenet"}, **log
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_a_download_is_as_silent_as_its_caller(
+    name, narrowed, monkeypatch, tmp_path, capfd
+):
+    asked = []
+
+    def open_published(source, **settings):
+        asked.append(settings)
+        raise DownloadError("no network")
+
+    monkeypatch.setattr(initial_weights, "open_published", open_published)
+    monkeypatch.chdir(tmp_path)
+    for log in ({}, {"log": True}, {"log": False}):
+        with pytest.raises(DownloadError, match="no network"):
+            DOWNLOADS[name](**log)
+    assert [each["log"] for each in asked] == [True, True, False]
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_is_resumed_with_its_own_settings(narrowed, tmp_path):
     job = {**JOB, "checkpoint_every": 1, "seed": 3, "lr_step": 2, "log": False}
@@ -148,6 +180,23 @@ def test_an_interrupted_run_is_resumed_with_its_own_settings(narrowed, tmp_path)
     assert (resumed.folder / "model.safetensors").read_bytes() == model
     with pytest.raises(UsageError, match="different settings: seed was 3, is now 4"):
         jaxlab.fine_tune(resume="last", seed=4, out=tmp_path / "part")
+
+
+def test_a_stopped_run_says_how_to_go_on_where_it_was_started(capsys):
+    for console in (terminal.SHELL, terminal.PYTHON):
+        task = finetune.Task(
+            config=Config(),
+            folder=Path("my runs/a"),
+            data=None,
+            preprocess=None,
+            device="cpu",
+            console=console,
+        )
+        finetune._log_how_to_resume(task, 3)
+    shell, python = capsys.readouterr().out.splitlines()
+    begin = "stopped after step 3; to continue, pass "
+    assert shell == f"{begin}--resume --out 'my runs/a'"
+    assert python == f'{begin}jaxlab.fine_tune(resume="last", out="my runs/a")'
 
 
 def test_fit_and_fine_tune_are_one_training(narrowed, data, tmp_path):
@@ -414,6 +463,83 @@ def photographs(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
+def copied(run, folder):
+    """Return the run, as if it had been written to another folder."""
+    folder.mkdir()
+    for name in ("config.json", "metrics.jsonl", "model.safetensors"):
+        (folder / name).write_bytes((run.folder / name).read_bytes())
+    return finetune.Run(folder, run.history, run.model_sha256)
+
+
+def test_a_classifier_is_the_run_s_own_in_another_working_directory(
+    narrowed, run, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    copied(run, tmp_path / "run")
+    again = jaxlab.fine_tune(resume="last", epochs=2, out="run", log=False)
+    assert again.folder == tmp_path / "run" and again.model_sha256 == run.model_sha256
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    image = data.test.images[0]
+    assert again.classifier.predict(image) == run.classifier.predict(image)
+    again.folder.rename(tmp_path / "moved")
+    assert again.classifier.predict(image) == run.classifier.predict(image)
+
+
+def test_the_classifier_of_a_folder_that_changed_is_refused(run, tmp_path):
+    again = copied(run, tmp_path / "run")
+    model = again.folder / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        again.classifier  # noqa: B018 - reading it raises
+    assert str(raised.value) == (
+        f"{model}: is not the model of this run, but was written later; run again, or "
+        f"read what is there with jaxlab.Classifier.load({str(again.folder)!r})"
+    )
+    again.folder.rename(tmp_path / "moved")
+    with pytest.raises(InputError) as raised:
+        again.classifier  # noqa: B018 - reading it raises
+    assert str(raised.value) == (
+        f"{model}: no longer exists; read the model from where it is now, with "
+        "jaxlab.Classifier.load(FOLDER)"
+    )
+    (tmp_path / "moved" / "model.safetensors").write_bytes(
+        (run.folder / "model.safetensors").read_bytes()
+    )
+    (tmp_path / "moved").rename(again.folder)
+    assert again.classifier.class_names == run.classifier.class_names
+
+
+@pytest.mark.slow
+def test_two_threads_fine_tune_as_one_does(narrowed, tmp_path):
+    def train(seed, folder, barrier):
+        barrier.wait()
+        job = {**JOB, "seed": seed, "out": tmp_path / f"{folder}{seed}", "log": False}
+        run = jaxlab.fine_tune(**job)
+        return (run.folder / "model.safetensors").read_bytes()
+
+    alone = [train(seed, "alone", threading.Barrier(1)) for seed in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        barriers = [threading.Barrier(2)] * 2
+        at_once = list(pool.map(train, range(2), ["at once"] * 2, barriers))
+    assert at_once == alone and alone[0] != alone[1]
+
+
+def test_two_threads_predict_as_one_does(run, photographs):
+    def predict(paths, barrier):
+        barrier.wait()
+        return classifier.probabilities(paths)
+
+    classifier = run.classifier
+    parts = [photographs[:10], photographs[10:]]
+    alone = [predict(part, threading.Barrier(1)) for part in parts]
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(predict, parts, [threading.Barrier(2)] * 2))
+    np.testing.assert_array_equal(np.stack(at_once), np.stack(alone))
+
+
 def test_twenty_sizes_are_one_program(run, photographs):
     classifier = run.classifier
     classifier.predict(photographs[0])
@@ -506,8 +632,9 @@ def test_a_wrong_setting_has_one_text_in_python_and_in_the_shell(name, tmp_path)
         wrong += ["two"]
     else:
         with pytest.raises(UsageError) as raised:
-            Config(**{name: 3})
-        assert str(raised.value) == f"{name}: 3 is not a string; pass a string"
+            Config(**{name: 3.5})
+        noun = "a step" if name == "resume" else "a string"
+        assert str(raised.value).startswith(f"{name}: 3.5 is not {noun}; pass ")
         wrong = ["odd"] if name == "freeze" else []
     for value in wrong:
         value = int(value) if value == 1e9 and "int" in hint else value
@@ -544,7 +671,7 @@ WRONG = {
     "Config": (lambda d: jaxlab.Config(lr="fast"), "lr: 'fast' is not a number"),
     "create_model": (
         lambda d: jaxlab.create_model("alexnet", num_classes=0),
-        "num_classes: 0 is out of range",
+        "num_classes: expected a whole number of at least 1, got 0",
     ),
     "create_model field": (
         lambda d: jaxlab.create_model("alexnet", depth=3),
@@ -621,6 +748,52 @@ WRONG = {
     "plot_images image": (
         lambda d: jaxlab.plot_images(d.train.images[0]),
         "for one image, pass images[None]",
+    ),
+    "load_data image_size": (
+        lambda d: jaxlab.load_data((d.train.images, d.train.labels), image_size=224),
+        "image_size: cannot be combined with arrays, which keep their size; resize "
+        "them as they are used, with preprocess=jaxlab.Preprocess(224)",
+    ),
+    "load_data crop": (
+        lambda d: jaxlab.load_data((d.train.images, d.train.labels), crop=False),
+        "crop: cannot be combined with arrays, which keep their size; resize them as "
+        "they are used, with preprocess=jaxlab.Preprocess(224, crop=False)",
+    ),
+    "load_data folder": (
+        lambda d: jaxlab.load_data((d.train.images, d.train.labels), data_dir="a"),
+        "data_dir: cannot be combined with arrays; leave it out",
+    ),
+    "load_data image_size of a folder": (
+        lambda d: jaxlab.load_data("mnist5k", image_size=0),
+        "image_size: expected at least 1, got 0",
+    ),
+    "AlexNet channels": (
+        lambda d: jaxlab.AlexNet(channels=[4, 4]),
+        "channels: expected 5 whole numbers of at least 1, got [4, 4]",
+    ),
+    "AlexNet channel": (
+        lambda d: jaxlab.AlexNet(channels=(4, 4, 4, 4, 0)),
+        "channels: expected 5 whole numbers of at least 1, got (4, 4, 4, 4, 0)",
+    ),
+    "AlexNet hidden": (
+        lambda d: jaxlab.AlexNet(hidden=2.5),
+        "hidden: expected a whole number of at least 1, got 2.5",
+    ),
+    "MLP features": (
+        lambda d: jaxlab.MLP(features=64),
+        "features: expected whole numbers of at least 1, got 64",
+    ),
+    "MLP num_classes": (
+        lambda d: jaxlab.MLP(num_classes=True),
+        "num_classes: expected a whole number of at least 1, got True",
+    ),
+    "create_model channels": (
+        lambda d: jaxlab.create_model("alexnet", channels=[1, 2]),
+        "channels: expected 5 whole numbers of at least 1, got [1, 2]",
+    ),
+    "create_model classes": (
+        lambda d: jaxlab.create_model("alexnet", num_classes=True),
+        "num_classes: expected a whole number of at least 1, got True",
     ),
     "load_data kind": (lambda d: jaxlab.load_data(d), "expected a name, a folder or"),
     "make_optimizer": (
@@ -731,6 +904,17 @@ def test_a_summary_has_every_operation_in_order(narrowed):
     assert table.splitlines()[1].endswith("frozen")
     assert table.splitlines()[-2].endswith("trained")
     assert repr(table) == str(table)
+
+
+def test_widths_may_be_lists(data):
+    lists = jaxlab.AlexNet(10, channels=[4, 4, 4, 4, 4], hidden=np.int64(8))
+    assert lists == jaxlab.AlexNet(10, channels=(4, 4, 4, 4, 4), hidden=8)
+    assert hash(lists) == hash(jaxlab.AlexNet(10, channels=(4,) * 5, hidden=8))
+    assert initial_weights.param_shapes(lists)["fc7"]["bias"].shape == (8,)
+    model = jaxlab.MLP(features=[8, np.int32(4)])
+    assert model == jaxlab.MLP((8, 4)) and type(model.features[1]) is int
+    model, variables = jaxlab.create_model("alexnet", channels=[4] * 5, hidden=8)
+    assert variables["params"]["conv5"]["bias"].shape == (4,)
 
 
 class Own(nn.Module):

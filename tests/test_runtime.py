@@ -1,18 +1,23 @@
 """Test the compilation cache, the memory settings and the clock of a run's process."""
 
+import contextlib
 import os
 import platform
+import signal
 import stat
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxlab
 from jaxlab import runtime
+from jaxlab.errors import InputError
 from tests.conftest import NO_CHECKPOINTS, ROOT
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -110,6 +115,71 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_without(tmp_path):
     assert said == "None"
     (line,) = stderr.splitlines()
     assert line.startswith(f"warning: {tmp_path}/file/compiled: Not a directory; ")
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """Return what `fine_tune` might change in its process, which caches no programs."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(runtime, "_keep_freed_memory", lambda: pytest.fail("mallopt"))
+
+    def state():
+        return {
+            "filters": list(warnings.filters),
+            "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+            "hook": sys.unraisablehook,
+            **{name: getattr(jax.config, name) for name in runtime.CACHE_SETTINGS},
+        }
+
+    yield state
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def fine_tune_until_its_data(monkeypatch, state, **settings):
+    """Call `fine_tune`, stop it where it loads its data, and return the state there."""
+    during = {}
+
+    def load(*_):
+        during.update(state())
+        raise InputError("data: missing")
+
+    monkeypatch.setattr("jaxlab.library.load_of", load)
+    with pytest.raises(InputError, match="data: missing"):
+        jaxlab.fine_tune(**settings)
+    return during
+
+
+def test_fine_tune_leaves_its_process_as_it_was(host, monkeypatch, tmp_path):
+    before, folder = host(), tmp_path / "home" / "compiled"
+    during = fine_tune_until_its_data(monkeypatch, host)
+    assert during["jax_compilation_cache_dir"] == str(folder)
+    assert during["filters"] != before["filters"]
+    assert host() == before
+    # A program of the host's own is not written to the folder of jaxlab's programs.
+    jax.block_until_ready(jax.jit(lambda x: x * 3 + 7)(jnp.ones(5)))
+    assert list(folder.glob("*-cache")) == []
+
+
+def test_calls_that_overlap_leave_their_process_as_it_was(host):
+    before = host()
+    with contextlib.ExitStack() as second:
+        with runtime.settings_restored():
+            runtime.set_up(owns_process=False)
+            during = host()
+            second.enter_context(runtime.settings_restored())
+        assert host() == during != before  # the second call still needs it
+    assert host() == before
+
+
+def test_a_cache_that_cannot_be_written_is_logged(host, monkeypatch, tmp_path, capfd):
+    (tmp_path / "home").touch()
+    fine_tune_until_its_data(monkeypatch, host, log=False)
+    assert capfd.readouterr() == ("", "")
+    fine_tune_until_its_data(monkeypatch, host)
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.startswith(f"warning: {tmp_path}/home/compiled:")
 
 
 # Allocates and frees memory three times; prints how many pages the system had to clear.

@@ -12,12 +12,13 @@ import math
 import numbers
 import operator
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.errors import UsageError, did_you_mean, shown
 
 
 def flag(
@@ -239,20 +240,23 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         value = _typed(kind, value)
     except TypeError:
         noun = _NOUNS[kind]
-        raise UsageError(f"{name}: {value!r} is not {noun}; pass {noun}") from None
+        raise UsageError(f"{name}: {shown(value)} is not {noun}; pass {noun}") from None
     if meta["choices"] and value not in meta["choices"]:
         options = ", ".join(meta["choices"])
         raise UsageError(
-            f"{name}: {value!r} is not one of {options}"
+            f"{name}: {shown(value)} is not one of {options}"
             f"{did_you_mean(value, meta['choices'])}"
         )
-    expected = " and ".join(f"{word} {bound}" for word, bound in meta["bounds"].items())
-    text = f"{value:g}" if kind is float else value
+    bounds = meta["bounds"]
+    if kind is int and value > sys.maxsize and not bounds.keys() & {"at most", "below"}:
+        bounds = {**bounds, "at most": sys.maxsize}  # NumPy's largest
+    expected = " and ".join(f"{word} {bound}" for word, bound in bounds.items())
+    text = f"{value:g}" if kind is float else shown(value)
     if kind is float and not math.isfinite(value):
         raise UsageError(
             f"{name}: {text} is not finite; pass a number that is {expected}"
         )
-    if not all(_HOLDS[word](value, bound) for word, bound in meta["bounds"].items()):
+    if not all(_HOLDS[word](value, bound) for word, bound in bounds.items()):
         raise UsageError(
             f"{name}: {text} is out of range; pass a number that is {expected}"
         )
@@ -261,13 +265,18 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
 
 def _typed(kind: type, value: Any) -> Any:
     """Return a value as `kind`; raises TypeError if it has another type."""
-    if isinstance(value, bool) or kind is bool:
-        if isinstance(value, bool) and kind is bool:
-            return value
+    # NumPy's and JAX's bools are not Python's, but their arrays have a dtype, too.
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == "bool"
+    if is_bool or kind is bool:
+        if is_bool and kind is bool and not getattr(value, "shape", ()):
+            return bool(value)
     elif kind is int:
         return operator.index(value)
     elif kind is float and isinstance(value, numbers.Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer or a fraction of hundreds of digits
+            return math.inf if operator.gt(value, 0) else -math.inf
     elif kind is str and isinstance(value, (str, os.PathLike)):
         return os.fsdecode(value)
     raise TypeError

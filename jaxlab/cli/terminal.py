@@ -91,15 +91,22 @@ def log(line: str) -> None:
 
 
 class Console(NamedTuple):
-    """Where a job reports: a function for each line, and one for progress bars."""
+    """Where a job reports: a function for each line, and one for progress bars.
+
+    `shown` is False if it reports nowhere; then the packages that it calls must not
+    print either.
+    """
 
     log: Callable[[str], None]
     progress: Callable[..., Any]
+    shown: bool = True
 
 
 SHELL = Console(log, progress_bar)
 PYTHON = Console(lambda line: log(in_python(line)), progress_bar)
-SILENT = Console(lambda line: None, functools.partial(progress_bar, shown=False))
+SILENT = Console(
+    lambda line: None, functools.partial(progress_bar, shown=False), shown=False
+)
 
 
 def _report(error: BaseException, message: str, code: int) -> int:

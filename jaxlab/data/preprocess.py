@@ -47,8 +47,13 @@ class Preprocess:
 
     def __post_init__(self):
         """Raise ValueError if `image_size`, `mean` or `std` is invalid."""
-        if not (isinstance(self.image_size, int) and self.image_size >= 1):
-            raise ValueError(f"image_size: expected at least 1, got {self.image_size}")
+        size = self.image_size
+        if isinstance(size, np.integer):
+            object.__setattr__(self, "image_size", int(size))
+        elif not isinstance(size, int) or isinstance(size, bool):
+            raise ValueError(f"image_size: expected a whole number, got {size!r}")
+        if size < 1:
+            raise ValueError(f"image_size: expected at least 1, got {size}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
             raise ValueError("mean and std: expected three numbers each, no std of 0")
 

@@ -19,6 +19,7 @@ from jaxlab.models.layers import (
     MaxPool,
     ReLU,
 )
+from jaxlab.models.widths import whole_number, whole_numbers
 
 MIN_SIZE = 63  # for smaller images, the last max pool has no 3x3 window
 
@@ -43,7 +44,8 @@ class AlexNet(nn.Module):
     gradients for CPUs (`jax.custom_vjp`). Within `jaxlab.models.ops.plain()` they work,
     with slower convolutions on a CPU.
 
-    Raises ValueError for inputs of another shape, too small, or not floating-point.
+    Raises UsageError for widths that are not whole numbers of at least 1, and
+    ValueError for inputs of another shape, too small, or not floating-point.
 
     >>> model = AlexNet(num_classes=10, channels=(4, 4, 4, 4, 4), hidden=8)
     >>> images = jnp.zeros((1, 63, 63, 3))
@@ -57,6 +59,13 @@ class AlexNet(nn.Module):
     dtype: jnp.dtype | None = None
     channels: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
     hidden: int = 4096
+
+    def __post_init__(self):
+        """Check the widths, and make lists tuples."""
+        self.num_classes = whole_number("num_classes", self.num_classes)
+        self.channels = whole_numbers("channels", self.channels, count=5)
+        self.hidden = whole_number("hidden", self.hidden)
+        super().__post_init__()
 
     def setup(self):
         """Create the layers."""

@@ -146,7 +146,9 @@ def _kind(module: nn.Module) -> str:
         value = getattr(module, name)
         if name in ("parent", "name", "dtype") or callable(value):
             continue
-        if field.default is dataclasses.MISSING and len(settings) < 2:
+        # torch prints a dropout's rate, although it has a default.
+        is_main = field.default is dataclasses.MISSING or name == "rate"
+        if is_main and len(settings) < 2:
             settings.append(f"{value}")
         elif value != field.default:
             settings.append(f"{name}={value}")

@@ -107,6 +107,8 @@ class Dropout(nn.Dropout):
     `rngs={"dropout": key}`; with `train=False` it is the identity.
     """
 
+    rate: float = 0.5
+
     def __call__(
         self,
         inputs: jax.Array,
@@ -150,28 +152,32 @@ class Flatten(nn.Module):
 class MaxPool(nn.Module):
     """The largest value of each window, torch.nn.MaxPool2d without padding.
 
-    float[b, h, w, c] -> float[b, h', w', c], h' = (h - window) // stride + 1.
+    float[b, h, w, c] -> float[b, h', w', c], h' = (h - window) // stride + 1. By
+    default the stride is the window, so that the windows do not overlap.
     """
 
     window: int
-    stride: int
+    stride: int | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the largest value of each window."""
-        return ops.max_pool(x, self.window, self.stride)
+        stride = self.window if self.stride is None else self.stride
+        return ops.max_pool(x, self.window, stride)
 
 
 class AdaptiveAvgPool(nn.Module):
     """Averages over a fixed number of bins, torch.nn.AdaptiveAvgPool2d.
 
-    float[b, h, w, c] -> float[b, *output_size, c]; see `adaptive_avg_pool`.
+    float[b, h, w, c] -> float[b, *output_size, c]; see `adaptive_avg_pool`. One number
+    stands for both sizes.
     """
 
-    output_size: tuple[int, int]
+    output_size: int | tuple[int, int]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the average over each bin."""
-        return adaptive_avg_pool(x, self.output_size)
+        size = self.output_size
+        return adaptive_avg_pool(x, (size, size) if isinstance(size, int) else size)
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:

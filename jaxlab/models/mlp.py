@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlab.models import chain
 from jaxlab.models.chain import Link, Mode
 from jaxlab.models.layers import BatchNorm, Dense, Dropout, Flatten, ReLU
+from jaxlab.models.widths import whole_number, whole_numbers
 
 
 class MLP(nn.Module):
@@ -23,7 +24,8 @@ class MLP(nn.Module):
     `var` and `count` in `batch_stats`.
 
     With `train=True`, dropout needs `rngs={"dropout": key}` and batch normalisation
-    needs `mutable=["batch_stats"]`. Raises ValueError for dropout or batch
+    needs `mutable=["batch_stats"]`. Raises UsageError for widths that are not whole
+    numbers of at least 1, and ValueError for dropout or batch
     normalisation with fewer than two hidden layers, where neither would be applied, and
     for inputs that are not floating-point.
 
@@ -40,6 +42,12 @@ class MLP(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.0
     batch_norm: bool = False
+
+    def __post_init__(self):
+        """Check the widths, and make lists tuples."""
+        self.features = whole_numbers("features", self.features)
+        self.num_classes = whole_number("num_classes", self.num_classes)
+        super().__post_init__()
 
     def setup(self):
         """Create the layers."""

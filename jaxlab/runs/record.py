@@ -10,6 +10,19 @@ from typing import Any
 from jaxlab.metrics import patience_ended
 
 
+class Rows(list[dict[str, float]]):
+    """The rows of a run's metrics.jsonl; a slice has the same type.
+
+    The type tells a figure that their training loss and accuracy were measured during
+    the epoch, with dropout on, in contrast to those of `jaxlab.fit`.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a row, or for a slice the rows."""
+        found = super().__getitem__(index)
+        return Rows(found) if isinstance(index, slice) else found
+
+
 @dataclass(frozen=True)
 class Record:
     """The content of config.json.

@@ -7,6 +7,7 @@ and then the figures.
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,8 @@ class RunWriter:
             reason = getattr(error, "strerror", None) or one_line(str(error))[:200]
             self.log(
                 f"warning: {path}: not drawn: {type(error).__name__}: {reason}; the "
-                "run is finished without it; pass --resume to draw it"
+                "run is finished without it; to draw it, pass --resume --out "
+                f"{shlex.quote(str(self.folder))}"
             )
 
     def __enter__(self) -> "RunWriter":

@@ -31,15 +31,17 @@ def initial_params(
     name: str,
     *,
     offline: bool = False,
+    log: bool = True,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the initial params of a network, and a record of their origin.
 
     `name` is "none" (all layers fresh), "imagenet-conv" (the embedded ImageNet
     convolutions, all other layers fresh), "imagenet" (all layers of the published
-    weights, which are read from the cache, or downloaded unless `offline`), or the path
-    of a weights file. If the number of classes differs from the model's, the head of
-    the weights is not used and the model's head is fresh. The record contains the
-    source, its SHA-256, whether it is a published file, and the origin of each layer.
+    weights, which are read from the cache, or downloaded unless `offline`, with
+    messages unless `log` is False), or the path of a weights file. If the number of
+    classes differs from the model's, the head of the weights is not used and the
+    model's head is fresh. The record contains the source, its SHA-256, whether it is a
+    published file, and the origin of each layer.
 
     Raises WeightsError, DownloadError or IntegrityError if the weights are missing,
     damaged or for a different network.
@@ -54,7 +56,7 @@ def initial_params(
         record |= {"source": embedded.SOURCE, "sha256": embedded.SHA256}
         record |= {"verified": True}
     elif name != "none":
-        weights = whole_network(name, architecture.name, offline=offline)
+        weights = whole_network(name, architecture.name, offline=offline, log=log)
         loaded, source = dict(weights.params), weights.source
         record |= {
             "source": source.url if source else os.path.abspath(name),
@@ -102,15 +104,16 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
 
 
 def whole_network(
-    name: str, network: str | None = None, *, offline: bool = False
+    name: str, network: str | None = None, *, offline: bool = False, log: bool = True
 ) -> Weights:
     """Return the weights of all layers; `name` is a key of SOURCES, or a file's path.
 
     `network` is the network that they must belong to; by default it is detected from
-    their names and shapes. Raises WeightsError, DownloadError or IntegrityError.
+    their names and shapes. `offline` and `log` are those of `open_published`. Raises
+    WeightsError, DownloadError or IntegrityError.
     """
     if name in SOURCES:
-        with open_published(SOURCES[name], offline=offline) as file:
+        with open_published(SOURCES[name], offline=offline, log=log) as file:
             weights = read_weights(file, network)
         if weights.source is None:
             raise IntegrityError(

@@ -4,13 +4,11 @@ It is one file because most of it is what `fit` checks and documents.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import numpy as np
@@ -22,9 +20,9 @@ from jaxlab.cli.flags import flag
 from jaxlab.cli.terminal import PYTHON, SILENT, Console
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.errors import UsageError
+from jaxlab.errors import UsageError, help_of
 from jaxlab.models.chain import takes
-from jaxlab.training import inputs, optim
+from jaxlab.training import inputs, module, optim
 from jaxlab.training.fit import Job, NoWriter, Progress, ValidatedState, run_epochs
 from jaxlab.training.job import (
     eval_steps_of,
@@ -88,6 +86,7 @@ class History(NamedTuple):
         )
 
 
+@help_of("fit")
 def fit(
     model: nn.Module,
     data: Dataset,
@@ -135,8 +134,10 @@ def fit(
     `model.apply(history.variables, images / 255, train=False)` gives the logits of
     other images. Its `test_accuracy` is that of these variables.
 
-    Raises UsageError for a wrong setting, and for a module that returns fewer logits
-    than the data have classes; JaxlabError if the loss is not finite.
+    Raises UsageError for a wrong setting, and for a module that does not return logits
+    for all classes of the data, has variables in other collections than `params` and
+    `batch_stats`, or needs other keys than that of dropout in training; JaxlabError if
+    the loss is not finite.
 
     >>> import jaxlab
     >>> data = jaxlab.load_data("mnist5k", train_size=20, test_size=10)
@@ -158,42 +159,67 @@ def fit(
         seed=seed,
     )
     _check_arguments(model, data, optimizer, preprocess, settings)
-    console = PYTHON if log else SILENT
-    return _fit(
-        model, data, settings, optimizer, trainable, variables, preprocess, console
-    )
+    module.check_call(model)
+    training = _prepared(model, data, settings, trainable, variables, preprocess)
+    return _train(training, settings, optimizer, PYTHON if log else SILENT)
 
 
-def _fit(
+class Training(NamedTuple):
+    """What `fit` trains, checked: a module on data, with its variables."""
+
+    model: nn.Module
+    data: Dataset
+    variables: dict[str, Any]
+    trainable: Any
+    inputs: dict[str, inputs.Inputs]
+
+
+def _prepared(
     model: nn.Module,
     data: Dataset,
     settings: Settings,
-    optimizer: str | optax.GradientTransformation,
     trainable: Any,
     variables: Any,
     preprocess: Preprocess | None,
-    console: Console,
-) -> History:
-    init_key, dropout_key = jax.random.split(jax.random.key(settings.seed))
+) -> Training:
+    """Return the training with the module's first variables.
+
+    Raises UsageError or ValueError for a module, variables or a `trainable` that do not
+    fit the data, the loop or each other.
+    """
     split_inputs = inputs.image_inputs(model, data, preprocess)
-    train, count = split_inputs["train"], len(data.train)
-    batch_size = min(settings.batch_size, count)
     shape = inputs.image_shape(data.train, preprocess)
+    is_given = variables is not None
     if variables is None:
         init = _init_program(model, preprocess, data.resized)
-        variables = init(init_key, np.zeros((1, *shape), np.uint8))
-    variables = flax.core.unfreeze(variables)
-    if not isinstance(variables, dict) or "params" not in variables:
-        raise UsageError(
-            "variables: expected a dict with 'params', as model.init returns it; pass "
-            "{'params': params}"
-        )
-    params, batch_stats = variables["params"], variables.get("batch_stats")
+        init_key, _ = _keys(settings.seed)
+        with module.faults_named("initialisation", ("params", "dropout")):
+            variables = init(init_key, np.zeros((1, *shape), np.uint8))
+    variables = module.checked_variables(variables, is_given)
     if trainable is None:
-        trainable = jax.tree.map(lambda _: True, params)
-    optim.check_trainable(trainable, params)
-    last = np.zeros((count % batch_size or batch_size, *shape), np.uint8)
-    _check_module(train.apply_fn, variables, last, len(data.class_names))
+        trainable = jax.tree.map(lambda _: True, variables["params"])
+    optim.check_trainable(trainable, variables["params"])
+    count = len(data.train)
+    last = count % settings.batch_size or min(settings.batch_size, count)
+    module.check_outputs(
+        split_inputs["train"].apply_fn,
+        variables,
+        np.zeros((last, *shape), np.uint8),
+        len(data.class_names),
+    )
+    return Training(model, data, variables, trainable, split_inputs)
+
+
+def _train(
+    training: Training,
+    settings: Settings,
+    optimizer: str | optax.GradientTransformation,
+    console: Console,
+) -> History:
+    model, data, variables, trainable, split_inputs = training
+    apply_fn, count = split_inputs["train"].apply_fn, len(data.train)
+    params, batch_stats = variables["params"], variables.get("batch_stats")
+    batch_size = min(settings.batch_size, count)
     leaves = leaves_of(trainable)
     kind = "constant" if settings.lr_step is None else "step"
     step_epochs = settings.lr_step or 1
@@ -207,7 +233,7 @@ def _fit(
         leaves,
     )
     step = train_step_of(
-        train.apply_fn,
+        apply_fn,
         transformation,
         leaves,
         settings.l1,
@@ -221,7 +247,7 @@ def _fit(
             eval_steps=eval_steps_of(split_inputs),
             rate=schedule.rate if isinstance(optimizer, str) else None,
             trainable=trainable,
-            key=dropout_key,
+            key=_keys(settings.seed)[1],
             seed=settings.seed,
             batch_size=batch_size,
             epochs=settings.epochs,
@@ -229,13 +255,19 @@ def _fit(
             clock=clock,
             console=console,
             evaluates_training=True,
-            pads=not batch_stats or takes(train.apply_fn, "weights"),
+            pads=not batch_stats or takes(apply_fn, "weights"),
         )
         state = init_state(params, transformation, batch_stats)
         if data.validation is not None:
             state = ValidatedState.of(state, trainable)
         state, rows, _ = run_epochs(job, state, Progress(), NoWriter())
     return History(rows, {"params": state.params, **state.other_variables})
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the initial variables and of dropout."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    return init_key, dropout_key
 
 
 def _check_arguments(
@@ -273,30 +305,6 @@ def _check_arguments(
                 f"{name}: cannot be combined with an Optax transformation; build it "
                 "into the transformation"
             )
-
-
-def _check_module(
-    apply_fn: Callable, variables: Any, images: np.ndarray, classes: int
-) -> None:
-    """Trace the module on the last batch of an epoch; refuse outputs that do not fit.
-
-    On a last batch of one example, BatchNorm has no variance and raises ValueError.
-    """
-    logits, _ = jax.eval_shape(
-        functools.partial(
-            apply_fn,
-            train=True,
-            rngs={"dropout": jax.random.key(0)},
-            mutable=["batch_stats"],
-        ),
-        dict(variables),
-        images,
-    )
-    if logits.shape[:-1] != (len(images),) or logits.shape[-1] < classes:
-        raise UsageError(
-            f"model: returns {list(logits.shape)} for {len(images)} images, but the "
-            f"data have {classes} classes; return logits of [b, {classes}]"
-        )
 
 
 @runtime.shared

@@ -1,12 +1,17 @@
 """Test that a dataclass defines flags and that flags are parsed into its fields."""
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.__main__ import COMMANDS
 from jaxlab.cli import flags
+from jaxlab.config import Config as FineTuning
 from jaxlab.errors import UsageError, in_python
 
 
@@ -82,6 +87,77 @@ def test_an_unknown_name_is_guessed_by_meaning_before_spelling():
     assert str(raised.value) == "sise: unknown setting; did you mean size?"
     with pytest.raises(UsageError, match="xyz: unknown setting; see help"):
         flags.require_known(Config, ["xyz"])
+
+
+KINDS = {field.name: str(field.type) for field in fields(FineTuning)}
+NUMBERS = [name for name, kind in KINDS.items() if "int" in kind or "float" in kind]
+ABSURD = {
+    "huge": 10**400,
+    "hugely negative": -(10**400),
+    "of more digits than Python prints": 10**5000,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "-inf": float("-inf"),
+    "numpy's nan": np.float32("nan"),
+    "numpy's inf": np.float64("inf"),
+    "a fraction": Fraction(10**400, 3),
+    "True": True,
+    "numpy's False": np.False_,
+    "JAX's True": jnp.array(True),
+    "complex": 1j,
+    "bytes": b"1",
+    "a list": [1],
+    "a matrix": np.zeros((3, 3)),
+    "a long text": "1" * 10_000,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_absurd_number_has_the_usual_text(name):
+    for case, value in ABSURD.items():
+        with pytest.raises(UsageError) as raised:
+            FineTuning(**{name: value})
+        text = str(raised.value)
+        assert text.startswith(f"{name}: "), case
+        assert " is " in text and "; pass a" in text, case
+        assert len(text) < 200 and "\n" not in text, case
+
+
+@pytest.mark.parametrize(
+    "number", [np.int8(2), np.uint64(2), np.array(2), jnp.int32(2)]
+)
+def test_whole_numbers_of_any_kind_are_taken(number):
+    for name in NUMBERS:
+        if name != "image_size" and "int" in KINDS[name]:
+            value = getattr(FineTuning(**{name: number}), name)
+            assert value == 2 and type(value) is int
+
+
+def test_a_number_that_is_just_too_large_is_told_the_bound():
+    with pytest.raises(UsageError) as raised:
+        Config(size=2**63)
+    assert raised.value.text == (
+        "--size: 9223372036854775808 is out of range; pass a number that is at least 1 "
+        "and at most 9223372036854775807"
+    )
+    assert Config(size=2**63 - 1).size == 2**63 - 1
+
+
+def test_numpy_s_truth_is_a_switch_s():
+    assert Config(loud=np.True_).loud is True
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_every_command_is_in_a_group(command, capsys):
+    module = importlib.import_module(f"jaxlab.{command}")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    sections = capsys.readouterr().out.split("\n\n")
+    (options,) = (text for text in sections if text.startswith("options:"))
+    assert options.split()[1:3] == ["-h,", "--help"] and options.count("\n") == 1
+    assert not any(text.startswith("positional") for text in sections)
+    groups = [f.metadata["group"] for f in fields(module.Config) if f.metadata["group"]]
+    assert len(groups) == len(set(groups)) > 1
 
 
 def test_switches_are_spelled_as_arguments_in_python():

@@ -1,5 +1,8 @@
 """Test BatchNorm against torch's, dropout's rate and scale, and initial kernels."""
 
+import dataclasses
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxlab.models import layers
 from jaxlab.models.layers import BatchNorm, uniform_fan_in
 from tests.conftest import FORWARD_FLOAT64, relative_error
 
@@ -138,3 +142,62 @@ def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(rate):
     np.testing.assert_allclose(values, [0, 1 / (1 - rate)], rtol=1e-6)
     same = nn.Dropout(rate, deterministic=True).apply({}, jnp.ones(10))
     np.testing.assert_array_equal(same, np.ones(10))
+
+
+# torch's name of each layer, and of each of its fields.
+OF_TORCH = {
+    "AdaptiveAvgPool": ("AdaptiveAvgPool2d", {"output_size": "output_size"}),
+    "BatchNorm": ("BatchNorm2d", {"momentum": "momentum", "epsilon": "eps"}),
+    "Conv": (
+        "Conv2d",
+        {name: name for name in ("in_channels", "out_channels", "kernel_size")}
+        | {"stride": "stride", "padding": "padding"},
+    ),
+    "Dense": ("Linear", {"features": "out_features"}),
+    "Dropout": ("Dropout", {"rate": "p"}),
+    "Flatten": ("Flatten", {}),
+    "MaxPool": ("MaxPool2d", {"window": "kernel_size", "stride": "stride"}),
+    "ReLU": ("ReLU", {}),
+}
+OF_FLAX = {"parent", "name", "dtype", "deterministic", "broadcast_dims"}
+OF_FLAX |= {"rng_collection"}
+
+
+def test_every_layer_has_torch_s_defaults():
+    ours = {
+        name: thing
+        for name, thing in vars(layers).items()
+        if isinstance(thing, type) and issubclass(thing, nn.Module)
+    }
+    assert sorted(ours) == sorted(OF_TORCH)
+    for name, (torch_name, names) in OF_TORCH.items():
+        signature = inspect.signature(getattr(torch.nn, torch_name))
+        fields = {
+            field.name: field.default
+            for field in dataclasses.fields(ours[name])
+            if field.name not in OF_FLAX
+        }
+        assert sorted(fields) == sorted(names), name
+        for field, default in fields.items():
+            theirs = signature.parameters[names[field]].default
+            theirs = (
+                dataclasses.MISSING if theirs is inspect.Parameter.empty else theirs
+            )
+            assert default == theirs, f"{name}.{field}"
+
+
+@pytest.mark.parametrize("arguments", [(3,), (3, 2), (2, 3), (2, None)])
+def test_max_pool_is_torch_s_with_torch_s_stride(arguments):
+    x = np.random.default_rng(0).standard_normal((2, 11, 10, 3)).astype(np.float32)
+    theirs = torch.nn.MaxPool2d(*arguments)(torch.from_numpy(x).permute(0, 3, 1, 2))
+    ours = layers.MaxPool(*arguments).apply({}, x)
+    np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [2, (2, 2), (3, 1)])
+def test_an_adaptive_pool_takes_one_size_as_torch_s_does(size):
+    x = np.random.default_rng(0).standard_normal((2, 7, 5, 3))
+    theirs = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(x).permute(0, 3, 1, 2))
+    with jax.enable_x64(True):
+        ours = layers.AdaptiveAvgPool(size).apply({}, x)
+    assert relative_error(ours, theirs.permute(0, 2, 3, 1)) <= FORWARD_FLOAT64

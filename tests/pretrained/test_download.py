@@ -342,7 +342,8 @@ def test_a_server_that_accepts_no_connection_ends_in_time(server, monkeypatch):
             one.close()
 
 
-def test_a_terminal_shows_a_bar_with_size_and_speed(server):
+@pytest.mark.parametrize("log", [True, False])
+def test_a_terminal_shows_a_bar_with_size_and_speed(server, log):
     def slowly(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", str(SIZE))
@@ -356,16 +357,20 @@ def test_a_terminal_shows_a_bar_with_size_and_speed(server):
     termios.tcsetwinsize(child, (24, 80))
     script = (
         "from pretrained import download\nfrom pretrained.sources import Source\n"
-        f"source = {source_of(server.url)!r}\n{READ}"
+        f"source = {source_of(server.url)!r}\n"
+        f"download.open_published(source, log={log}).close()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=child
     )
     assert process.wait() == 0
-    os.set_blocking(parent, False)
+    os.write(child, b"|")  # the read does not wait for what was not written
     shown = os.read(parent, 100_000).decode()
     os.close(parent)
     os.close(child)
+    if not log:
+        assert shown == "|"
+        return
     assert "weights.pth:" in shown and "/1.00M [" in shown and "B/s]" in shown
 
 
@@ -399,6 +404,15 @@ def test_a_damaged_cached_file_is_noticed_and_replaced_only_by_a_good_one(
     server.behaviours = [whole]
     assert content_of(source) == CONTENT
     assert "is damaged; downloading it again" in capfd.readouterr().err
+
+
+def test_a_silent_download_prints_nothing(server, capfd):
+    source = source_of(server.url)
+    path = download.cached_path(source)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"damaged")
+    assert content_of(source, log=False) == CONTENT
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_size_is_announced_before_the_transfer(server, capfd):

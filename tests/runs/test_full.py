@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import shutil
 import signal
 
@@ -102,7 +103,7 @@ def test_a_picture_that_fails_is_a_warning_and_resume_draws_it(
         reason = "RuntimeError: Failed to process string with tex"
     assert said.err == (
         f"warning: {out / name}: not drawn: {reason}; the run is finished without it; "
-        "pass --resume to draw it\n"
+        f"to draw it, pass --resume --out {shlex.quote(str(out))}\n"
     )
     last = said.out.splitlines()[-1]
     assert last.startswith("test_accuracy=")
