@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import filelock
 
-from pretrained.disk import PARTIAL, cache_folder
-from pretrained.errors import DownloadError, IntegrityError, one_line
+from pretrained.disk import PARTIAL, acquire, cache_folder, cosmetic
+from pretrained.errors import DownloadError, IntegrityError, one_line, printable
 from pretrained.sources import Source
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
     and IntegrityError if the received file, or with `offline` the cached file, is not
     the published one.
     """
-    path = cached_path(source)
+    with _cache_errors(Path(source.file_name)):
+        path = cached_path(source)
     with _cache_errors(path):
         if file := _open_good(path, source):
             return file
@@ -71,21 +72,30 @@ def open_published(source: Source, *, offline: bool = False) -> BinaryIO:
             if file := _open_good(path, source):
                 return file  # another process has downloaded it
             if path.exists():
-                print(f"{path}: is damaged; downloading it again", file=sys.stderr)
+                _tell(f"{path}: is damaged; downloading it again")
             partial = path.with_name(path.name + PARTIAL)
             _download(source, partial, path)
             os.replace(partial, path)
-        print(f"{path}: complete, with the published SHA-256", file=sys.stderr)
+        _tell(f"{path}: complete, with the published SHA-256")
     return open_published(source, offline=True)
 
 
-def _locked(path: Path):
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     lock = filelock.FileLock(f"{path}.lock")
     try:
-        return lock.acquire(blocking=False)
+        acquire(lock, blocking=False)
     except filelock.Timeout:
-        print(f"{path}: waiting for another process to download it", file=sys.stderr)
-        return lock.acquire()
+        _tell(f"{path}: waiting for another process to download it")
+        acquire(lock, blocking=True)
+    try:
+        yield  # without locks, the SHA-256 finds what two processes have mixed
+    finally:
+        lock.release()
+
+
+def _tell(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -123,10 +133,9 @@ def _download(source: Source, partial: Path, path: Path) -> None:
     from urllib3.exceptions import HTTPError
 
     host = urlsplit(source.url).hostname
-    print(
+    _tell(
         f"downloading {source.title}: {source.bytes / 1e6:,.0f} MB from {host} to "
-        f"{path}",
-        file=sys.stderr,
+        f"{path}"
     )
     reason = ""
     pieced = restarted = False
@@ -229,7 +238,8 @@ def _transfer(source: Source, partial: Path) -> None:
                 held += len(chunk)
                 bar.update(len(chunk))
             file.flush()
-            os.fsync(file.fileno())
+            with cosmetic():
+                os.fsync(file.fileno())
     if held < source.bytes:
         raise _Again("the connection was closed early")
 
