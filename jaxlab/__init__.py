@@ -18,6 +18,9 @@
 """
 
 import importlib
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
@@ -47,6 +50,38 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from jaxlab.training.step import make_eval_step as make_eval_step
     from jaxlab.training.step import make_train_step as make_train_step
     from jaxlab.training.trainer import fit as fit
+
+
+def _check_not_hidden() -> None:
+    """Raise ImportError if files of the working directory hide packages used here.
+
+    `python -m` and notebooks search it first. (The name "jaxlab" makes `python -m`
+    print the message instead of a traceback.)
+    """
+    spec = importlib.util.find_spec("pretrained")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    own = os.path.join(os.path.dirname(__path__[0]), "pretrained")
+    hiding = [
+        place
+        for place in places[:1]
+        if os.path.isdir(own) and os.path.realpath(place) != os.path.realpath(own)
+    ]
+    first = os.path.abspath(sys.path[0] if sys.path else "")
+    files = (os.path.join(first, f"{name}.py") for name in _IMPORTED)
+    hiding += [file for file in files if os.path.isfile(file)]
+    if hiding:
+        raise ImportError(
+            f"{hiding[0]} hides a package of the same name that jaxlab imports; rename "
+            "it, or run in another folder",
+            name="jaxlab",
+        )
+
+
+_IMPORTED = (
+    *("jax", "flax", "optax", "numpy", "PIL", "safetensors", "matplotlib"),
+    *("pretrained", "filelock", "platformdirs", "tqdm"),
+)
+_check_not_hidden()
 
 # Each public name and the module that defines it.
 _HOME = {

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxlab import runtime
+from jaxlab.cli.flags import expanded
 from jaxlab.data.pictures import BadPicture, read, read_image, upright
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
@@ -103,7 +105,7 @@ class Classifier:
                 preprocess,
                 sha256=weights.sha256,
             )
-        path = Path(source)
+        path = Path(expanded("source", os.fspath(source)))
         if path.is_dir():
             path = path / run_folder.MODEL
             if not path.exists():
@@ -166,13 +168,14 @@ class Classifier:
         Each is uint8[s, s, 3], as `prepare` returns it.
         """
         rows, start = [], 0
-        while start < len(images):
-            size = BATCH if len(images) - start >= BATCH else 1
-            batch = np.stack(images[start : start + size])
-            rows.append(
-                _probabilities(self._model, self.preprocess, self._variables, batch)
-            )
-            start += size
+        with runtime.pinned():
+            while start < len(images):
+                size = BATCH if len(images) - start >= BATCH else 1
+                batch = np.stack(images[start : start + size])
+                rows.append(
+                    _probabilities(self._model, self.preprocess, self._variables, batch)
+                )
+                start += size
         if not rows:
             return np.empty((0, len(self.class_names)), np.float32)
         return np.concatenate(jax.device_get(rows))
@@ -252,7 +255,7 @@ def _about(path: Path, weights: Weights) -> Any:
             return json.loads(weights.metadata[METADATA])
         config = path.with_name(run_folder.CONFIG)
         if path.name == run_folder.MODEL and config.exists():
-            record = parse_record(config.read_text())
+            record = parse_record(config.read_text("utf-8"))
             return {
                 "architecture": {"name": record.model, "precision": record.precision},
                 "class_names": record.class_names,

@@ -26,7 +26,7 @@ from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
 from jaxlab.runs.record import Record, Rows
-from pretrained import disk
+from pretrained import disk, stages
 
 if TYPE_CHECKING:  # `--help` must not wait for the import of JAX.
     from jaxlab.classifier import Classifier
@@ -128,12 +128,17 @@ def fine_tune(
     >>> run.classifier.class_names[:3]
     ('0', '1', '2')
     """
+    stages.start()
     given = settings if dataset is None else {"dataset": dataset, **settings}
     flags.require_known(Config, given)
     config = resume.complete(given)
     console = terminal.PYTHON if log else terminal.SILENT
     with signals.installed(second_ends=False), runtime.settings_restored():
-        return _finetune(config, console, owns_process=False)
+        try:
+            return _finetune(config, console, owns_process=False)
+        except signals.Stopped:
+            console.log(terminal.interruption())
+            raise
 
 
 def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
@@ -153,7 +158,9 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
             return _finished(rows, folder, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
+    stages.begin("starting JAX")
     device = runtime.set_up(console.log, owns_process=owns_process)
+    stages.begin("loading the data")
     from jaxlab.data.preprocess import Preprocess
     from jaxlab.library import load_of
 
@@ -173,8 +180,10 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         batch_size=min(config.batch_size, len(data.train)),
     )
     task = Task(config, folder, data, preprocess, device, console)
+    stages.begin("preparing the run")
     with (
-        run_folder.locked(folder),
+        run_folder.locked(folder, console.log),
+        runtime.pinned(),
         runtime.memory_errors_explained(
             f"{device} does not have enough memory for batches of {config.batch_size} "
             f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
@@ -214,6 +223,7 @@ def _run(task: Task, then: Record | None) -> Run:
     )
     start = _start(task, then, network, checkpoints)
     _warn_of_low_rate(config, console)
+    stages.describe_saved(functools.partial(_how_to_resume, task, checkpoints))
     writer = RunWriter(
         folder, checkpoints if config.checkpoint_every else None, console.log
     )
@@ -231,15 +241,11 @@ def _run(task: Task, then: Record | None) -> Run:
             class_weights=weights,
             store=features,
         )
-        try:
-            state, rows, predictions = run_epochs(
-                job, start.state, start.progress, writer
-            )
-        except signals.Stopped:
-            _log_how_to_resume(task, writer.last_step)
-            raise
+        state, rows, predictions = run_epochs(job, start.state, start.progress, writer)
         signals.check()
+        stages.begin("writing the model")
         _write_model(task, writer, state)
+    stages.describe_saved(functools.partial(_how_to_draw, task))
     draw(writer, config, data, rows, predictions)
     console.log(
         f"compilation: {clock.compile_seconds:.1f} s, not included in the times above"
@@ -313,11 +319,18 @@ def _warn_of_low_rate(config: Resolved, console: Console) -> None:
 
 
 def _feature_store(task: Task, needed: int) -> Any:
-    """Return the cache of features; it leaves `needed` bytes free on the run's disk."""
+    """Return the cache of features; it leaves `needed` bytes free on the run's disk.
+
+    If the user has no home folder for it, log a warning and return None.
+    """
     from jaxlab.training.feature_store import ArrayStore
 
     size = int(task.config.feature_cache_size * 1e9)
-    cache = disk.cache_folder() / "features"
+    try:
+        cache = disk.cache_folder() / "features"
+    except OSError as error:
+        task.console.log(f"warning: features are not kept: {error.strerror}")
+        return None
     leave = needed if disk.on_one_disk(cache, task.folder) else 0
     return ArrayStore(cache, size, leave=leave)
 
@@ -332,14 +345,25 @@ def _finished(rows: list[dict[str, float]], folder: Path, console: Console) -> R
     return run
 
 
-def _log_how_to_resume(task: Task, step: int | None) -> None:
+def _how_to_resume(task: Task, checkpoints: Any) -> str:
+    """Return what a run that is stopped now leaves, and how to go on."""
+    out = shlex.quote(str(task.folder))
+    again = f"pass --resume --out {out}"
+    if checkpoints.last is not None:
+        return f"stopped after step {checkpoints.last}; to continue, {again}"
     if task.config.checkpoint_every:
-        task.console.log(
-            f"stopped after step {step}; to continue, pass --resume --out "
-            f"{shlex.quote(str(task.folder))}"
-        )
-    else:
-        task.console.log("stopped; nothing was saved, because of --checkpoint-every 0")
+        return f"no step was saved yet; to start again, {again}"
+    return (
+        "nothing was saved, because of --checkpoint-every 0; to start again, pass "
+        f"--overwrite --out {out}"
+    )
+
+
+def _how_to_draw(task: Task) -> str:
+    return (
+        "the run is finished except for its pictures; to draw them, pass --resume "
+        f"--out {shlex.quote(str(task.folder))}"
+    )
 
 
 class Start(NamedTuple):
@@ -372,7 +396,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             return state
         return ValidatedState.of(state, network.trainable)
 
-    environment = {"device": task.device, "versions": runtime.versions()}
+    environment = runtime.environment(task.device)
     saved = None
     if then is not None and config.resume is not None:
         saved = resume.checkpoint_to_resume(checkpoints, config.resume, log)
@@ -413,6 +437,8 @@ def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
     from jaxlab.training.step import TrainState, make_eval_step
 
     config, folder, data = task.config, task.folder, task.data
+    stages.describe_saved(functools.partial(_how_to_draw, task))
+    stages.begin("evaluating")
     model = network_of(config, data).model
     params = whole_network(str(folder / run_folder.MODEL), config.model).params
     test = inputs.image_inputs(model, data, task.preprocess, config.workers)["test"]

@@ -24,6 +24,7 @@ from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean
 from jaxlab.runs import folder as run_folder
+from pretrained import stages
 
 
 class Variant(NamedTuple):
@@ -145,11 +146,11 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     folder = run_folder.resolve_folder(config.out, config.overwrite)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
+    stages.begin("starting JAX")
     device = runtime.set_up()
-    import jax.numpy as jnp
-
     from jaxlab.data.load import load
 
+    stages.begin("loading the data")
     data = load(
         config.dataset,
         None,
@@ -160,29 +161,30 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         offline=config.offline,
         progress=terminal.progress_bar,
     )
-    splits = {
-        name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
-        for name, split in (("train", data.train), ("test", data.test))
-    }
-    with run_folder.locked(folder):
+    with run_folder.locked(folder, terminal.log), runtime.pinned():
         run_folder.remove_run(folder)
-        return _lab(config, variants, data, splits, device, folder)
+        return _lab(config, variants, data, device, folder)
 
 
 def _lab(
     config: Config,
     variants: dict[str, Variant],
     data: Any,
-    splits: Any,
     device: str,
     folder: Path,
 ) -> dict[str, Any]:
     """Train every variant, print the table, write the files; return the results."""
-    from jaxlab.figures.curves import draw_variants
+    import jax.numpy as jnp
+
     from jaxlab.figures.text import VARIANT_HEADER, variant_line
+    from jaxlab.runs.figures import draw_lab
     from jaxlab.runs.writer import RunWriter
 
-    print(
+    splits = {
+        name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
+        for name, split in (("train", data.train), ("test", data.test))
+    }
+    terminal.log(
         f"{data.name}: {data.sizes_text()}, {config.seeds} seeds, {config.epochs} "
         f"epochs, on {device}"
     )
@@ -197,8 +199,7 @@ def _lab(
     content = {
         "settings": dataclasses.asdict(config),
         "dataset": {"name": data.name, "sha256": data.fingerprint()},
-        "device": device,
-        "versions": runtime.versions(),
+        **runtime.environment(device),
         "rule": RULE,
         "variants": results,
     }
@@ -207,9 +208,11 @@ def _lab(
         f"{config.seeds} seeds"
     )
     writer = RunWriter(folder, None, terminal.log)
+    stages.begin("writing the results")
     writer.write_json(run_folder.RESULTS, content)
-    writer.draw(run_folder.OVERFIT, lambda: draw_variants(results, title))
-    print(f"run={folder}")
+    stages.describe_saved(lambda: f"the results are in {folder}, without a picture")
+    draw_lab(writer, results, title)
+    terminal.log(f"run={folder}")
     return content
 
 
@@ -220,12 +223,14 @@ def _train(
     import jax
     import jax.numpy as jnp
 
+    stages.begin("compiling")
     started = time.perf_counter()
     seeds = jnp.arange(config.seeds)
     orders = epoch_orders(config, len(splits["train"][1]))
     program = jax.jit(variant_program(variant, config, num_classes))
     compiled_program = program.lower(seeds, orders, splits).compile()
     compiled = time.perf_counter()
+    stages.begin("training")
     curves = jax.device_get(compiled_program(seeds, orders, splits))
     finished = time.perf_counter()
     return {

@@ -26,7 +26,8 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
-from pretrained.errors import one_line
+from pretrained import stages
+from pretrained.errors import one_line, printable
 
 BAR_FROM = 33  # pictures for which a progress bar is shown
 
@@ -74,23 +75,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Config(**given)
     if config.json and config.csv:
         raise UsageError("--csv: cannot be combined with --json; pass one of them")
-    source, patterns = config.weights, config.inputs
+    inputs = [flags.expanded("inputs", path) for path in config.inputs]
+    source, patterns = config.weights, inputs
     if source is None:
-        if not config.inputs:
+        if not inputs:
             raise UsageError("RUN: missing; pass the folder of a run, then pictures")
-        source, patterns = config.inputs[0], config.inputs[1:]
+        source, *patterns = inputs
     if not patterns:
         raise UsageError("pictures: missing; pass files, folders or patterns")
+    stages.begin("starting JAX")
     runtime.set_up()
     unusual: list[str] = []
+    stages.begin("looking for the pictures")
     paths = _paths(patterns, unusual.append)
     from jaxlab.classifier import Classifier
 
+    stages.begin("reading the network")
     classifier = Classifier.load(source, offline=config.offline)
 
     bad: list[str] = []
     write = _writer(config)
     total = len(paths)
+    stages.begin("predicting")
+    stages.describe_saved(
+        lambda: "what is printed is complete; pass the other pictures"
+    )
     with terminal.progress_bar(
         total if total >= BAR_FROM else 0, "pictures", "picture"
     ) as bar:
@@ -217,7 +226,7 @@ def _write_json(path: Path, answers: list[tuple[str, float]]) -> None:
 
 def _write_text(path: Path, answers: list[tuple[str, float]]) -> None:
     answer = "  ".join(f"{name} {probability:.1%}" for name, probability in answers)
-    print(f"{one_line(str(path))}  {answer}")
+    print(f"{printable(str(path))}  {printable(answer)}")
 
 
 if __name__ == "__main__":

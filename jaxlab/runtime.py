@@ -1,7 +1,11 @@
-"""The process of a run: JAX's device, memory, compiled programs and a clock."""
+"""The process of a run: JAX's device, settings, memory, compiled programs and clock.
+
+It is one file because all of it is set up, or asked for, where a command begins.
+"""
 
 import contextlib
 import ctypes
+import errno
 import functools
 import importlib.metadata
 import os
@@ -11,14 +15,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from jaxlab.errors import JaxlabError
-from pretrained.disk import cache_folder
+from jaxlab.errors import JaxlabError, UsageError, did_you_mean
+from pretrained.disk import cache_folder, cosmetic
 from pretrained.errors import one_line
 
 # The packages whose versions can change a result.
@@ -40,6 +44,18 @@ CACHE_SETTINGS = (
 )
 _CACHE_WARNING = re.compile("Error .*ing persistent compilation cache entry", re.I)
 
+_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu", "metal")
+# JAX's defaults of settings that change results and that no context manager sets.
+_OWN_VALUES = {
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_disable_most_optimizations": False,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_check_tracer_leaks": False,
+}
+# They are read when the compiler or a library of the device is loaded.
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+
 _MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 
 # Parameter numbers of glibc's mallopt, from malloc.h.
@@ -60,18 +76,28 @@ def set_up(
     `owns_process` is False where jaxlab is a library in the process of another program
     (see `settings_restored`). Call this before JAX is imported, because JAX's threads
     set up their memory arenas then. Raises JaxlabError if the device that JAX_PLATFORMS
-    names is not available.
+    names is not available, UsageError if a variable of JAX's has a value that JAX does
+    not know.
     """
     if owns_process:
         _keep_freed_memory()
-
+    _import_jax()
     try:
         device = device_name()
     # JAX raises AssertionError without a message if the platform's plugin is missing.
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
+        name = "JAX_PLATFORMS"
+        if name not in os.environ and "JAX_PLATFORM_NAME" in os.environ:
+            name = "JAX_PLATFORM_NAME"
+        asked = os.environ.get(name, "")
+        unknown = [one for one in asked.split(",") if one.lower() not in _PLATFORMS]
+        if asked and unknown:
+            raise UsageError(
+                f"{name}: {unknown[0]!r} is not one of {', '.join(_PLATFORMS)}"
+                f"{did_you_mean(unknown[0], _PLATFORMS)}"
+            ) from error
         raise JaxlabError(
-            f"JAX: found no device for JAX_PLATFORMS={asked}: "
+            f"JAX: found no device for {name}={asked}: "
             f"{str(error) or 'its plugin is not installed'}; unset it, or run "
             "pip install 'jaxlab[cuda]' for an NVIDIA GPU"
         ) from error
@@ -86,6 +112,7 @@ def settings_restored() -> Iterator[None]:
     Otherwise, the programs that it compiles afterwards would be stored in the cache
     folder, too. Of several threads, the last one to leave its block undoes it.
     """
+    _import_jax()
     import jax
 
     global _before
@@ -120,6 +147,72 @@ def _restore(settings: dict[str, Any], filters: list[Any]) -> None:
     for each in list(now):
         if each[1] == _CACHE_WARNING and each not in filters:
             now.remove(each)
+
+
+def _import_jax() -> None:
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        # JAX reads its variables when it is imported. The message names the variable,
+        # or the setting of the same name.
+        named = re.search(r"jax_[a-z0-9_]+", str(error), re.IGNORECASE)
+        name = named[0].upper() if named else ""
+        if name not in os.environ:
+            raise
+        raise UsageError(
+            f"{name}: JAX does not accept {os.environ[name]!r}; unset it, or set it to "
+            "a value that JAX's documentation names"
+        ) from error
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Use JAX's own values of the settings that change results, in this thread.
+
+    The environment or the caller may have set others, with which the same config would
+    give another model, or none. They are in effect again after the block.
+    """
+    import jax
+
+    now = jax.config.values
+    globally = {name: own for name, own in _OWN_VALUES.items() if now[name] != own}
+    before = {name: now[name] for name in globally}
+    with contextlib.ExitStack() as stack:
+        stack.callback(_update, before)
+        _update(globally)
+        stack.enter_context(jax.enable_x64(False))
+        stack.enter_context(jax.default_prng_impl("threefry2x32"))
+        stack.enter_context(jax.threefry_partitionable(True))
+        stack.enter_context(jax.default_matmul_precision(None))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        stack.enter_context(jax.disable_jit(False))
+        stack.enter_context(jax.softmax_custom_jvp(False))
+        stack.enter_context(jax.enable_custom_prng(False))
+        stack.enter_context(jax.legacy_prng_key("allow"))
+        # These stop or slow down a program, as its own checks need not.
+        stack.enter_context(jax.debug_nans(False))
+        stack.enter_context(jax.debug_infs(False))
+        stack.enter_context(jax.debug_key_reuse(False))
+        stack.enter_context(jax.transfer_guard("allow"))
+        yield
+
+
+def _update(settings: Mapping[str, Any]) -> None:
+    import jax
+
+    for name, value in settings.items():
+        jax.config.update(name, value)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what results depend on besides a config: for the record of a run."""
+    return {"device": device, "versions": versions(), "variables": variables()}
+
+
+def variables() -> dict[str, str]:
+    """Return the variables that change results and cannot be pinned; "" if unset."""
+    return {name: os.environ.get(name, "") for name in _VARIABLES}
 
 
 def device_name() -> str:
@@ -158,16 +251,49 @@ def versions() -> dict[str, str]:
 
 
 def memory_bytes() -> int:
-    """Return the bytes of memory of JAX's device, or of the machine for a CPU."""
+    """Return the bytes of memory of JAX's device; for a CPU, those of this process.
+
+    They are the machine's, or the limit of the process's container, if it is lower.
+    """
     import jax
 
     # JAX has no memory statistics for a CPU.
     own = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in own:
         return own["bytes_limit"]
+    whole = _MEMORY_UNKNOWN
     if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _MEMORY_UNKNOWN
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *container_limits()])
+
+
+def container_limits(root: Path = Path("/")) -> list[int]:
+    """Return the limits of memory of the control groups of this process, in bytes.
+
+    They are those of its group and of each group around it, in Linux's version 2 or 1.
+    In a container, the mounted folder may begin at the process's own group, so that its
+    path is not found in it; then the limit of the mounted folder counts.
+    """
+    limits = []
+    try:
+        groups = root.joinpath("proc/self/cgroup").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    for line in groups:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            mounted, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            mounted, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = mounted / path.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max", or no such file
+                limits.append(int((folder / file).read_text("utf-8")))
+            if folder == mounted:
+                break
+    return [limit for limit in limits if limit > 0]
 
 
 def _keep_freed_memory() -> None:
@@ -194,11 +320,17 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
     # JAX adds its options to the config at run time, so the config's type lacks them.
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return  # the user has set a cache folder
-    folder = cache_folder() / "compiled"
+    folder = Path("compiled")
+    # Without flock, filelock warns and uses the existence of a file.
+    warnings.filterwarnings("ignore", "flock not supported")
     try:
+        folder = cache_folder() / folder
         # Only the owner may write here, because the programs are executed.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        with cosmetic():
+            folder.chmod(0o700)
+        if not _is_own(folder):
+            raise PermissionError(errno.EPERM, "others can write to it")
         remove_unfinished(folder)
     except OSError as error:
         log(
@@ -215,6 +347,14 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
         CACHE_SETTINGS, (str(folder), COMPILED_BYTES, 0.0), strict=True
     ):
         jax.config.update(name, value)
+
+
+def _is_own(folder: Path) -> bool:
+    """Return whether nobody else can write to a folder, also without permissions."""
+    found = folder.stat()
+    return os.name != "posix" or (
+        found.st_uid == os.getuid() and not found.st_mode & 0o022
+    )
 
 
 def remove_unfinished(folder: Path) -> None:

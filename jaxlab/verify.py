@@ -25,6 +25,8 @@ from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
+from pretrained import stages
+from pretrained.errors import printable
 from pretrained.tables import TABLES, head
 
 # Upper bounds of the relative error. It is not zero, because the two sides sum the same
@@ -86,9 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = flags.parse(Config, argv, prog="python -m jaxlab.verify", about=__doc__)
     config = Config(**given)
+    stages.begin("starting JAX")
     device = runtime.set_up()
+    stages.begin("starting torch")
     torch, torchvision = import_torch()
+    stages.begin("reading the weights")
     network, params, state_dict, facts = _both_sides(config, torch, torchvision)
+    stages.begin("comparing")
     comparisons = compare(network, params, state_dict)
     missed = [row for row in comparisons if not row.passed]
     certificate = {
@@ -291,7 +297,7 @@ def compare(
     model.load_state_dict(state_dict, strict=True)
     rows = []
     for precision in BARS:
-        with jax.enable_x64(precision == "float64"):
+        with runtime.pinned(), jax.enable_x64(precision == "float64"):
             for height, width in SIZES:
                 shape = (IMAGES, height, width, 3)
                 images = np.random.default_rng(0).standard_normal(shape)
@@ -391,7 +397,7 @@ def _table(rows: Sequence[Comparison], certificate: Mapping[str, Any]) -> str:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())
         lines.append(f"{name + ':':<19}{value}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

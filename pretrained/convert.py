@@ -8,14 +8,13 @@ with torchvision's. The metadata of a .safetensors file names the file it was ma
 
 import argparse
 import difflib
-import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrained.errors import WeightsError, one_line
+from pretrained import console, stages
+from pretrained.errors import WeightsError, one_line, printable
 from pretrained.sources import SOURCES
 
 
@@ -28,36 +27,52 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message.removeprefix('argument ')}; see --help")
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert SOURCE to OUT, and return the exit code.
 
-    It is 0 for success, 2 for a usage error, 3 for bad input or a failed write, 4 for a
-    failed download or a wrong hash, 130 after an interrupt, and 141 if the reader of
-    stdout has closed it. An error is one line on stderr; a failed conversion leaves OUT
-    unchanged.
+    It is 0 for success, 1 for an error that nobody foresaw, 2 for a usage error, 3 for
+    bad input or a failed write, 4 for a failed download or a wrong hash, 130 after an
+    interrupt, and 141 if the reader of stdout has closed it. An error is one line on
+    stderr; a failed conversion leaves OUT unchanged.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # A terminal without Unicode shows "?" for "…", instead of a traceback.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    console.open_streams()
+    stages.start()
+    try:
+        return _outcome(argv)
+    finally:
+        console.finish()
+
+
+def _outcome(argv: Sequence[str]) -> int:
     try:
         _convert(_parsed(argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        stages.begin("exiting")
+        sys.stdout.flush()
         return 0
     except _UsageError as error:
         return _report(error, argv, 2)
     except WeightsError as error:
         return _report(error, argv, error.exit_code)
-    except BrokenPipeError:
-        # The reader of stdout has closed it; keep the interpreter from flushing to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # from writing to stdout, for example to a full disk
-        return _report(error, argv, 3)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        console.say(one_line(f"interrupted while {stages.current()}: {stages.saved()}"))
         return 130
+    except SystemExit:  # of --help
+        raise
+    # The command's outermost frame; Rust's panics are no Exception.
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and console.reader_is_gone():
+            return 141
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            return _report(error, argv, 3)  # for example of a full disk
+        if "--debug" in argv:
+            console.show(error)
+        console.say(f"error: {console.unforeseen(error, '--debug' in argv)}")
+        return 1
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,8 +83,13 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     known = ", ".join(SOURCES)
-    parser.add_argument("source", metavar="SOURCE", help=f"file to read, or {known}")
-    parser.add_argument("out", metavar="OUT", help="file to write", type=Path)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help=f"file to read, or {known}",
+        type=os.path.expanduser,
+    )
+    parser.add_argument("out", metavar="OUT", help="file to write", type=_path)
     flags = {
         "--reverse": "write torchvision's names and layouts",
         "--overwrite": "replace OUT if it exists",
@@ -108,31 +128,36 @@ def _convert(options: argparse.Namespace) -> None:
     from pretrained.tables import TABLES
     from pretrained.torchfile import write_torch_file
 
+    stages.begin("reading the weights")
     if options.source in SOURCES:
         with open_published(SOURCES[options.source], offline=options.offline) as file:
             weights = read_weights(file)
     else:
         weights = read_weights(options.source)
+    stages.begin("converting")
     convert = to_torch if options.reverse else flat_params
     tensors = convert(weights.params, TABLES[weights.network])
+    stages.begin("writing the weights")
     if options.out.suffix == ".pth":
         write_torch_file(options.out, tensors)
     else:
         metadata = provenance(weights, os.path.basename(options.source))
         write_safetensors(options.out, tensors, metadata)
+    stages.describe_saved(lambda: f"{options.out} is complete")
     origin = weights.source.title if weights.source else "not a published file"
-    print(
+    line = (
         f"{options.out}: {len(tensors)} tensors, "
         f"{sum(tensor.size for tensor in tensors.values()):,} parameters with "
         f"{'torchvision' if options.reverse else 'Flax'}'s names, from "
         f"{options.source} (SHA-256 {weights.sha256[:16]}…, {origin})"
     )
+    print(printable(line))
 
 
 def _report(error: Exception, argv: Sequence[str], code: int) -> int:
     if "--debug" in argv:
-        traceback.print_exception(error)
-    print(f"error: {one_line(str(error))}", file=sys.stderr)
+        console.show(error)
+    console.say(f"error: {one_line(str(error))}")
     return code
 
 

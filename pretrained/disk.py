@@ -11,10 +11,12 @@ import re
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
 import numpy as np
 import platformdirs
 from safetensors import SafetensorError
@@ -37,10 +39,49 @@ def moment(name: str, path: Path) -> None:
     """
 
 
+# A file system that does not have a feature refuses it with one of these: FAT, CIFS, a
+# mounted bucket.
+_UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOLCK}
+
+
+@contextlib.contextmanager
+def cosmetic() -> Iterator[None]:
+    """Do without what the file system does not have, such as permissions.
+
+    Use it for what concerns no byte of a file. Any other error is raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def acquire(lock: filelock.BaseFileLock, *, blocking: bool) -> bool:
+    """Acquire a lock; return False, without it, if the file system has no locks.
+
+    Raises filelock.Timeout if another process holds it and `blocking` is False.
+    """
+    with cosmetic(), warnings.catch_warnings():
+        # Without flock, filelock warns and uses the existence of the file.
+        warnings.filterwarnings("ignore", "flock not supported")
+        lock.acquire(blocking=blocking)
+    return lock.is_locked
+
+
 def cache_folder() -> Path:
-    """Return the folder for downloads: JAXLAB_HOME, or else the user's cache folder."""
+    """Return the folder for downloads: JAXLAB_HOME, or else the user's cache folder.
+
+    Raises OSError if the user has no home folder, as in some containers.
+    """
     home = os.environ.get("JAXLAB_HOME")
-    return Path(home).expanduser() if home else platformdirs.user_cache_path("jaxlab")
+    try:
+        if home:
+            return Path(home).expanduser()
+        return platformdirs.user_cache_path("jaxlab")
+    except RuntimeError as error:
+        advice = "the home folder is unknown; set JAXLAB_HOME to a folder"
+        raise FileNotFoundError(errno.ENOENT, advice, home or "~") from error
 
 
 def on_one_disk(*paths: Path) -> bool:
@@ -85,7 +126,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     moment("begin", path)
     try:
         with tempfile.TemporaryDirectory(
-            dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL
+            dir=path.parent,
+            prefix=f"{path.name}.",
+            suffix=PARTIAL,
+            ignore_cleanup_errors=True,  # the file has its name by then
         ) as folder:
             partial = Path(folder, path.name)
             yield partial
@@ -155,7 +199,8 @@ def write_tensors(
         code = re.search(r"\(os error (\d+)\)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-    path.chmod(0o666 & ~_UMASK)  # safetensors lets only the owner read the file
+    with cosmetic():
+        path.chmod(0o666 & ~_UMASK)  # safetensors lets only the owner read the file
     moment("written", path)
 
 

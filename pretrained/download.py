@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import filelock
 
-from pretrained.disk import PARTIAL, cache_folder
-from pretrained.errors import DownloadError, IntegrityError, one_line
+from pretrained.disk import PARTIAL, acquire, cache_folder, cosmetic
+from pretrained.errors import DownloadError, IntegrityError, one_line, printable
 from pretrained.sources import Source
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def open_published(
     and IntegrityError if the received file, or with `offline` the cached file, is not
     the published one.
     """
-    path = cached_path(source)
+    with _cache_errors(Path(source.file_name)):
+        path = cached_path(source)
     with _cache_errors(path):
         if file := _open_good(path, source):
             return file
@@ -87,20 +88,25 @@ def open_published(
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _to_nobody(line: str) -> None:
     pass
 
 
-def _locked(path: Path, say: Callable[[str], None]):
+@contextlib.contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     lock = filelock.FileLock(f"{path}.lock")
     try:
-        return lock.acquire(blocking=False)
+        acquire(lock, blocking=False)
     except filelock.Timeout:
         say(f"{path}: waiting for another process to download it")
-        return lock.acquire()
+        acquire(lock, blocking=True)
+    try:
+        yield  # without locks, the SHA-256 finds what two processes have mixed
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -241,7 +247,8 @@ def _transfer(source: Source, partial: Path, shown: bool) -> None:
                 held += len(chunk)
                 bar.update(len(chunk))
             file.flush()
-            os.fsync(file.fileno())
+            with cosmetic():
+                os.fsync(file.fileno())
     if held < source.bytes:
         raise _Again("the connection was closed early")
 

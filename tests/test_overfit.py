@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxlab import MLP
+from jaxlab.figures import curves
 from jaxlab.overfit import (
     RULE,
     VARIANTS,
@@ -201,3 +202,21 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(
 def test_a_batch_of_one_is_fine_without_batch_norm(tmp_path):
     job = [*SMALL, "--batch-size", "7", "--variants", "dropout"]
     main([*job, "--out", str(tmp_path / "run")])
+
+
+def test_a_picture_that_fails_is_a_warning(run_here, monkeypatch, tmp_path):
+    monkeypatch.setattr(curves, "draw_variants", raising_value_error)
+    out = tmp_path / "run"
+    flags = ["--train-size", 20, "--test-size", 10, "--epochs", 1, "--seeds", 1]
+    done = run_here(main, *flags, "--variants", "baseline", "--out", out)
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"warning: {out / 'overfit.png'}: not drawn: ValueError: odd; the run is "
+        "finished without it; run again with --overwrite to draw it\n"
+    )
+    assert done.stdout.splitlines()[-1] == f"run={out}"
+    assert (out / "results.json").exists()
+
+
+def raising_value_error(*_):
+    raise ValueError("odd")

@@ -231,3 +231,57 @@ def test_the_clock_stands_still_while_jax_compiles():
     told, compiled = clock(), clock.compile_seconds
     time.sleep(0.3)
     assert clock() - told >= 0.3 and clock.compile_seconds == compiled
+
+
+GIB = 1 << 30
+GROUPS = {
+    "version 2": (
+        "0::/kubepods/pod1/a\n",
+        {
+            "sys/fs/cgroup/kubepods/memory.max": "max",
+            "sys/fs/cgroup/kubepods/pod1/memory.max": f"{2 * GIB}",
+            "sys/fs/cgroup/kubepods/pod1/a/memory.max": f"{3 * GIB}",
+        },
+        [3 * GIB, 2 * GIB],
+    ),
+    "version 2, in a container": (
+        "0::/docker/a\n",
+        {"sys/fs/cgroup/memory.max": f"{GIB}\n"},
+        [GIB],
+    ),
+    "version 1": (
+        "9:cpu,cpuacct:/a\n7:memory:/docker/a\n",
+        {
+            "sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes": f"{GIB}\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+        [GIB, 9223372036854771712],
+    ),
+    "no limit": ("0::/\n", {"sys/fs/cgroup/memory.max": "max\n"}, []),
+    "no groups": ("", {}, []),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_the_memory_of_a_container_is_its_limit(kind, tmp_path, monkeypatch):
+    groups, files, limits = GROUPS[kind]
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = runtime.container_limits(tmp_path)
+    assert found == limits
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(runtime, "container_limits", lambda: found)
+    assert runtime.memory_bytes() == min([machine, *limits])
+
+
+def test_a_system_without_control_groups_has_no_limits(tmp_path):
+    assert runtime.container_limits(tmp_path) == []
+
+
+def test_a_folder_that_others_can_write_to_holds_no_programs(tmp_path):
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    for mode, own in ((0o700, True), (0o755, True), (0o777, False), (0o720, False)):
+        folder.chmod(mode)
+        assert runtime._is_own(folder) is own

@@ -238,6 +238,8 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         return value
     try:
         value = _typed(kind, value)
+        if isinstance(value, str):
+            value = expanded(name, value)
     except TypeError:
         noun = _NOUNS[kind]
         raise UsageError(f"{name}: {shown(value)} is not {noun}; pass {noun}") from None
@@ -261,6 +263,23 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
             f"{name}: {text} is out of range; pass a number that is {expected}"
         )
     return value
+
+
+def expanded(name: str, path: str) -> str:
+    """Return a path with its "~" replaced; a shell does not do so in `--out=~/a`.
+
+    The name of a file that exists is left alone. Raises UsageError, which names the
+    flag, if the user or the home folder is unknown.
+    """
+    if os.path.lexists(path):
+        return path
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        user = path.split(os.sep)[0]
+        raise UsageError(
+            f"{name}: {path}: the home folder {user} is unknown; pass the whole path"
+        )
+    return whole
 
 
 def _typed(kind: type, value: Any) -> Any:

@@ -1,17 +1,18 @@
 """Terminal output: exit codes, one-line errors, progress bars and log lines."""
 
 import contextlib
+import errno
 import functools
-import io
+import logging
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlab.cli import signals
 from jaxlab.errors import JaxlabError, in_python
+from pretrained import console, stages
 from pretrained.errors import WeightsError, one_line, printable
 
 if TYPE_CHECKING:
@@ -21,37 +22,66 @@ if TYPE_CHECKING:
 def run(main: Callable[[], Any]) -> int:
     """Run a command's main function and return the exit code.
 
-    An error is printed to stderr as one line, with `--debug` after its traceback.
-    Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input, 4 failed download
-    or checksum mismatch, 5 checkpoint error, 130 and 143 stopped by SIGINT and SIGTERM,
-    141 stdout closed by its reader.
+    An error is printed to stderr as one line, with `--debug` after its traceback. What
+    nobody foresaw is one line too, which names the stage; it is caught here and nowhere
+    else. Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input, 4 failed
+    download or checksum mismatch, 5 checkpoint error, 130 and 143 stopped by SIGINT and
+    SIGTERM, 141 stdout closed by its reader.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without Unicode shows ? for ×, so that the run does not fail.
-        sys.stdout.reconfigure(errors="replace")
+    console.open_streams()
+    stages.start()
+    # Figures are written to files, in matplotlib's default style. A notebook exports
+    # the name of a backend to its commands, whose package they may lack.
+    own = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    before = {name: os.environ.get(name) for name in own}
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    os.environ.update(own)
+    try:
+        return _outcome(main)
+    finally:
+        console.finish()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _outcome(main: Callable[[], Any]) -> int:
     try:
         with signals.installed():
             main()
-            # It is None if the shell closed it; print does nothing then.
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            stages.begin("exiting")
+            sys.stdout.flush()
         return 0
     except JaxlabError as error:
         return _report(error, error.text, error.exit_code)
     except WeightsError as error:
         return _report(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
+        console.say(interruption())
         return getattr(error, "exit_code", 130)
-    except BrokenPipeError:
-        # The reader of stdout has exited, as in `| head`. End quietly, as other tools
-        # do, and keep the interpreter from flushing to the closed pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        where = error.filename or "a file"
-        advice = "check the path, its permissions and the free space"
-        return _report(error, f"{where}: {error.strerror or error}; {advice}", 3)
+    except SystemExit:  # of --help
+        raise
+    except BaseException as error:  # Rust's panics are no Exception
+        if isinstance(error, BrokenPipeError) and console.reader_is_gone():
+            return 141  # end quietly, as other tools do
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            where = error.filename or f"while {stages.current()}"
+            why = error.strerror or error
+            return _report(error, f"{where}: {why}; {_advice(error)}", 3)
+        return _report(error, console.unforeseen(error, "--debug" in sys.argv), 1)
+
+
+def interruption() -> str:
+    """Return the line for an interrupted command: what is saved, and how to go on."""
+    return one_line(f"interrupted while {stages.current()}: {stages.saved()}")
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, as by ulimit -n 1024"
+    return "check the path, its permissions and the free space"
 
 
 def progress_bar(
@@ -81,9 +111,12 @@ def log(line: str) -> None:
 
     stream = sys.stderr if line.startswith("warning") else sys.stdout
     main = threading.current_thread() is threading.main_thread()
+    # A warning that cannot be shown must not end a run.
+    passed_over = (OSError,) if stream is sys.stderr else ()
     with (
         # If Stopped is raised while tqdm handles its lock, tqdm raises another error.
         signals.deferred() if main else contextlib.nullcontext(),
+        contextlib.suppress(*passed_over),
         # Progress bars, also of other threads, are hidden while the line is printed.
         tqdm.external_write_mode(stream),
     ):
@@ -111,6 +144,6 @@ SILENT = Console(
 
 def _report(error: BaseException, message: str, code: int) -> int:
     if "--debug" in sys.argv:
-        traceback.print_exception(error)
-    print(f"error: {one_line(message)}", file=sys.stderr)
+        console.show(error)
+    console.say(f"error: {one_line(message)}")
     return code

@@ -6,9 +6,10 @@ on where the examples are stored or which process decodes them.
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxlab.data.pictures import BadPicture, Pictures, read, read_image
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, JaxlabError
 
 BATCHES_AHEAD = 4  # minimum number of batches to decode in advance
 
@@ -139,9 +140,25 @@ class Streamed(NamedTuple):
             # Marking the flags as parsed selects their default values.
             flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers))
-        for images, (indices, weights) in zip(dataset, chunks, strict=True):
+        decoded = _ends_explained(dataset)
+        for images, (indices, weights) in zip(decoded, chunks, strict=True):
             labels = jnp.asarray(self.labels[indices], jnp.int32)
             yield Batch(jnp.asarray(images), labels, jnp.asarray(weights))
+
+
+def _ends_explained(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches; raise JaxlabError, with a remedy, if a worker was ended."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        ended = re.search(r"terminated unexpectedly with exit code -?\d+", str(error))
+        if ended is None:
+            raise
+        raise JaxlabError(
+            f"--workers: a process that decodes images {ended[0]}, as it does without "
+            "memory, or where /dev/shm is small, as in a container; enlarge it, or "
+            "pass --workers 0"
+        ) from error
 
 
 class _Resize:

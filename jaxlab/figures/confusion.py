@@ -6,11 +6,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from jaxlab.figures.figure import Figure
+from jaxlab.figures.figure import Figure, own_style, shown
 
 MOST_NAMED = 80  # most classes for which the figure shows names and counts
 
 
+@own_style()
 def draw_confusion(
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -24,12 +25,14 @@ def draw_confusion(
     would not fit into memory. The colour scale is set by the mistakes, because with the
     far larger counts of the diagonal they would all be white.
     """
-    count = len(class_names)
+    count, class_names = len(class_names), list(map(shown, class_names))
     matrix = confusion_matrix(labels, predictions, count)
     right = np.eye(count, dtype=bool)
 
     named = count <= MOST_NAMED
-    side = 2.5 + 0.45 * count if named else 12
+    longest = max(map(len, class_names), default=0)
+    # Names beyond four letters are beside the axes, at 45° below them.
+    side = 2.5 + 0.45 * count + 0.1 * max(0, longest - 10) if named else 12
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     worst = max(1, matrix[~right].max(initial=0))

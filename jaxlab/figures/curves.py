@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from jaxlab.figures.figure import Figure
+from jaxlab.figures.figure import Figure, own_style
 from jaxlab.figures.text import accuracy_gap
 from jaxlab.metrics import best_epoch
 
 
+@own_style()
 def draw_curves(
     rows: Sequence[Mapping[str, float]],
     title: str,
@@ -58,6 +59,7 @@ def draw_curves(
     return figure
 
 
+@own_style()
 def draw_variants(results: Mapping[str, Any], title: str) -> Figure:
     """Draw each variant's accuracy by epoch, as the mean and the range over seeds.
 

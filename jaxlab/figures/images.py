@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlab.figures.figure import Figure
+from jaxlab.figures.figure import Figure, own_style, shown
 
 COLUMNS = 8
 MAX_SHOWN = 64  # more would be too small to see
 
 
+@own_style()
 def draw_images(
     images: np.ndarray,
     titles: Sequence[str] | None = None,
@@ -33,10 +34,9 @@ def draw_images(
         if titles is not None:
             is_wrong = wrong is not None and wrong[i]
             axes.set_title(
-                titles[i],
+                shown(titles[i]),
                 size=9,
                 color="tab:red" if is_wrong else "black",
                 weight="bold" if is_wrong else "normal",
-                parse_math=False,  # a $ in a class name is no formula
             )
     return figure

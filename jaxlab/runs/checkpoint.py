@@ -260,7 +260,9 @@ def _forget(file: Path) -> None:
     Otherwise the next file is written to new pages, which the system clears first. On a
     virtual machine, that takes most of the time of saving.
     """
-    if hasattr(os, "posix_fadvise") and file.is_file():
+    if not hasattr(os, "posix_fadvise") or not file.is_file():
+        return
+    with contextlib.suppress(OSError):  # it is only slower
         with open(file, "rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -12,14 +12,18 @@ import filelock
 
 from jaxlab.errors import UsageError
 from jaxlab.runs.record import is_of_the_lab, read_record
-from pretrained import disk
+from pretrained import disk, stages
+from pretrained.console import ERROR_LOG
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 # The first two identify a run's folder, so they are deleted last.
-_FILES = (CONFIG, RESULTS, METRICS, MODEL, CURVES, CONFUSION, SPLIT, OVERFIT)
+_FILES = (
+    *(CONFIG, RESULTS, METRICS, MODEL),
+    *(CURVES, CONFUSION, SPLIT, OVERFIT, ERROR_LOG),
+)
 
 
 _COUNT = itertools.count()  # of the folders that this process has named
@@ -68,29 +72,39 @@ def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Pa
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Create the folder and lock it against other processes, until the block ends.
 
-    The lock of a process that dies is released. If nothing was written, the folder is
-    removed at the end. Raises UsageError if another process uses the folder, or if it
-    cannot be created.
+    The lock of a process that dies is released. If nothing was written, a folder that
+    was created here is removed at the end. A warning is logged if the file system has
+    no locks. Raises UsageError if another process uses the folder, or if it cannot be
+    created.
     """
     with _refusals_named(folder):
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK, blocking=False)
+        lock = filelock.FileLock(folder / LOCK)
         try:
-            lock.acquire()
+            if not disk.acquire(lock, blocking=False):
+                log(
+                    f"warning: {folder}: its file system has no locks; make sure that "
+                    "no other process uses the folder"
+                )
         except filelock.Timeout as error:
             raise UsageError(
                 f"--out: {folder} is in use by another process; wait until it ends, "
                 "or pass another folder"
             ) from error
+    stages.work_in(folder)
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written
-            (folder / LOCK).unlink()
-            folder.rmdir()
+        # An error here would hide the one that ended the block.
+        with contextlib.suppress(OSError):
+            if {path.name for path in folder.iterdir()} <= {LOCK}:  # nothing written
+                (folder / LOCK).unlink(missing_ok=True)
+                if is_new:
+                    folder.rmdir()
         lock.release()
 
 
@@ -115,9 +129,13 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def _is_content(path: Path) -> bool:
-    """Return whether `path` is neither the lock nor a partly written config.json."""
+    """Return whether `path` is more than what a run leaves that could not begin.
+
+    That is its lock, details of its error and a partly written config.json. A new file
+    system has a folder `lost+found`.
+    """
     unfinished = path.name.startswith(f"{CONFIG}.") and path.suffix == disk.PARTIAL
-    return path.name != LOCK and not unfinished
+    return path.name not in (LOCK, ERROR_LOG, "lost+found") and not unfinished
 
 
 @contextlib.contextmanager

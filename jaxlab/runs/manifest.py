@@ -32,7 +32,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of the manifest; raise CorruptionError if a file differs."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         body, sha256 = content["body"], content["sha256"]
         if body["format"] != FORMAT:
             raise CorruptionError(

@@ -28,9 +28,10 @@ class Record:
     """The content of config.json.
 
     `settings` contains the command's flags, `dataset` the name, the fingerprint and the
-    numbers of images, `weights` the origin of the initial weights. `device` and
-    `versions` are those of the process that started the run. Each of `resumptions`
-    contains those of a process that resumed it, and the `step` from which it resumed.
+    numbers of images, `weights` the origin of the initial weights. `device`, `versions`
+    and `variables` (of the environment, "" if unset) are those of the process that
+    started the run. Each of `resumptions` contains those of a process that resumed it,
+    and the `step` from which it resumed.
     """
 
     settings: dict[str, Any]
@@ -40,6 +41,7 @@ class Record:
     preprocessing: dict[str, Any]
     device: str
     versions: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict)
     resumptions: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -51,7 +53,7 @@ class Record:
         weights: Mapping[str, Any],
         environment: Mapping[str, Any],
     ) -> "Record":
-        """Return the record of a new run; `environment` has `device` and `versions`."""
+        """Return the record of a new run; `environment` is the runtime's."""
         return cls(
             settings=dataclasses.asdict(config),
             dataset={
@@ -111,12 +113,13 @@ class Record:
         """Yield an event and an environment for each process of the run, in order.
 
         The event is "began" or "was resumed at step …". The environment contains the
-        versions and the device of the process.
+        versions, the device and the variables of the process.
         """
-        yield "began", {**self.versions, "device": self.device}
+        yield "began", {**self.versions, "device": self.device, **self.variables}
         for each in self.resumptions:
             since = f"was resumed at step {each['step']}"
-            yield since, {**each["versions"], "device": each["device"]}
+            own = each.get("variables", {})  # older versions did not store them
+            yield since, {**each["versions"], "device": each["device"], **own}
 
 
 def parse_record(text: str) -> Record:
@@ -125,9 +128,11 @@ def parse_record(text: str) -> Record:
     if not isinstance(content, dict):
         raise ValueError(f"contains a {type(content).__name__}, expected an object")
     kinds = {"device": str, "class_names": list, "resumptions": list}
+    # Older versions lack these.
+    later: dict[str, Any] = {"resumptions": [], "variables": {}}
     values: dict[str, Any] = {}
     for name in Record.__dataclass_fields__:
-        value = content.get(name, [] if name == "resumptions" else None)
+        value = content.get(name, later.get(name))
         if not isinstance(value, kinds.get(name, dict)):
             raise ValueError(f"{name!r} is missing or has the wrong type")
         values[name] = value
@@ -139,7 +144,7 @@ def parse_record(text: str) -> Record:
 def read_record(path: Path) -> Record | None:
     """Return the record in a config.json; None if it is missing or not a run's."""
     try:
-        return parse_record(path.read_text())
+        return parse_record(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -147,7 +152,7 @@ def read_record(path: Path) -> Record | None:
 def is_of_the_lab(path: Path) -> bool:
     """Return whether a results.json was written by the lab."""
     try:
-        return "jaxlab" in json.loads(path.read_text())["versions"]
+        return "jaxlab" in json.loads(path.read_text("utf-8"))["versions"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -159,7 +164,9 @@ def rows_text(rows: Sequence[Mapping[str, float]]) -> str:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Return the epochs in a metrics.jsonl; none if the file does not exist."""
-    return [*map(json.loads, path.read_text().splitlines())] if path.exists() else []
+    if not path.exists():
+        return []
+    return [*map(json.loads, path.read_text("utf-8").splitlines())]
 
 
 def finished_rows(

@@ -142,14 +142,19 @@ def check_data(then: Record, data: Any) -> None:
 def warn_if_environment_changed(
     then: Record, environment: Mapping[str, Any], log: Callable[[str], None]
 ) -> None:
-    """Log a warning if the device or versions changed, which can change rounding.
+    """Log a warning if the device, versions or variables changed: so may rounding.
 
-    `environment` contains this process's `device` and `versions`.
+    `environment` is that of this process; see `jaxlab.runtime.environment`.
     """
-    now = {**environment["versions"], "device": environment["device"]}
+    variables = environment["variables"]
+    now = {**environment["versions"], "device": environment["device"], **variables}
     for since, earlier in then.environments():
+        unknown = dict.fromkeys(variables, "")  # older versions did not store them
+        earlier = {**unknown, **earlier}
         if changes := [
-            f"{k} {earlier.get(k)} → {v}" for k, v in now.items() if v != earlier.get(k)
+            f"{k} {earlier.get(k) or 'unset'} → {v or 'unset'}"
+            for k, v in now.items()
+            if v != earlier.get(k)
         ]:
             log(
                 f"warning: {', '.join(changes)} since the run {since}: its results may "

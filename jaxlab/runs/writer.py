@@ -17,12 +17,14 @@ import numpy as np
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.checkpoint import CheckpointManager
 from jaxlab.runs.record import Record, rows_text
+from pretrained import stages
+from pretrained.console import ERROR_LOG
 from pretrained.disk import atomic_write, write_text
 from pretrained.errors import one_line
 from pretrained.files import write_safetensors
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from jaxlab.figures.figure import Figure
 
 
 class RunWriter:
@@ -49,10 +51,12 @@ class RunWriter:
         """Write the record of the run, the rows so far, and the paths of its images.
 
         For a new run, the files of an earlier run in the folder are removed. For a
-        resumed run, the model is removed, since the run is no longer finished.
+        resumed run, the model is removed, since the run is no longer finished, and the
+        details of an earlier process's error.
         """
         if record.resumptions:
             (self.folder / run_folder.MODEL).unlink(missing_ok=True)
+            (self.folder / ERROR_LOG).unlink(missing_ok=True)
         else:
             run_folder.remove_run(self.folder)
         self.write_json(run_folder.CONFIG, dataclasses.asdict(record))
@@ -72,12 +76,14 @@ class RunWriter:
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
         """Save a checkpoint in a thread; see `CheckpointManager.save`."""
         if self.checkpoints is not None:
-            self.checkpoints.save(state, trainable, progress)
+            with stages.stage("saving a checkpoint"):
+                self.checkpoints.save(state, trainable, progress)
 
     def wait(self) -> None:
         """Wait until nothing is being saved; raise CheckpointError if that failed."""
         if self.checkpoints is not None:
-            self.checkpoints.wait()
+            with stages.stage("saving a checkpoint"):
+                self.checkpoints.wait()
 
     @property
     def last_step(self) -> int | None:
@@ -96,19 +102,40 @@ class RunWriter:
             self.checkpoints.keep_newest()
         write_safetensors(self.folder / run_folder.MODEL, tensors, metadata)
 
-    def draw(self, name: str, draw: Callable[[], "Figure"]) -> None:
-        """Draw and write a figure; log a warning if that fails."""
-        path = self.folder / name
+    def draw(
+        self,
+        name: str,
+        draw: Callable[[], "Figure"],
+        remedy: str | None = None,
+    ) -> None:
+        """Draw and write a figure; log a warning, with the remedy, if that fails.
+
+        By default, resuming the run draws it.
+        """
+        if remedy is None:
+            folder = shlex.quote(str(self.folder))
+            remedy = f"to draw it, pass --resume --out {folder}"
+        with stages.stage(f"drawing {name}"):
+            self._draw(self.folder / name, draw, remedy)
+
+    def _draw(self, path: Path, draw: Callable[[], "Figure"], remedy: str) -> None:
         try:
             with atomic_write(path) as partial:
-                draw().savefig(partial, dpi=150, format="png")
+                figure = draw()
+                figure.savefig(partial, dpi=150, format="png")
         # An error in a drawing library must not make a finished training run fail.
         except Exception as error:
             reason = getattr(error, "strerror", None) or one_line(str(error))[:200]
             self.log(
                 f"warning: {path}: not drawn: {type(error).__name__}: {reason}; the "
-                "run is finished without it; to draw it, pass --resume --out "
-                f"{shlex.quote(str(self.folder))}"
+                f"run is finished without it; {remedy}"
+            )
+            return
+        if figure.missing:
+            self.log(
+                f"warning: {path}: no installed font has {figure.missing[:50]}; "
+                "install one that has, such as Noto, delete the picture and "
+                f"{remedy}"
             )
 
     def __enter__(self) -> "RunWriter":
@@ -147,7 +174,7 @@ class SilentWriter:
     def write_model(self, tensors: Any, metadata: Any) -> None:
         """Do nothing."""
 
-    def draw(self, name: str, draw: Any) -> None:
+    def draw(self, name: str, draw: Any, remedy: str | None = None) -> None:
         """Do nothing; `draw` is not called."""
 
     def __enter__(self) -> "SilentWriter":

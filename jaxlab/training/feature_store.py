@@ -5,6 +5,7 @@ bytes, and a JSON file with their SHA-256 and the metadata that the caller passe
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import filelock
 import numpy as np
 
 from jaxlab.errors import CorruptionError
-from pretrained.disk import PARTIAL, atomic_folder, write_text
+from pretrained.disk import PARTIAL, acquire, atomic_folder, write_text
 
 ARRAY, ENTRY = "array.bin", "entry.json"
 _HASHED_AT_ONCE = 1 << 20  # bytes
@@ -48,10 +49,12 @@ class ArrayStore:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = self._lock(key)
         try:
-            lock.acquire(blocking=False)
+            is_held = acquire(lock, blocking=False)
         except filelock.Timeout:
             on_wait()
-            lock.acquire()
+            is_held = acquire(lock, blocking=True)
+        if not is_held:
+            raise OSError(errno.ENOLCK, "its file system has no locks")
         try:
             yield
         finally:
@@ -71,7 +74,7 @@ class ArrayStore:
             return None
         dtype = np.dtype(dtype)
         try:
-            expected = json.loads((entry / ENTRY).read_text())["sha256"]
+            expected = json.loads((entry / ENTRY).read_text("utf-8"))["sha256"]
             size = (entry / ARRAY).stat().st_size
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"{entry}: {error}") from error
@@ -91,7 +94,8 @@ class ArrayStore:
             digest.update(flat[start : start + _HASHED_AT_ONCE].data)
         if digest.hexdigest() != expected:
             raise CorruptionError(f"{entry}: SHA-256 checksum mismatch")
-        os.utime(entry)
+        with contextlib.suppress(OSError):  # it is read, though its use is not noted
+            os.utime(entry)
         return array
 
     @contextlib.contextmanager

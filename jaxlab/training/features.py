@@ -69,6 +69,7 @@ def feature_loader(
         # The text contains every operation, constant, shape and precision.
         "program": hashlib.sha256(outputs.lowered.as_text().encode()).hexdigest(),
         "device": runtime.device_name(),
+        "environment": runtime.variables(),
         **facts,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from jaxlab.runtime import Clock
 from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
 from jaxlab.training.inputs import FORWARD_BATCH, Inputs
 from jaxlab.training.step import Metrics, TrainState
+from pretrained import stages
 
 
 class Writer(Protocol):
@@ -173,6 +174,8 @@ def run_epochs(
     rows, step_metrics = list(progress.rows), list(progress.step_metrics)
     predictions = None
     started = job.clock() - progress.seconds
+    # JAX compiles a function when it is first called.
+    stages.begin("compiling the training step")
     try:
         while not _has_ended(job, rows):
             epoch = len(rows)
@@ -283,13 +286,14 @@ def _train(
 def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
     if isinstance(state, ValidatedState):  # one program for both kinds of state
         state = TrainState(state.params, state.batch_stats, state.opt_state, state.step)
-    return evaluate_split(
-        job.eval_steps[split],
-        state,
-        job.inputs[split].load,
-        count=job.counts[split],
-        batch_size=FORWARD_BATCH,
-    )
+    with stages.stage("evaluating"):
+        return evaluate_split(
+            job.eval_steps[split],
+            state,
+            job.inputs[split].load,
+            count=job.counts[split],
+            batch_size=FORWARD_BATCH,
+        )
 
 
 def _row(job: Job, epoch: int, trained: Score, measured: Score, seconds: float) -> Row:
@@ -325,6 +329,7 @@ def _log_epoch(job: Job, row: Row) -> None:
 def _update_bar(bar: Any, rate: float | None, score: Score, count: int) -> None:
     status = f"loss {score.loss:.3f} acc {score.accuracy:.1%}"
     status += "" if rate is None else f" lr {rate:.2g}"
+    stages.begin("training")
     bar.set_postfix_str(status, refresh=False)
     bar.update(count)
 

@@ -19,6 +19,7 @@ from jaxlab.models.architecture import Architecture
 from jaxlab.models.chain import takes
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
+from pretrained import stages
 
 # Images per batch where no gradients are computed: a compromise between speed and
 # memory that does not affect the results.
@@ -125,6 +126,7 @@ def feature_inputs(
         "preprocessing": dataclasses.asdict(preprocess),
         "versions": runtime.versions(),
     }
+    stages.begin("computing features")
     with progress(sum(map(len, to_store.values())), "features", "image") as bar:
         for name, split in to_store.items():
             started, layers = clock(), cuts[name]

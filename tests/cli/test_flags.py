@@ -166,3 +166,13 @@ def test_switches_are_spelled_as_arguments_in_python():
         "out: it is not empty; pass overwrite=True, feature_cache=False or l2 3"
     )
     assert in_python("a--b: c -- d") == "a--b: c -- d"
+
+
+def test_a_home_folder_is_replaced_where_the_shell_does_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    assert parse("--name=~/a").name == "/home/me/a" == Config(name="~/a").name
+    with pytest.raises(UsageError, match="name: ~no-one/a: the home folder ~no-one is"):
+        parse("--name", "~no-one/a")
+    (tmp_path / "~a.jpg").touch()  # a name may begin so
+    assert parse("--name", "~a.jpg").name == "~a.jpg"

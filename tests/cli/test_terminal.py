@@ -1,5 +1,6 @@
 """Test how commands report errors and interruptions and draw progress bars."""
 
+import io
 import os
 import pty
 import subprocess
@@ -27,14 +28,18 @@ def raising(error):
         (InputError("file: why\nand so"), 3, "error: file: why and so"),
         (IntegrityError("file: why"), 4, "error: file: why"),
         (InputError("a\x1b[2Jb: why"), 3, "error: a?[2Jb: why"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted while reading the flags: nothing new was saved; run the",
+        ),
         (
             PermissionError(13, "Permission denied", "/a/b"),
             3,
             "error: /a/b: Permission denied; check the path, its permissions and the "
             "free space",
         ),
-        (OSError("odd"), 3, "error: a file: odd; check the path, its permissions and"),
+        (OSError("odd"), 3, "error: while reading the flags: odd; check the path"),
     ],
 )
 def test_an_error_is_one_line_and_a_code(error, code, line, capsys):
@@ -43,9 +48,19 @@ def test_an_error_is_one_line_and_a_code(error, code, line, capsys):
     assert err.startswith(line) and err.count("\n") == 1
 
 
-def test_a_bug_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        terminal.run(raising(ZeroDivisionError()))
+def test_a_bug_is_one_line_and_help_is_no_error(capsys):
+    assert terminal.run(raising(ZeroDivisionError())) == 1
+    assert capsys.readouterr().err == (
+        "error: while reading the flags: ZeroDivisionError; this is a fault of the "
+        "program; run again with --debug to see where\n"
+    )
+    with pytest.raises(SystemExit):
+        terminal.run(raising(SystemExit(0)))
+
+
+def test_too_many_open_files_are_said(capsys):
+    assert terminal.run(raising(OSError(24, "Too many open files", "/a"))) == 3
+    assert "/a: Too many open files; raise the limit" in capsys.readouterr().err
 
 
 def test_a_terminal_of_80_columns_shows_the_whole_bar():
@@ -65,3 +80,32 @@ def test_a_terminal_of_80_columns_shows_the_whole_bar():
     os.close(parent)
     assert " 50%|" in shown
     assert "loss 0.123 acc 98.7% lr 0.0001" in shown
+
+
+class Full(io.StringIO):
+    """A stream to a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_warning_that_cannot_be_shown_ends_no_run(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    terminal.log("warning: a")
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError):
+        terminal.log("a result")
+
+
+def test_no_setting_of_matplotlib_reaches_a_command(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.delenv("MATPLOTLIBRC", raising=False)
+    seen = []
+
+    def main():
+        seen.append({name: os.environ[name] for name in ("MPLBACKEND", "MATPLOTLIBRC")})
+
+    assert terminal.run(main) == 0
+    assert seen == [{"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}]
+    assert os.environ["MPLBACKEND"].startswith("module://")
+    assert "MATPLOTLIBRC" not in os.environ

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.data import pictures
+from jaxlab.data import loaders, pictures
 from jaxlab.data.loaders import InMemory, Streamed, batches, epoch_order
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, JaxlabError
 from tests.data.conftest import SQUASH, load, picture
 
 
@@ -54,3 +54,19 @@ def test_a_file_that_changes_while_it_is_used_is_named(both, change):
     with pytest.raises(InputError, match="leave the folder unchanged") as raised:
         list(stream(np.arange(12), 4))
     assert str(path) in str(raised.value)
+
+
+def test_a_worker_that_is_ended_is_one_line_with_a_remedy():
+    def batches(message):
+        yield 1
+        raise RuntimeError(message)
+
+    ended = "Worker process was terminated unexpectedly with exit code -7. Search"
+    with pytest.raises(JaxlabError) as raised:
+        list(loaders._ends_explained(batches(ended)))
+    assert raised.value.text.startswith(
+        "--workers: a process that decodes images terminated unexpectedly with exit "
+        "code -7, as it does without memory, or where /dev/shm is small"
+    )
+    with pytest.raises(RuntimeError, match="odd"):
+        list(loaders._ends_explained(batches("odd")))

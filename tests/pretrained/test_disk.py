@@ -1,8 +1,11 @@
 """Test that files and folders are written completely or not at all."""
 
+import errno
+import fcntl
 import os
 import stat
 
+import filelock
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -90,3 +93,61 @@ def test_only_regular_files_are_opened(tmp_path):
         disk.open_regular(tmp_path / "pipe")
     with pytest.raises(IsADirectoryError):
         disk.open_regular(tmp_path)
+
+
+def refusing(code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+UNSUPPORTED = [errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS]
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED)
+def test_a_file_system_without_permissions_is_written_to(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "chmod", refusing(code))
+    path = tmp_path / "a.safetensors"
+    with disk.atomic_write(path) as partial:
+        disk.write_tensors(partial, {"a": np.zeros(3, np.float32)})
+    assert load_file(path)["a"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_a_fault_of_the_disk_is_never_passed_over(code, tmp_path, monkeypatch):
+    with pytest.raises(OSError), disk.cosmetic():
+        refusing(code)()
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED)
+def test_a_rename_that_is_refused_is_an_error(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", refusing(code))
+    monkeypatch.setattr(type(tmp_path), "replace", refusing(code))
+    with pytest.raises(OSError), disk.atomic_write(tmp_path / "a.txt") as partial:
+        disk.write_text(partial, "new")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [*UNSUPPORTED, errno.ENOLCK])
+def test_without_locks_it_is_said_whether_one_is_held(code, tmp_path, monkeypatch):
+    lock = filelock.FileLock(tmp_path / "lock")
+    monkeypatch.setattr(fcntl, "flock", refusing(code))
+    # Where flock does not exist, filelock uses the existence of the file.
+    assert disk.acquire(lock, blocking=False) is (code == errno.ENOSYS)
+    lock.release()
+
+
+def test_a_lock_that_another_holds_is_waited_for(tmp_path):
+    other = filelock.FileLock(tmp_path / "lock")
+    with other, pytest.raises(filelock.Timeout):
+        disk.acquire(filelock.FileLock(tmp_path / "lock"), blocking=False)
+
+
+def test_without_a_home_folder_no_folder_of_that_name_is_made(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for home in ("~nobody-here/a", ""):
+        monkeypatch.setenv("JAXLAB_HOME", home)
+        with pytest.raises(OSError, match="home folder is unknown; set JAXLAB_HOME"):
+            disk.cache_folder()

@@ -5,6 +5,7 @@ import resource
 import shlex
 import shutil
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -86,7 +87,7 @@ def test_a_picture_that_fails_is_a_warning_and_resume_draws_it(
     out, flags = tmp_path / "run", ["--epochs", 1]
     draw, calls = RunWriter.draw, 0
 
-    def failing(self, name, figure):
+    def failing(self, name, figure, *rest):
         nonlocal calls
         calls += 1
         if calls == number and fault == "a full disk":
@@ -116,6 +117,42 @@ def test_a_picture_that_fails_is_a_warning_and_resume_draws_it(
     assert after.keys() - before.keys() == {out / name}
     del before[out / ".lock"]
     assert all(after[path] == before[path] for path in before if path.is_file())
+
+
+def test_a_broken_matplotlib_costs_the_pictures_only(
+    narrowed, monkeypatch, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if "jaxlab.figures" in name]:
+            if name != "jaxlab.figures.text":
+                patch.delitem(sys.modules, name)
+        patch.setitem(sys.modules, "matplotlib", None)  # its import fails
+        assert command(patch, out, "--epochs", 1) == 0
+    said = capsys.readouterr()
+    names = ["curves.png", "confusion.png"]
+    assert [line.split(": ")[1] for line in said.err.splitlines()] == [
+        str(out / name) for name in names
+    ]
+    assert "not drawn: ModuleNotFoundError" in said.err
+    assert said.out.splitlines()[-1].startswith("test_accuracy=")
+    assert (out / "model.safetensors").exists() and not (out / names[0]).exists()
+
+
+def test_letters_that_no_font_has_are_named_once_in_a_picture(tmp_path):
+    class Drawn:
+        missing = "犬猫"
+
+        def savefig(self, path, **_):
+            path.write_bytes(b"a picture")
+
+    lines = []
+    RunWriter(tmp_path, None, lines.append).draw("a.png", Drawn)
+    assert lines == [
+        f"warning: {tmp_path / 'a.png'}: no installed font has 犬猫; install one that "
+        "has, such as Noto, delete the picture and pass --resume to draw it"
+    ]
+    assert (tmp_path / "a.png").exists()
 
 
 @pytest.mark.slow

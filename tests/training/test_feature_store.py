@@ -1,5 +1,7 @@
 """Test that arrays on disk are reused, limited in size, checked, and shared safely."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ import pytest
 from jaxlab.errors import CorruptionError
 from jaxlab.training import feature_store
 from jaxlab.training.feature_store import ARRAY, ENTRY, ArrayStore, StoreFullError
+from tests.pretrained.test_disk import refusing
 
 ROW = np.arange(250, dtype=np.float32)  # 1,000 bytes
 
@@ -238,3 +241,20 @@ def test_a_row_at_a_time_is_hashed_as_the_whole(place, monkeypatch):
     monkeypatch.setattr(feature_store, "_HASHED_AT_ONCE", 7)
     put(place, "a", rows=2)
     assert get(place, "a", rows=2) is not None
+
+
+def test_a_store_without_locks_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    with pytest.raises(OSError, match="has no locks"):
+        with ArrayStore(tmp_path, 100).lock("key", lambda: None):
+            pass
+
+
+def test_an_entry_whose_use_cannot_be_noted_is_read(tmp_path, monkeypatch):
+    store = ArrayStore(tmp_path, 1 << 20)
+    array = np.arange(3, dtype=np.float32)
+    with store.write("key", array.nbytes, {}) as append:
+        append(array)
+    monkeypatch.setattr(os, "utime", refusing(errno.EROFS))
+    found = store.read("key", (3,), np.float32, mapped=False)
+    np.testing.assert_array_equal(found, array)
