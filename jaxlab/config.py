@@ -18,6 +18,11 @@ from jaxlab.errors import UsageError, did_you_mean, shown
 from jaxlab.models.architecture import ARCHITECTURES, FREEZE
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
+_WEIGHTS_MEANT = dict.fromkeys(
+    ("imagenet1k_v1", "alexnet_weights.imagenet1k_v1", "alexnet_weights.default")
+    + ("default", "pretrained", "true", "yes", "imagenet1k", "torchvision"),
+    "imagenet",
+) | dict.fromkeys(("false", "no", "random", "scratch"), "none")
 CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("step", "cosine", "constant")
 LR_GAMMA = 0.1
@@ -58,7 +63,7 @@ class Config:
         "mnist5k (embedded), the name of a TensorFlow Datasets (TFDS) dataset such as "
         "mnist or fashion_mnist, or a folder with one subfolder per class",
         group="data",
-        synonyms=("data", "data-path", "path", "images", "folder"),
+        synonyms=("data", "data-path", "path", "images", "folder", "ds", "root"),
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
     manual_dir: str | None = flags.manual_dir(on_resume=NOT_COMPARED)
@@ -81,6 +86,7 @@ class Config:
         None,
         "images to train on; always the same class-balanced subset",
         at_least=1,
+        synonyms=("num-train", "n-train", "train-num-samples", "max-train-samples"),
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
@@ -88,6 +94,7 @@ class Config:
         None,
         "images to test on; always the same class-balanced subset",
         at_least=1,
+        synonyms=("num-test", "n-test", "max-test-samples"),
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
@@ -96,7 +103,8 @@ class Config:
         "side of the square input images in pixels",
         at_least=MIN_IMAGE_SIZE,
         at_most=MAX_IMAGE_SIZE,
-        synonyms=("img-size", "imgsz", "input-size", "resize"),
+        synonyms=("img-size", "imgsz", "input-size", "resize", "img-dim")
+        + ("train-crop-size", "val-crop-size"),
     )
     crop: bool = flag(
         False, "resize the shorter side and crop the centre; keeps the aspect ratio"
@@ -106,7 +114,7 @@ class Config:
         "processes that decode images; 0: use threads",
         at_least=0,
         at_most=64,
-        synonyms=("num-workers",),
+        synonyms=("num-workers", "j", "n-workers", "loader-workers"),
         on_resume=NOT_COMPARED,
     )
     model: str = flag(
@@ -114,7 +122,12 @@ class Config:
         "network",
         group="network",
         choices=tuple(ARCHITECTURES),
-        synonyms=("arch", "architecture", "network", "backbone"),
+        synonyms=("arch", "architecture", "network", "backbone", "model-name"),
+        value_synonyms={
+            f"{prefix}{name}": name
+            for name in ARCHITECTURES
+            for prefix in ("torchvision.models.", "models.", "torchvision/")
+        },
     )
     weights: str | None = flag(
         None,
@@ -125,7 +138,8 @@ class Config:
         default_help=", ".join(
             f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
         ),
-        synonyms=("pretrained", "checkpoint", "init"),
+        synonyms=("pretrained", "checkpoint", "init", "ckpt", "load")
+        + ("pretrained-path", "initial-checkpoint", "pretrained-weights"),
     )
     freeze: str | None = flag(
         None,
@@ -137,44 +151,56 @@ class Config:
         "float32",
         "dtype of the computation",
         choices=("float32", "bfloat16"),
-        synonyms=("dtype", "amp"),
+        synonyms=("dtype", "amp", "amp-dtype", "model-dtype", "fp16", "bf16", "half")
+        + ("mixed-precision",),
+        value_synonyms=dict.fromkeys(
+            ("fp16", "bf16", "float16", "half", "16", "16-mixed", "bf16-mixed"),
+            "bfloat16",
+        )
+        | dict.fromkeys(("fp32", "f32", "single", "32", "full", "32-true"), "float32"),
     )
     epochs: int = flag(
         5,
         "passes over the training images",
         group="training",
         at_least=1,
-        synonyms=("num-epochs", "n-epochs"),
+        synonyms=("num-epochs", "n-epochs", "num-train-epochs", "max-epochs"),
         on_resume=NOT_COMPARED,
     )
     batch_size: int = flag(
         64,
         "images per step",
         at_least=1,
-        synonyms=("batch", "bs"),
+        synonyms=("batch", "bs", "b", "train-batch-size", "minibatch-size"),
         on_resume=RESOLVED_FROM_DATA,
     )
     optimizer: str = flag(
-        "adam", "update rule", choices=tuple(LEARNING_RATE), synonyms=("opt", "optim")
+        "adam",
+        "update rule",
+        choices=tuple(LEARNING_RATE),
+        synonyms=("opt", "optim", "optimiser"),
+        value_synonyms={"adamw": "adam", "nadam": "adam", "momentum": "sgd"},
     )
     lr: float | None = flag(
         None,
         "learning rate",
         above=0,
         default_help="0.0001 for adam, 0.01 for sgd",
-        synonyms=("learning-rate", "lr0", "rate"),
+        synonyms=("learning-rate", "lr0", "rate", "base-lr", "lr-base", "alpha"),
     )
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
     l2: float = flag(
         5e-4,
         "L2 penalty, as weight_decay of torch.optim",
         at_least=0,
-        synonyms=("weight-decay", "wd", "decay"),
+        synonyms=("weight-decay", "wd", "decay", "l2-penalty", "l2-reg"),
     )
     class_weights: str = flag(
         "none",
         "class weights of the loss; balanced: rare classes have larger weights",
         choices=CLASS_WEIGHTS,
+        synonyms=("class-weight",),
+        value_synonyms={"balance": "balanced", "auto": "balanced", "true": "balanced"},
     )
     schedule: str = flag(
         "step",
@@ -182,20 +208,32 @@ class Config:
         "(lowered to almost 0 over all epochs) or constant",
         choices=SCHEDULES,
         synonyms=("scheduler", "lr-scheduler", "lr-schedule", "sched", "cos-lr"),
+        value_synonyms={
+            "steplr": "step",
+            "multistep": "step",
+            "exponential": "step",
+            "exponentiallr": "step",
+            "cosineannealinglr": "cosine",
+            "cosineannealing": "cosine",
+            "cos": "cosine",
+            "constantlr": "constant",
+            "none": "constant",
+            "fixed": "constant",
+        },
     )
     lr_step: int | None = flag(
         None,
         "epochs between learning rate decays",
         at_least=1,
         default_help="three fifths of the epochs, rounded up",
-        synonyms=("step-size", "lr-step-size", "decay-epochs"),
+        synonyms=("step-size", "lr-step-size", "decay-epochs", "lr-decay-epochs"),
     )
     lr_gamma: float = flag(
         LR_GAMMA,
         "factor of each decay",
         above=0,
         at_most=1,
-        synonyms=("gamma", "decay-rate"),
+        synonyms=("gamma", "decay-rate", "lr-decay", "lr-decay-rate"),
     )
     warmup_epochs: int = flag(
         0,
@@ -208,7 +246,7 @@ class Config:
         "stop after this many epochs without a lower validation loss",
         at_least=1,
         default_help="train all epochs",
-        synonyms=("early-stopping", "early-stopping-patience"),
+        synonyms=("early-stopping", "early-stopping-patience", "early-stop"),
         on_resume=NOT_COMPARED,
     )
     seed: int = flag(
@@ -216,7 +254,7 @@ class Config:
         "seed of initial weights, data order and dropout",
         at_least=0,
         below=2**32,
-        synonyms=("random-seed", "random-state"),
+        synonyms=("random-seed", "random-state", "manual-seed"),
     )
     out: str | None = flag(
         None,
@@ -224,11 +262,15 @@ class Config:
         group="run",
         metavar="FOLDER",
         default_help="a new folder in runs/",
-        synonyms=("output", "output-dir", "save-dir", "project"),
+        synonyms=("output", "output-dir", "save-dir", "project", "name", "experiment")
+        + ("save-path", "log-dir", "run-dir"),
         on_resume=PER_PROCESS,
     )
     overwrite: bool = flag(
-        False, "replace an earlier run in --out", on_resume=PER_PROCESS
+        False,
+        "replace an earlier run in --out",
+        synonyms=("exist-ok", "force"),
+        on_resume=PER_PROCESS,
     )
     resume: str | None = flag(
         None,
@@ -240,12 +282,17 @@ class Config:
         on_resume=PER_PROCESS,
     )
     checkpoint_every: int = flag(
-        1, "epochs between checkpoints; 0: none", at_least=0, on_resume=NOT_COMPARED
+        1,
+        "epochs between checkpoints; 0: none",
+        at_least=0,
+        synonyms=("save-period", "save-freq", "save-every"),
+        on_resume=NOT_COMPARED,
     )
     keep: int = flag(
         2,
         "latest checkpoints to keep during a run; only the last is kept at its end",
         at_least=1,
+        synonyms=("checkpoint-hist", "save-total-limit", "max-to-keep"),
         on_resume=NOT_COMPARED,
     )
     feature_cache: bool = flag(True, "run the frozen layers in every epoch")
@@ -302,7 +349,7 @@ def resolved(config: Config) -> Resolved:
     if not known and not os.path.lexists(weights):
         raise UsageError(
             f"--weights: {weights!r} is neither a file nor one of "
-            f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS)}"
+            f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS, _WEIGHTS_MEANT)}"
         )
     lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
     lr_step = config.lr_step

@@ -12,6 +12,8 @@ from typing import Any
 
 from pretrained.errors import one_line
 
+_CLOSE = 0.83  # a ratio of difflib's; two swapped letters of six leave as much
+_SHORT = 5  # letters; one wrong letter of a short name leaves a smaller ratio
 MAX_SHOWN = 60  # characters of a value in a message
 
 # A setting in a message, as on the command line. The flags of pip are none.
@@ -148,14 +150,41 @@ def did_you_mean(
 ) -> str:
     """Return the end of an error message: the known name that was probably meant.
 
-    `synonyms` maps names of other programs to known names. Without a similar name, the
-    message ends with a hint to --help.
+    `synonyms` maps names of other programs to known names. Case, hyphens, underscores
+    and spaces do not count. Only a name that is almost the same is guessed by its
+    spelling, since a wrong guess is worse than none, after which the message ends with
+    a hint to --help.
+
+    >>> did_you_mean("--learning_rate", ["--lr"], {"--learning-rate": "--lr"})
+    '; did you mean --lr?'
+    >>> did_you_mean("--dropout", ["--out"])
+    '; see --help'
     """
     name = name.split("=")[0]
-    close = difflib.get_close_matches(name, [*synonyms, *known], n=1)
-    if not close:
-        return "; see --help"
-    return f"; did you mean {synonyms.get(close[0], close[0])}?"
+    meant = {each: each for each in known}
+    meant = {**synonyms, **meant}
+    by_letters = {_letters(each): each for each in meant}
+    typed = _letters(name)
+    for letters in difflib.get_close_matches(typed, by_letters, n=3, cutoff=0.75):
+        found = by_letters[letters]
+        ratio = difflib.SequenceMatcher(None, letters, typed).ratio()
+        # A name of another length must be closer, and another word makes another name.
+        if (
+            ratio < _CLOSE
+            and len(letters) != len(typed)
+            or _words(found) < _words(name)
+        ):
+            continue
+        return f"; did you mean {meant[found]}?"
+    return "; see --help"
+
+
+def _words(name: str) -> set[str]:
+    return {word for word in re.split(r"[-_\s]+", name.casefold()) if word}
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.casefold())
 
 
 def shown(value: Any) -> str:

@@ -212,7 +212,7 @@ def test_a_picture_that_fails_is_a_warning(run_here, monkeypatch, tmp_path):
     assert done.returncode == 0
     assert done.stderr == (
         f"warning: {out / 'overfit.png'}: not drawn: ValueError: odd; the run is "
-        "finished without it; run again with --overwrite to draw it\n"
+        "finished without it; to draw it, run again with --overwrite\n"
     )
     assert done.stdout.splitlines()[-1] == f"run={out}"
     assert (out / "results.json").exists()

@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlab.errors import UsageError, did_you_mean, shown
@@ -36,6 +36,7 @@ def flag(
     positional: bool = False,
     const: str | None = None,
     synonyms: Sequence[str] = (),
+    value_synonyms: Mapping[str, str] = {},
     on_resume: str | None = None,
 ) -> Any:
     """Declare one flag as a dataclass field: its default, help text and valid values.
@@ -46,7 +47,8 @@ def flag(
     default. A `positional` argument is given without a name; if its default is a tuple,
     it takes all remaining arguments. A flag with `const` may be given without a value,
     and its value is `const` then. `synonyms` are the names of this flag in other
-    programs, for the guess in an error. `on_resume` specifies how a resumed run treats
+    programs, for the guess in an error, and `value_synonyms` map other programs' words
+    to choices. `on_resume` specifies how a resumed run treats
     the flag; only `jaxlab.config` uses it.
     """
     bounds = {
@@ -67,6 +69,7 @@ def flag(
             positional=positional,
             const=const,
             synonyms=synonyms,
+            value_synonyms=value_synonyms,
             on_resume=on_resume,
         ),
     )
@@ -247,7 +250,7 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         options = ", ".join(meta["choices"])
         raise UsageError(
             f"{name}: {shown(value)} is not one of {options}"
-            f"{did_you_mean(value, meta['choices'])}"
+            f"{did_you_mean(value, meta['choices'], meta['value_synonyms'])}"
         )
     bounds = meta["bounds"]
     if kind is int and value > sys.maxsize and not bounds.keys() & {"at most", "below"}:

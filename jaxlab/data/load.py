@@ -9,6 +9,30 @@ from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError, did_you_mean
 
 EMBEDDED = "mnist5k"
+# Names of torchvision's classes and of other collections, in lower case; those that
+# differ from the TFDS name by case and separators only are found without this.
+_MEANT = {
+    "svhn": "svhn_cropped",
+    "flowers102": "oxford_flowers102",
+    "flowers": "oxford_flowers102",
+    "pets": "oxford_iiit_pet",
+    "oxfordpets": "oxford_iiit_pet",
+    "places365": "places365_small",
+    "stanfordcars": "cars196",
+    "cars": "cars196",
+    "pcam": "patch_camelyon",
+    "imagenet": "imagenet2012",
+    "imagenet1k": "imagenet2012",
+    "ilsvrc2012": "imagenet2012",
+    "tinyimagenet": "imagenet_resized",
+    "inaturalist": "i_naturalist2021",
+    "catsanddogs": "cats_vs_dogs",
+    "dogsvscats": "cats_vs_dogs",
+    "fmnist": "fashion_mnist",
+    "birds": "caltech_birds2011",
+    "cub200": "caltech_birds2011",
+    "dogs": "stanford_dogs",
+}
 
 
 def load(
@@ -59,7 +83,8 @@ def load(
     known = tfds.known_names()
     base = name.partition("/")[0].partition(":")[0]
     if known and base not in known:
-        guess = did_you_mean(base, [EMBEDDED, *known])
+        meant = {name: to for name, to in _MEANT.items() if to in known}
+        guess = did_you_mean(base, [EMBEDDED, *known], meant)
         raise UsageError(
             f"--dataset: {name!r} is neither {EMBEDDED}, nor a folder, nor the name of "
             f"a TensorFlow Datasets (TFDS) dataset{guess}"

@@ -134,7 +134,7 @@ class RunWriter:
         if figure.missing:
             self.log(
                 f"warning: {path}: no installed font has {figure.missing[:50]}; "
-                "install one that has, such as Noto, delete the picture and "
+                "install one that has, such as Noto, and delete the picture; "
                 f"{remedy}"
             )
 

@@ -150,7 +150,8 @@ def test_letters_that_no_font_has_are_named_once_in_a_picture(tmp_path):
     RunWriter(tmp_path, None, lines.append).draw("a.png", Drawn)
     assert lines == [
         f"warning: {tmp_path / 'a.png'}: no installed font has 犬猫; install one that "
-        "has, such as Noto, delete the picture and pass --resume to draw it"
+        "has, such as Noto, and delete the picture; to draw it, pass --resume --out "
+        f"{tmp_path}"
     ]
     assert (tmp_path / "a.png").exists()
 
