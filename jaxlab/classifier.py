@@ -28,6 +28,7 @@ from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.record import parse_record
 from jaxlab.training.initial_weights import whole_network
+from pretrained.errors import counted
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES, imagenet_classes
 
@@ -184,10 +185,8 @@ class Classifier:
         """Return one line: the architecture and the first class names."""
         names = ", ".join(self.class_names[:5])
         more = ", …" if len(self.class_names) > 5 else ""
-        return (
-            f"Classifier({self.architecture}, {len(self.class_names)} classes: "
-            f"{names}{more})"
-        )
+        classes = counted(len(self.class_names), "class")
+        return f"Classifier({self.architecture}, {classes}: {names}{more})"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -242,7 +241,7 @@ def _description(
         ) from error
     if len(head["bias"]) != len(class_names):
         raise InputError(
-            f"{path}: the network has {len(head['bias'])} classes, but "
+            f"{path}: the network has {counted(len(head['bias']), 'class')}, but "
             f"{len(class_names)} are named; pass another run"
         )
     return name, class_names, preprocess, precision

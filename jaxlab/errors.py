@@ -168,12 +168,9 @@ def did_you_mean(
     for letters in difflib.get_close_matches(typed, by_letters, n=3, cutoff=0.75):
         found = by_letters[letters]
         ratio = difflib.SequenceMatcher(None, letters, typed).ratio()
-        # A name of another length must be closer, and another word makes another name.
-        if (
-            ratio < _CLOSE
-            and len(letters) != len(typed)
-            or _words(found) < _words(name)
-        ):
+        is_close = ratio >= _CLOSE or len(letters) == len(typed) <= _SHORT
+        # Another word makes another name, in contrast to another letter.
+        if not is_close or _words(found) < _words(name):
             continue
         return f"; did you mean {meant[found]}?"
     return "; see --help"

@@ -27,6 +27,7 @@ from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
 from jaxlab.runs.record import Record, Rows
 from pretrained import disk, stages
+from pretrained.errors import counted
 
 if TYPE_CHECKING:  # `--help` must not wait for the import of JAX.
     from jaxlab.classifier import Classifier
@@ -83,7 +84,7 @@ class Run:
     def __repr__(self) -> str:
         """Return one line: the folder, the epochs and the test accuracy."""
         return (
-            f"Run({str(self.folder)!r}, {len(self.history)} epochs, "
+            f"Run({str(self.folder)!r}, {counted(len(self.history), 'epoch')}, "
             f"test accuracy {self.test_accuracy:.4f})"
         )
 
@@ -290,8 +291,8 @@ def _begin(
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
     log(
-        f"{data.name}: {data.sizes_text()}, {len(data.class_names)} classes, on "
-        f"{task.device}"
+        f"{data.name}: {data.sizes_text()}, "
+        f"{counted(len(data.class_names), 'class')}, on {task.device}"
     )
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)

@@ -25,6 +25,7 @@ from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean
 from jaxlab.runs import folder as run_folder
 from pretrained import stages
+from pretrained.errors import counted
 
 
 class Variant(NamedTuple):
@@ -185,8 +186,8 @@ def _lab(
         for name, split in (("train", data.train), ("test", data.test))
     }
     terminal.log(
-        f"{data.name}: {data.sizes_text()}, {config.seeds} seeds, {config.epochs} "
-        f"epochs, on {device}"
+        f"{data.name}: {data.sizes_text()}, {counted(config.seeds, 'seed')}, "
+        f"{counted(config.epochs, 'epoch')}, on {device}"
     )
     print(VARIANT_HEADER, flush=True)
     results = {}
@@ -204,8 +205,8 @@ def _lab(
         "variants": results,
     }
     title = (
-        f"MLP on {len(data.train):,} images of {data.name}, mean and range of "
-        f"{config.seeds} seeds"
+        f"MLP on {counted(len(data.train), 'image')} of {data.name}, mean and range of "
+        f"{counted(config.seeds, 'seed')}"
     )
     writer = RunWriter(folder, None, terminal.log)
     stages.begin("writing the results")

@@ -13,7 +13,7 @@ from jaxlab.figures.curves import draw_curves
 from jaxlab.figures.figure import Figure
 from jaxlab.figures.images import draw_images
 from jaxlab.runs.record import Rows
-from pretrained.errors import one_line
+from pretrained.errors import counted, one_line
 
 
 def plot_curves(history: Any, title: str = "") -> Figure:
@@ -106,8 +106,8 @@ def plot_images(
             classes[name] = _indices(name, given, class_names)
             if len(classes[name]) != len(shown):
                 raise UsageError(
-                    f"{name}: {len(classes[name]):,} for {len(shown):,} images; pass "
-                    "one for each"
+                    f"{name}: {len(classes[name]):,} for "
+                    f"{counted(len(shown), 'image')}; pass one for each"
                 )
     titles, wrong = _titles(class_names, **classes)
     return draw_images(shown, titles, wrong)

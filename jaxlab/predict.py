@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError("RUN: missing; pass the folder of a run, then pictures")
         source, *patterns = inputs
     if not patterns:
+        if config.weights is None and _is_picture(source):
+            raise UsageError(
+                f"RUN: missing before {source}; pass the folder of a run first, or "
+                "--weights imagenet"
+            )
         raise UsageError("pictures: missing; pass files, folders or patterns")
     stages.begin("starting JAX")
     runtime.set_up()
@@ -159,6 +164,12 @@ def predict(
             ready, pending = pending[:count], pending[count:]
             rows = classifier.forward([image for _, image in ready])
             yield from zip((path for path, _ in ready), rows, strict=True)
+
+
+def _is_picture(path: str) -> bool:
+    from jaxlab.data.pictures import ENDINGS
+
+    return Path(path).suffix.lower() in ENDINGS
 
 
 def _paths(patterns: Sequence[str], log: Callable[[str], None]) -> list[Path]:

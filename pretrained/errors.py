@@ -27,3 +27,22 @@ def one_line(message: str) -> str:
 def printable(text: str) -> str:
     """Return a text with "?" for each unprintable character, such as a newline."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural but for 1.
+
+    >>> counted(1, "class"), counted(1200, "class"), counted(0, "image")
+    ('1 class', '1,200 classes', '0 images')
+    """
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}"
+
+
+def install(extra: str) -> str:
+    """Return what to do for a missing optional package.
+
+    jaxlab is in no package index: it is installed from its clone.
+    """
+    return f"run pip install -e '.[{extra}]' in the folder of jaxlab's pyproject.toml"

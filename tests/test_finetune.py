@@ -404,7 +404,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_remedy(package, tmp_p
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     out = tmp_path / "run"
     process = command("--out", out, PYTHONPATH=path)
-    assert_one_line(process, 3, "pip install 'jaxlab[embedded]'")
+    assert_one_line(process, 3, "pip install -e '.[embedded]'")
     assert package.replace("_", "-") in process.stderr
     assert not out.exists()
 

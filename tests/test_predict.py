@@ -172,6 +172,7 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
     for arguments, error, message in (
         ([], UsageError, "RUN: missing"),
         ([folder], UsageError, "pictures: missing"),
+        (["a.PNG"], UsageError, "RUN: missing before a.PNG; pass the folder of a run"),
         (
             [folder, digits, "--json", "--csv"],
             UsageError,

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxlab.data.dataset import Dataset, Split, split_examples
 from jaxlab.errors import UsageError
+from pretrained.errors import counted
 
 
 def load_arrays(
@@ -98,8 +99,8 @@ def _checked(name: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarra
         )
     if len(images) != len(labels) or not len(labels):
         raise UsageError(
-            f"{name} data: {len(images):,} images and {len(labels):,} labels; pass one "
-            "label for each image"
+            f"{name} data: {counted(len(images), 'image')} and "
+            f"{counted(len(labels), 'label')}; pass one label for each image"
         )
     if labels.min() < 0:
         raise UsageError(

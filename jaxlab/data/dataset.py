@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlab.data.pictures import Pictures
 from jaxlab.errors import UsageError
+from pretrained.errors import counted
 
 SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
 VALIDATION_SEED = 1  # the same for the validation split
@@ -39,7 +40,7 @@ class Split:
 
     def __repr__(self) -> str:
         """Return one line: the number of examples and the images' form."""
-        return f"Split({len(self):,} images, {_form(self.images)})"
+        return f"Split({counted(len(self), 'image')}, {_form(self.images)})"
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -74,8 +75,8 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
         return available
     if asked > available:
         raise UsageError(
-            f"{flag}: {asked:,} images requested, but the split has {available:,}; "
-            f"pass at most {available}"
+            f"{flag}: {counted(asked, 'image')} requested, but the split has "
+            f"{available:,}; pass at most {available}"
         )
     return asked
 
@@ -102,12 +103,12 @@ class Dataset:
     def __repr__(self) -> str:
         """Return one line: the name, the sizes, the images' form and the classes."""
         form = _form(self.train.images)
-        sizes = self.sizes_text()
-        return f"Dataset({self.name}: {sizes}, {form}, {len(self.class_names)} classes)"
+        sizes, classes = self.sizes_text(), counted(len(self.class_names), "class")
+        return f"Dataset({self.name}: {sizes}, {form}, {classes})"
 
     def sizes_text(self) -> str:
         """Return the number of images in each split, as a run's first line says it."""
-        sizes = [f"{len(self.train):,} training", f"{len(self.test):,} test images"]
+        sizes = [f"{len(self.train):,} training", counted(len(self.test), "test image")]
         if self.validation is not None:
             sizes.insert(1, f"{len(self.validation):,} validation")
         return ", ".join(sizes)
@@ -243,8 +244,8 @@ def split_examples(
         if "validation" in labels:
             raise UsageError(
                 f"--validation-fraction: {validation_fraction:g}, but the data have a "
-                f"validation split of {len(labels['validation']):,} images already; "
-                "leave it out"
+                f"validation split of {counted(len(labels['validation']), 'image')} "
+                "already; leave it out"
             )
         held_out = stratified_split(
             labels["train"][rest], validation_fraction, VALIDATION_SEED

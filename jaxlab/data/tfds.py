@@ -35,7 +35,7 @@ from jaxlab.data.pictures import (
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
-from pretrained.errors import one_line
+from pretrained.errors import install, one_line
 
 MAX_BYTES = 4 << 30  # of pixels; a larger split is resized and, if needed, streamed
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
@@ -158,7 +158,7 @@ def known_names() -> list[str]:
 def _tfds() -> Any:
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise InputError(
-            "tensorflow-datasets: not installed; run pip install 'jaxlab[tfds]', or "
+            f"tensorflow-datasets: not installed; {install('tfds')}, or "
             "pass --dataset mnist5k or a folder of class folders"
         )
     # Its warnings, for instance about missing OpenCV, do not concern the user.

@@ -28,6 +28,7 @@ import filelock
 
 from jaxlab.data.dataset import ProgressBar
 from jaxlab.errors import InputError, NetworkError
+from pretrained.errors import install
 
 PROBE_SECONDS = 5.0  # time limit for all hosts together
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
@@ -65,7 +66,7 @@ def prepare(
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"{name}: not prepared, and the preparation needs TensorFlow; "
-            "run pip install 'jaxlab[tfds]'"
+            f"{install('tfds')}"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
 from jaxlab.training.inputs import FORWARD_BATCH, Inputs
 from jaxlab.training.step import Metrics, TrainState
 from pretrained import stages
+from pretrained.errors import counted
 
 
 class Writer(Protocol):
@@ -236,8 +237,8 @@ def _test_the_best(
     if len(rows) < job.epochs:
         job.console.log(
             f"stopped after epoch {len(rows)}: the validation loss was lowest in epoch "
-            f"{best} and has not improved for {job.patience} "
-            f"{'epoch' if job.patience == 1 else 'epochs'}"
+            f"{best} and has not improved for "
+            f"{counted(job.patience or 0, 'epoch')}"
         )
     tested, predictions = _evaluate(job, best_of_all, "test")
     if not math.isfinite(tested.loss):

@@ -20,6 +20,7 @@ from jaxlab.models.chain import takes
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
 from pretrained import stages
+from pretrained.errors import counted
 
 # Images per batch where no gradients are computed: a compromise between speed and
 # memory that does not affect the results.
@@ -145,8 +146,8 @@ def feature_inputs(
             except (StoreFullError, OSError) as error:
                 log(
                     f"warning: {store.folder}: not enough space for the features of "
-                    f"{len(split):,} images: {error}; the frozen layers run again for "
-                    "them in every epoch; see --feature-cache-size"
+                    f"{counted(len(split), 'image')}: {error}; the frozen layers run "
+                    "again for them in every epoch; see --feature-cache-size"
                 )
                 continue
             found[name] = Inputs(load, rest_of(model, layers[-1]))
@@ -166,7 +167,7 @@ def _log_done(
         count = sum(images for is_stored, images, _ in done if is_stored == from_store)
         seconds = sum(each for is_stored, _, each in done if is_stored == from_store)
         if count:
-            log(f"features: {count:,} images {way}, {seconds:.1f} s")
+            log(f"features: {counted(count, 'image')} {way}, {seconds:.1f} s")
 
 
 def _images(load: Loader, split: Split, preprocess: Preprocess) -> Images:

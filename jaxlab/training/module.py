@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.errors import UsageError
-from pretrained.errors import one_line
+from pretrained.errors import counted, one_line
 
 COLLECTIONS = ("params", "batch_stats")  # of variables; a step updates no others
 
@@ -102,13 +102,14 @@ def _check_logits(logits: Any, count: int, classes: int) -> None:
     is_float = jnp.issubdtype(logits.dtype, jnp.floating)
     if len(logits.shape) != 2 or logits.shape[0] != count or not is_float:
         raise UsageError(
-            f"model: returns {logits.dtype}{list(logits.shape)} for {count} images; "
-            f"return logits, float[b, {classes}]"
+            f"model: returns {logits.dtype}{list(logits.shape)} for "
+            f"{counted(count, 'image')}; return logits, float[b, {classes}]"
         )
     if logits.shape[1] < classes:
         raise UsageError(
-            f"model: returns {list(logits.shape)} for {count} images, but the data "
-            f"have {classes} classes; return logits of [b, {classes}]"
+            f"model: returns {list(logits.shape)} for {counted(count, 'image')}, but "
+            f"the data have {counted(classes, 'class')}; return logits of "
+            f"[b, {classes}]"
         )
 
 

@@ -31,6 +31,7 @@ from jaxlab.training.job import (
     train_step_of,
 )
 from jaxlab.training.step import init_state
+from pretrained.errors import counted
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class History(NamedTuple):
         """Return one line: the number of epochs and the last accuracies."""
         last = self.rows[-1]
         return (
-            f"History({len(self.rows)} epochs, train accuracy "
+            f"History({counted(len(self.rows), 'epoch')}, train accuracy "
             f"{last['train_accuracy']:.4f}, test accuracy {last['test_accuracy']:.4f})"
         )
 
