@@ -1,4 +1,4 @@
-"""Test that the README's Python examples run as they are printed there."""
+"""Test that the README's Python runs as printed, and that listed lines exist."""
 
 import re
 
@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxlab import AlexNet
 from tests.conftest import ROOT
+from tests.stress.broken import LINES
 
 README = ROOT / "README.md"
 
@@ -30,3 +31,13 @@ def test_the_nnx_bridge_wraps_alexnet():
         images, train=False
     )
     assert model(images, train=False).shape == (1, 10)
+
+
+def test_each_line_that_stress_breaks_occurs_once_in_its_file():
+    counts = {
+        line.right: (ROOT / line.file).read_text("utf-8").count(line.right)
+        for line in LINES
+    }
+    assert set(counts.values()) == {1}, counts
+    for line in LINES:
+        assert (ROOT / "tests" / line.tests).is_file(), line.tests

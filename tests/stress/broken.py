@@ -141,7 +141,7 @@ LINES = [
     ),
     Line(
         "jaxlab/runs/record.py",
-        "return rows if len(rows) >= epochs else []",
+        "return rows if ended else []",
         "return rows",
         "runs/test_record.py",
     ),
@@ -196,7 +196,7 @@ LINES = [
     ),
     Line(
         "jaxlab/cli/signals.py",
-        "signal.signal(each, signal.SIG_DFL)",
+        "signal.signal(each, _next_handlers.get(each, signal.SIG_DFL))",
         "pass",
         "cli/test_signals.py",
     ),
@@ -207,15 +207,15 @@ LINES = [
         "figures/test_confusion.py",
     ),
     Line(
-        "jaxlab/data/image_folder.py",
-        "held_out = stratified_split(",
-        "held_out = ~stratified_split(",
+        "jaxlab/data/dataset.py",
+        'held_out = stratified_split(labels["train"], test_fraction)',
+        'held_out = ~stratified_split(labels["train"], test_fraction)',
         "data/test_image_folder.py",
     ),
     Line(
         "jaxlab/data/pictures.py",
-        "return _plain(ImageOps.exif_transpose(image))",
-        "return _plain(image)",
+        "return image if method is None else image.transpose(method)",
+        "return image",
         "data/test_pictures.py",
     ),
     Line(
@@ -247,6 +247,30 @@ LINES = [
         "if not np.isfinite(array).all():",
         "if np.isnan(array).all():",
         "pretrained/test_files.py",
+    ),
+    Line(
+        "jaxlab/metrics.py",
+        'row["validation_loss"] <= best["validation_loss"]',
+        'row["validation_loss"] < best["validation_loss"]',
+        "test_metrics.py",
+    ),
+    Line(
+        "jaxlab/training/fit.py",
+        "return best_of_all, rows, predictions",
+        "return state, rows, predictions",
+        "runs/test_validation.py",
+    ),
+    Line(
+        "jaxlab/data/layout.py",
+        "twice = [names for names in by_split.values() if len(names) > 1]",
+        "twice = [names for names in by_split.values() if len(names) > 2]",
+        "data/test_layout.py",
+    ),
+    Line(
+        "jaxlab/data/pictures.py",
+        "grey[values == transparent * most // key] = 255",
+        "grey[values == transparent] = 255",
+        "data/test_pixels.py",
     ),
 ]
 
