@@ -42,7 +42,13 @@ CACHE_SETTINGS = (
     "jax_compilation_cache_max_size",
     "jax_persistent_cache_min_compile_time_secs",
 )
-_CACHE_WARNING = re.compile("Error .*ing persistent compilation cache entry", re.I)
+# JAX's warnings of its cache are noise: without an entry a program is compiled again,
+# and if the disk is full, the code that writes the results reports it. Without flock,
+# filelock warns and uses the existence of a file.
+_OWN_FILTERS = (
+    re.compile("Error .*ing persistent compilation cache entry", re.I),
+    re.compile("flock not supported", re.I),
+)
 
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu", "metal")
 # JAX's defaults of settings that change results and that no context manager sets.
@@ -145,7 +151,7 @@ def _restore(settings: dict[str, Any], filters: list[Any]) -> None:
         compilation_cache.reset_cache()  # JAX opens its cache once
     now: Any = warnings.filters  # a list, which its type hides
     for each in list(now):
-        if each[1] == _CACHE_WARNING and each not in filters:
+        if each[1] in _OWN_FILTERS and each not in filters:
             now.remove(each)
 
 
@@ -321,8 +327,8 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return  # the user has set a cache folder
     folder = Path("compiled")
-    # Without flock, filelock warns and uses the existence of a file.
-    warnings.filterwarnings("ignore", "flock not supported")
+    for pattern in _OWN_FILTERS:
+        warnings.filterwarnings("ignore", pattern.pattern)
     try:
         folder = cache_folder() / folder
         # Only the owner may write here, because the programs are executed.
@@ -340,9 +346,6 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
             )
         )
         return
-    # JAX's warnings are noise: without its cache entry a program is compiled again.
-    # If the disk is full, the code that writes the results reports it.
-    warnings.filterwarnings("ignore", _CACHE_WARNING.pattern)
     for name, value in zip(
         CACHE_SETTINGS, (str(folder), COMPILED_BYTES, 0.0), strict=True
     ):

@@ -12,7 +12,6 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -25,7 +24,7 @@ from safetensors.numpy import load_file
 
 import jaxlab
 from jaxlab import finetune, overfit
-from jaxlab.cli import signals, terminal
+from jaxlab.cli import signals
 from jaxlab.config import Config
 from jaxlab.errors import InputError, JaxlabError, UsageError
 from jaxlab.models.architecture import ARCHITECTURES
@@ -180,23 +179,6 @@ def test_an_interrupted_run_is_resumed_with_its_own_settings(narrowed, tmp_path)
     assert (resumed.folder / "model.safetensors").read_bytes() == model
     with pytest.raises(UsageError, match="different settings: seed was 3, is now 4"):
         jaxlab.fine_tune(resume="last", seed=4, out=tmp_path / "part")
-
-
-def test_a_stopped_run_says_how_to_go_on_where_it_was_started(capsys):
-    for console in (terminal.SHELL, terminal.PYTHON):
-        task = finetune.Task(
-            config=Config(),
-            folder=Path("my runs/a"),
-            data=None,
-            preprocess=None,
-            device="cpu",
-            console=console,
-        )
-        finetune._log_how_to_resume(task, 3)
-    shell, python = capsys.readouterr().out.splitlines()
-    begin = "stopped after step 3; to continue, pass "
-    assert shell == f"{begin}--resume --out 'my runs/a'"
-    assert python == f'{begin}jaxlab.fine_tune(resume="last", out="my runs/a")'
 
 
 def test_fit_and_fine_tune_are_one_training(narrowed, data, tmp_path):

@@ -90,7 +90,7 @@ COMMANDS = {
 }
 
 
-def no_jax():
+def no_jax(*_, **__):
     raise KeyError("x")
 
 
@@ -174,5 +174,5 @@ def test_an_interruption_in_python_is_logged(narrowed, monkeypatch, tmp_path, ca
         finetune.fine_tune(weights="none", image_size=63, train_size=20, out=out)
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"interrupted while training: stopped after step 2; to continue, pass "
-        f"resume='last' out {out}"
+        f'jaxlab.fine_tune(resume="last", out="{out}")'
     )
