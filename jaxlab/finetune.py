@@ -22,6 +22,7 @@ from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import Console
 from jaxlab.config import LAST, Config, Resolved, warn_of_random_frozen_layers
 from jaxlab.errors import InputError, UsageError
+from jaxlab.metrics import accuracy_text
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
@@ -39,14 +40,17 @@ class Run:
 
     `history` holds the rows of `metrics.jsonl`: `epoch`, `train_loss`,
     `train_accuracy`, `test_loss`, `test_accuracy`, `learning_rate`,
-    `examples_per_second` and `seconds`. Losses are in nats, accuracies in [0, 1]. The
-    `folder` is absolute, and `model_sha256` the SHA-256 of its `model.safetensors`, or
-    None in a process that wrote no files.
+    `examples_per_second` and `seconds`. With a validation split they have
+    `validation_loss` and `validation_accuracy`, and only the last one has test values.
+    Losses are in nats, accuracies in [0, 1]. The `folder` is absolute, and
+    `model_sha256` the SHA-256 of its `model.safetensors`, or None in a process that
+    wrote no files. `test_images` is the number of images that were tested.
     """
 
     folder: Path
     history: list[dict[str, float]]
     model_sha256: str | None
+    test_images: int
 
     def __post_init__(self):
         """Make the folder independent of the working directory."""
@@ -55,7 +59,7 @@ class Run:
 
     @property
     def test_accuracy(self) -> float:
-        """The test accuracy after the last epoch, in [0, 1]."""
+        """The test accuracy of the model, in [0, 1]."""
         return self.history[-1]["test_accuracy"]
 
     @functools.cached_property
@@ -85,7 +89,7 @@ class Run:
         """Return one line: the folder, the epochs and the test accuracy."""
         return (
             f"Run({str(self.folder)!r}, {counted(len(self.history), 'epoch')}, "
-            f"test accuracy {self.test_accuracy:.4f})"
+            f"test {accuracy_text(self.test_accuracy, self.test_images)})"
         )
 
 
@@ -156,7 +160,7 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         hint = "; pass a larger --epochs to continue" if has_steps else ""
         console.log(f"the run is finished{hint}")
         if not resume.missing_pictures(folder):
-            return _finished(rows, folder, console)
+            return _finished(rows, folder, config.test_size or 0, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
     stages.begin("starting JAX")
@@ -251,7 +255,7 @@ def _run(task: Task, then: Record | None) -> Run:
     console.log(
         f"compilation: {clock.compile_seconds:.1f} s, not included in the times above"
     )
-    return _finished(rows, folder, console)
+    return _finished(rows, folder, len(data.test), console)
 
 
 def _write_model(task: Task, writer: Any, state: Any) -> None:
@@ -336,12 +340,14 @@ def _feature_store(task: Task, needed: int) -> Any:
     return ArrayStore(cache, size, leave=leave)
 
 
-def _finished(rows: list[dict[str, float]], folder: Path, console: Console) -> Run:
+def _finished(
+    rows: list[dict[str, float]], folder: Path, test_images: int, console: Console
+) -> Run:
     model, sha256 = folder / run_folder.MODEL, None
     if model.exists():  # a process with a SilentWriter has none
         with open(model, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    run = Run(folder, rows, sha256)
+    run = Run(folder, rows, sha256, test_images)
     console.log(f"test_accuracy={run.test_accuracy:.4f} run={folder}")
     return run
 
@@ -452,7 +458,7 @@ def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
     )
     writer = RunWriter(folder, None, task.console.log)
     draw(writer, config, data, rows, predictions, resume.missing_pictures(folder))
-    return _finished(rows, folder, task.console)
+    return _finished(rows, folder, len(data.test), task.console)
 
 
 if __name__ == "__main__":

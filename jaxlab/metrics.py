@@ -63,7 +63,7 @@ def accuracy_text(accuracy: float, count: int) -> str:
     'accuracy 0.9853'
     """
     text = f"accuracy {accuracy:.4f}"
-    if count >= FEW:
+    if count >= FEW or count < 1:  # a run of before says nothing of their number
         return text
     correct = round(accuracy * count)
     low, high = wilson_interval(correct, count)

@@ -27,6 +27,7 @@ from jaxlab import finetune, overfit
 from jaxlab.cli import signals
 from jaxlab.config import Config
 from jaxlab.errors import InputError, JaxlabError, UsageError
+from jaxlab.metrics import accuracy_text
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.training import initial_weights, inputs
@@ -121,7 +122,8 @@ def test_a_run_has_its_history_its_accuracy_and_one_line(finished):
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     assert run.history == [json.loads(line) for line in lines]
     assert repr(run) == (
-        f"Run({str(run.folder)!r}, 2 epochs, test accuracy {run.test_accuracy:.4f})"
+        f"Run({str(run.folder)!r}, 2 epochs, test "
+        f"{accuracy_text(run.test_accuracy, 20)})"
     )
     assert printed.startswith("mnist5k: 40 training, 20 test images, ")
     assert f"test_accuracy={run.test_accuracy:.4f} run={run.folder}" in printed
@@ -450,7 +452,7 @@ def copied(run, folder):
     folder.mkdir()
     for name in ("config.json", "metrics.jsonl", "model.safetensors"):
         (folder / name).write_bytes((run.folder / name).read_bytes())
-    return finetune.Run(folder, run.history, run.model_sha256)
+    return finetune.Run(folder, run.history, run.model_sha256, run.test_images)
 
 
 def test_a_classifier_is_the_run_s_own_in_another_working_directory(

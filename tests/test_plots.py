@@ -71,7 +71,7 @@ def labels_of(figure):
 
 
 def test_curves_say_how_the_training_split_was_measured(tmp_path):
-    run = Run(tmp_path, [ROW], "0" * 64)
+    run = Run(tmp_path, [ROW], "0" * 64, 20)
     during = ["training (dropout on)", "test"]
     assert labels_of(jaxlab.plot_curves(run)) == during
     assert labels_of(jaxlab.plot_curves(run.history)) == during
