@@ -33,6 +33,7 @@ def draw_confusion(
     longest = max(map(len, class_names), default=0)
     # Names beyond four letters are beside the axes, at 45° below them.
     side = 2.5 + 0.45 * count + 0.1 * max(0, longest - 10) if named else 12
+    side = max(side, 4.2)  # the title needs it
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     worst = max(1, matrix[~right].max(initial=0))
@@ -45,7 +46,7 @@ def draw_confusion(
         interpolation="nearest",  # cells of a few pixels keep their colour
     )
     wrong = matrix[~right].sum()
-    axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong")
+    axes.set_title(f"{title}\n{wrong} of {matrix.sum():,} wrong", size=10)
     axes.set(xlabel="predicted class", ylabel="true class")
     if named:
         _name_cells(axes, matrix, class_names)

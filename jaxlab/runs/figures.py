@@ -26,13 +26,14 @@ def draw(
 ) -> None:
     """Draw the named figures from the run's rows and its predictions, int[tested]."""
     weights = os.path.basename(config.weights)
+    name = os.path.basename(os.path.abspath(data.name)) if data.files else data.name
 
     def curves() -> Any:
         from jaxlab.figures.curves import draw_curves
         from jaxlab.figures.figure import shown
 
         title = (
-            f"{config.model} on {shown(data.name)}, {shown(weights)} weights, seed "
+            f"{config.model} on {shown(name)}, {shown(weights)} weights, seed "
             f"{config.seed}"
         )
         return draw_curves(rows, title)
@@ -42,12 +43,12 @@ def draw(
         from jaxlab.figures.figure import shown
 
         tested = accuracy_text(rows[-1]["test_accuracy"], len(data.test))
-        title = f"{shown(data.name)}: test {tested}"
+        title = f"{shown(name)}\ntest {tested}"
         return draw_confusion(data.test.labels, predictions, data.class_names, title)
 
     draws = {run_folder.CURVES: curves, run_folder.CONFUSION: confusion}
-    for name in names:
-        writer.draw(name, draws[name])
+    for file in names:
+        writer.draw(file, draws[file])
 
 
 def draw_lab(writer: RunWriter, results: Mapping[str, Any], title: str) -> None:
