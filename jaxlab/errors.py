@@ -168,7 +168,8 @@ def did_you_mean(
     for letters in difflib.get_close_matches(typed, by_letters, n=3, cutoff=0.75):
         found = by_letters[letters]
         ratio = difflib.SequenceMatcher(None, letters, typed).ratio()
-        is_close = ratio >= _CLOSE or len(letters) == len(typed) <= _SHORT
+        is_short = len(letters) == len(typed) <= _SHORT and letters[0] == typed[0]
+        is_close = ratio >= _CLOSE or is_short
         # Another word makes another name, in contrast to another letter.
         if not is_close or _words(found) < _words(name):
             continue

@@ -107,7 +107,7 @@ def test_asking_for_more_than_there_is_names_the_flag(digits):
 
 def test_an_absent_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'jaxlab\[embedded\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[embedded\]'"):
         mnist5k()
 
 

@@ -357,7 +357,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
         "find_spec",
         lambda name: None if name == "tensorflow_datasets" else find(name),
     )
-    with pytest.raises(InputError, match=r"pip install 'jaxlab\[tfds\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[tfds\]'"):
         finetune.main(["--dataset", "mnist", "--out", str(tmp_path / "run")])
 
 

