@@ -48,7 +48,7 @@ HELP = {
 
 @pytest.mark.parametrize("case", HELP)
 def test_the_help_that_is_named_is_the_function_s_own(case, monkeypatch):
-    monkeypatch.setattr("jaxlab.data.tfds.known_names", lambda: {"mnist"})
+    monkeypatch.setattr("jaxlab.data.tfds_builder.known_names", lambda: {"mnist"})
     with pytest.raises(JaxlabError) as raised:
         HELP[case]()
     # The other settings of fine_tune are documented by Config.

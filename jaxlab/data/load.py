@@ -78,9 +78,9 @@ def load(
             progress=progress,
             log=log,
         )
-    from jaxlab.data import tfds
+    from jaxlab.data import tfds, tfds_builder
 
-    known = tfds.known_names()
+    known = tfds_builder.known_names()
     base = name.partition("/")[0].partition(":")[0]
     if known and base not in known:
         meant = {name: to for name, to in _MEANT.items() if to in known}

@@ -5,13 +5,9 @@ A dataset is prepared once. After that its files are only read.
 It is one file because every damage that TFDS may leave is explained here.
 """
 
-import contextlib
 import functools
-import importlib.util
 import io
 import math
-import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,12 +29,11 @@ from jaxlab.data.pictures import (
     pixel_digest,
 )
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.tfds_builder import open_builder, shape_and_classes, tfds
 from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
-from pretrained.errors import install, one_line
 
 MAX_BYTES = 4 << 30  # of pixels; a larger split is resized and, if needed, streamed
-_NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
 def load_tfds(
@@ -73,8 +68,8 @@ def load_tfds(
     damaged files or a missing package, and NetworkError within seconds when a download
     is needed and there is no network.
     """
-    builder = _builder(name, data_dir)
-    shape, class_names = _shape_and_classes(name, builder)
+    builder = open_builder(name, data_dir)
+    shape, class_names = shape_and_classes(name, builder)
     resized = None in shape or shape[-1] not in (1, 3)
     if resized and preprocess is None:
         raise UsageError(
@@ -83,10 +78,13 @@ def load_tfds(
         )
     if not is_prepared(builder):
         prepare(builder, name, manual_dir, offline, progress, log)
-        builder = _builder(name, data_dir)
+        builder = open_builder(name, data_dir)
     splits = builder.info.splits
     if "train" not in splits:
-        raise UsageError(f"--dataset: {name} has no split train; pass another dataset")
+        raise UsageError(
+            f"--dataset: {name} has no split train, but {', '.join(splits)}; pass "
+            "another dataset"
+        )
     names = [s for s in ("train", "validation", "test") if s in splits]
     if "test" in names and _has_no_labels(builder, "test"):
         log(f"{name}: the images of its test split have no labels")
@@ -127,95 +125,12 @@ def _has_no_labels(builder: Any, split: str) -> bool:
     """
     try:
         source = builder.as_data_source(
-            split=split, decoders={"image": _tfds().decode.SkipDecoding()}
+            split=split, decoders={"image": tfds().decode.SkipDecoding()}
         )
         first = source.__getitems__(list(range(min(100, len(source)))))
     except (OSError, SyntaxError, ValueError, IndexError, RuntimeError):
         return False
     return bool(first) and all(example["label"] == -1 for example in first)
-
-
-def _shape_and_classes(
-    name: str, builder: Any
-) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
-    """Return the shape of an image, None where sizes differ, and the class names."""
-    features = builder.info.features
-    if not {"image", "label"} <= set(features or ()):
-        raise UsageError(
-            f"--dataset: {name} is not an image-classification dataset: its features "
-            f"are {', '.join(features or ['none'])}; pass one with image and label"
-        )
-    return features["image"].shape, tuple(features["label"].names)
-
-
-def known_names() -> list[str]:
-    """Return the names of all TFDS datasets, or [] if the package is not installed."""
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        return []
-    return _tfds().list_builders(with_community_datasets=False)
-
-
-def _tfds() -> Any:
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise InputError(
-            f"tensorflow-datasets: not installed; {install('tfds')}, or "
-            "pass --dataset mnist5k or a folder of class folders"
-        )
-    # Its warnings, for instance about missing OpenCV, do not concern the user.
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
-    import tensorflow_datasets
-
-    return tensorflow_datasets
-
-
-def _builder(name: str, data_dir: str | None) -> Any:
-    tfds = _tfds()
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"--dataset: {name!r} is neither mnist5k, nor a folder, nor the name of a "
-            "TensorFlow Datasets (TFDS) dataset; see --help"
-        )
-    # TFDS has imported this module and raises its error for a damaged description.
-    from google.protobuf.json_format import ParseError
-
-    try:
-        with _temporary_files_removed():
-            return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise UsageError(f"--dataset: unknown dataset {name!r}; see --help") from error
-    except ParseError as error:
-        raise InputError(
-            f"{name}: dataset_info.json under --data-dir is damaged; remove the "
-            "dataset's folder and run again to prepare it again"
-        ) from error
-    except (ValueError, AssertionError, OSError) as error:
-        reason = one_line(str(error))
-        if "File format is already set" in reason:
-            raise InputError(
-                f"{name}: was prepared in a file format other than ArrayRecord; pass "
-                "another --data-dir to prepare it there"
-            ) from error
-        raise InputError(
-            f"{name}: cannot be opened: {reason[:300]}; check the name and --data-dir"
-        ) from error
-
-
-@contextlib.contextmanager
-def _temporary_files_removed() -> Iterator[None]:
-    """Remove the temporary files that are created inside the `with` block.
-
-    TFDS creates an empty temporary folder for each dataset that is not prepared, and
-    does not remove it.
-    """
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
 
 
 def _read(
@@ -225,13 +140,12 @@ def _read(
 
     `read` returns the split of a source of examples, and its `content_order`.
     """
-    tfds = _tfds()
     remedy = f"remove {builder.data_dir} and run again to prepare it again"
     expected = builder.info.splits[name].num_examples
     classes = builder.info.features["label"].num_classes
     try:
         source = builder.as_data_source(
-            split=name, decoders={"image": tfds.decode.SkipDecoding()}
+            split=name, decoders={"image": tfds().decode.SkipDecoding()}
         )
         found = _records_in(builder.info.splits[name].filepaths)
         if found != expected:

@@ -27,9 +27,11 @@ from urllib.request import getproxies, proxy_bypass
 import filelock
 
 from jaxlab.data.dataset import ProgressBar
+from jaxlab.data.tfds_builder import short
 from jaxlab.errors import InputError, NetworkError
 from pretrained.errors import install
 
+FORBIDDEN = "--offline forbids a connection"
 PROBE_SECONDS = 5.0  # time limit for all hosts together
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
 
@@ -55,14 +57,23 @@ def prepare(
     preparation fails (for example its checksums), or the folder cannot be written.
     """
     target = Path(builder.data_dir)
-    files = {info.filename: url for url, info in builder.url_infos.items()}
-    absent = [
-        file
-        for file in files
-        if manual_dir is None or not Path(manual_dir, file).is_file()
+    by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if by_hand:
+        _require_files(name, manual_dir, by_hand)
+    # TFDS finds a file in `manual_dir` if it knows the file's name. It also lists files
+    # to get by hand, without names.
+    downloads = [
+        (url, info.filename)
+        for url, info in (builder.url_infos or {}).items()
+        if info.filename or not by_hand
     ]
-    if absent or not files:
-        _require_network(name, target, manual_dir, files, absent, offline)
+    absent = [
+        (url, file)
+        for url, file in downloads
+        if manual_dir is None or file is None or not Path(manual_dir, file).is_file()
+    ]
+    if absent or not (downloads or by_hand):
+        _require_network(name, target, manual_dir, downloads, absent, offline)
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"{name}: not prepared, and the preparation needs TensorFlow; "
@@ -81,7 +92,7 @@ def prepare(
                 shutil.rmtree(orphan, ignore_errors=True)
             log(f"{name}: preparing it under {target}; this is done only once")
             with tempfile.TemporaryDirectory() as temporary:
-                _run_child(builder, name, manual_dir, progress, temporary)
+                _run_child(builder, name, manual_dir, offline, progress, temporary)
     except OSError as error:
         raise InputError(
             f"{target}: cannot be written: {error.strerror or error}; check the folder "
@@ -93,16 +104,17 @@ def _require_network(
     name: str,
     target: Path,
     manual_dir: str | None,
-    files: dict[str, str],
-    absent: list[str],
+    downloads: list[tuple[str, str | None]],
+    absent: list[tuple[str, str | None]],
     offline: bool,
 ) -> None:
-    """Raise NetworkError, which names three remedies, if a host is unreachable.
+    """Raise NetworkError, which names the remedies, if a host is unreachable.
 
-    It is also raised if `offline` forbids the download.
+    It is also raised if `offline` forbids the download. `downloads` and `absent` list
+    addresses with the names of files, None if TFDS does not know the name.
     """
     hosts: dict[str, int] = {}
-    for url in files.values():
+    for url, _ in downloads:
         parts = urlsplit(url)
         # If a proxy is configured, the proxy must be reachable instead of the host.
         proxy = getproxies().get(parts.scheme)
@@ -119,14 +131,31 @@ def _require_network(
         if unreachable is None:
             return
         reason = f"no connection to {unreachable}"
-    missing = ""
-    if manual_dir is not None:
-        missing = f" ({manual_dir} lacks {', '.join(absent[:4])})"
+    files = list(dict.fromkeys(file for _, file in downloads if file is not None))
+    by_hand = ""
+    if files and all(file is not None for _, file in absent):
+        missing = ""
+        if manual_dir is not None:
+            lacking = [file for _, file in absent if file is not None]
+            missing = f" ({manual_dir} lacks {', '.join(lacking[:4])})"
+        by_hand = (
+            f", or put the original files ({', '.join(files[:4])}) into a folder and "
+            f"pass --manual-dir{missing}"
+        )
     raise NetworkError(
-        f"{name}: not prepared in {target}, and {reason}; run once with a network, or "
-        f"put the original files ({', '.join(list(files)[:4]) or 'see its TFDS page'}) "
-        f"into a folder and pass --manual-dir{missing}, or copy the prepared dataset "
-        "from another machine into --data-dir"
+        f"{name}: not prepared in {target}, and {reason}; run once with a network"
+        f"{by_hand}, or copy the prepared dataset from another machine into --data-dir"
+    )
+
+
+def _require_files(name: str, manual_dir: str | None, instructions: str) -> None:
+    """Raise InputError without a folder of files that must be downloaded by hand."""
+    if manual_dir is not None and os.path.isdir(manual_dir) and os.listdir(manual_dir):
+        return
+    given = "" if manual_dir is None else f", and {manual_dir} is not such a folder"
+    raise InputError(
+        f"{name}: its files must be downloaded by hand{given}; put them into a folder "
+        f"and pass --manual-dir; TFDS says: {short(instructions)}"
     )
 
 
@@ -159,18 +188,19 @@ def _run_child(
     builder: Any,
     name: str,
     manual_dir: str | None,
+    offline: bool,
     progress: ProgressBar,
     temporary: str,
 ) -> None:
     data_dir = str(builder._data_dir_root)
-    arguments = [name, data_dir, manual_dir or ""]
+    arguments = [name, data_dir, manual_dir or "", "offline" if offline else ""]
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",  # TensorFlow would reserve the whole GPU.
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TMPDIR": temporary,  # TFDS does not remove its temporary folder.
     }
-    expected = sum(int(info.size) for info in builder.url_infos.values())
+    expected = sum(int(info.size) for info in (builder.url_infos or {}).values())
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxlab.data.tfds_prepare", *arguments],
         stdin=subprocess.PIPE,  # The child exits when this pipe is closed.
@@ -213,6 +243,10 @@ def _run_child(
             or ["unknown reason"]
         )
         reason = _EXCEPTION.sub("", said[-1])
+        if FORBIDDEN in reason:
+            raise NetworkError(
+                f"{name}: cannot be prepared: {short(reason)}; run once with a network"
+            )
         raise InputError(
             f"{name}: cannot be prepared: {reason[:300]}; check the network or the "
             "files in --manual-dir, and run again"
@@ -227,8 +261,22 @@ def _bytes_under(folder: Path) -> int:
     return total
 
 
-def _prepare_here(name: str, data_dir: str, manual_dir: str) -> None:
+def _refuse_connections() -> None:
+    """Let this process open no connection and look up no host from now on."""
+
+    def refuse(event: str, arguments: tuple) -> None:
+        if event == "socket.getaddrinfo":
+            raise RuntimeError(f"{FORBIDDEN} to {arguments[0]}")
+        if event == "socket.connect":
+            raise RuntimeError(f"{FORBIDDEN} to {arguments[1]}")
+
+    sys.addaudithook(refuse)
+
+
+def _prepare_here(name: str, data_dir: str, manual_dir: str, offline: str) -> None:
     """Prepare a dataset in this process, which is the child of `_run_child`."""
+    if offline:
+        _refuse_connections()
 
     def end_with_parent():
         sys.stdin.read()

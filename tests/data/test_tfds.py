@@ -8,6 +8,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 
 from jaxlab import finetune, overfit
-from jaxlab.data import pictures, tfds, tfds_prepare
+from jaxlab.data import pictures, tfds, tfds_builder, tfds_prepare
 from jaxlab.data.dataset import Split, content_order
 from jaxlab.data.digits import mnist5k
 from jaxlab.data.loaders import Streamed
@@ -118,7 +119,7 @@ def test_fashion_mnist_is_prepared_and_its_pixels_are_the_original_files(tmp_pat
     assert incomplete(tmp_path) == []
     content = gzip.decompress((ORIGINALS / "t10k-images-idx3-ubyte.gz").read_bytes())
     original = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1)
-    builder = tfds._builder("fashion_mnist", str(tmp_path))
+    builder = tfds.open_builder("fashion_mnist", str(tmp_path))
     test = tfds._read(builder, "test", tfds._pixels)
     assert np.bincount(test.labels).tolist() == [1000] * 10
     theirs = content_order(map(pictures.pixel_digest, original))
@@ -244,7 +245,7 @@ def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
         load_tfds("mnist", data_dir=str(tmp_path / "data"), offline=True)
     assert list(tmp_path.iterdir()) == []
     # As a control, TFDS itself leaves a temporary folder behind.
-    tfds._tfds().builder("mnist", data_dir=str(tmp_path / "data"))
+    tfds_builder.tfds().builder("mnist", data_dir=str(tmp_path / "data"))
     assert len(list(tmp_path.glob("tmp*tfds"))) == 1
 
 
@@ -256,7 +257,7 @@ def test_a_proxy_is_asked_instead_of_the_host(tmp_path, monkeypatch):
 
 def test_a_label_without_a_class_is_noticed(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
-    builder = tfds._builder("mnist", str(tmp_path / "data"))
+    builder = tfds.open_builder("mnist", str(tmp_path / "data"))
     builder.info.features["label"]._num_classes = 9
     with pytest.raises(InputError, match="labels from 0 to 9, but 9 classes"):
         tfds._read(builder, "test", tfds._pixels)
@@ -326,7 +327,7 @@ def test_a_host_that_answers_is_reached():
         ),
         ("fashion_mnst", "did you mean fashion_mnist?"),
         ("huggingface:x/y", "'huggingface:x/y' is neither mnist5k, nor a folder"),
-        ("imdb_reviews", "is not an image-classification dataset: its features are"),
+        ("imdb_reviews", "is not an image-classification dataset that can be used"),
         ("tf_flowers", "not prepared in"),
         ("mnist:9.9.9", "mnist:9.9.9: cannot be opened"),
     ],
@@ -337,6 +338,66 @@ def test_names_that_do_not_fit_are_told(name, message, tmp_path):
         finetune.main([*flags, "--out", str(tmp_path / "run")])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# One dataset of each kind, of all 445 (`python -m tests.stress tfds`), and its line.
+ENDINGS = {
+    "mnist": r"put the original files \(t10k-images-idx3-ubyte.gz, .* --manual-dir,",
+    "caltech_birds2010": "with a network, or copy",  # TFDS does not know a file's name
+    "cifar10_h": "with a network, or copy",  # TFDS lists no files
+    "imagenet2012": "by hand; .*: manual_dir should contain two files: ILSVRC2012_img",
+    "resisc45": "by hand; .* --manual-dir; TFDS says: Dataset can be downloaded from",
+    "cifar10_n": "by hand; .* --manual-dir; TFDS says: Download 'side_info_cifar10N",
+    "aloha_mobile": "TFDS reads it from cloud storage, gs://gresearch/robotics/; pass",
+    "rlu_rwrl": "TFDS reads it from cloud storage, gs://rl_unplugged/rwrl/; pass",
+    "bair_robot_pushing_small": "its examples have no names for .* of kind Sequence;",
+    "titanic": "it has no image, but pclass, survived, name, sex, age, sibsp, …; pass",
+    "moving_mnist": "it has no image, but video; pass another",
+    "savee": "it has no image, but audio; pass another",
+    "scene_parse150": "it has no label, but image, annotation; pass another",
+    "smallnorb": "it has no single label, but label_category, label_elevation",
+    "chexpert": "it has several labels for an image; pass another",
+    "lfw": "its label is not a class, but of kind Text; pass another",
+    "i_naturalist2021": "TFDS lacks its file i_naturalist2021_labels_ordered_by_json",
+    "wmt_translate": "TFDS cannot open it by its name: The raw `wmt_translate` can",
+}
+
+
+def test_every_kind_of_dataset_ends_in_one_line_without_a_connection(tmp_path):
+    script = [sys.executable, "-m", "tests.stress", "tfds", "--quick", *ENDINGS]
+    process = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stdout + process.stderr
+    *lines, counts = process.stdout.splitlines()
+    for line, (name, ending) in zip(lines, ENDINGS.items(), strict=True):
+        assert re.match(rf"{name}: .*{ending}", line)
+    assert counts == "12 cannot be used, 3 not prepared, 3 needs files by hand"
+
+
+def test_files_to_get_by_hand_are_looked_for(tmp_path):
+    load = functools.partial(load_tfds, "imagenet_lt", data_dir=str(tmp_path / "data"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="by hand, and .*/empty is not such a folder;"):
+        load(Preprocess(63), manual_dir=str(tmp_path / "empty"), offline=True)
+    # It has files to download, too.
+    (tmp_path / "empty" / "ILSVRC2012_img_train.tar").touch()
+    with pytest.raises(NetworkError, match=r"lacks ImageNet_LT_val.txt, ImageNet_LT_t"):
+        load(Preprocess(63), manual_dir=str(tmp_path / "empty"), offline=True)
+
+
+def test_the_preparation_opens_no_connection_when_offline(tmp_path):
+    """A dataset may ask for more than the files that TFDS lists."""
+    ask = (
+        "import sys, urllib.request\n"
+        "from jaxlab.data import tfds_prepare\n"
+        "if sys.argv[1:]:\n"
+        "    tfds_prepare._refuse_connections()\n"
+        "urllib.request.urlopen('http://localhost:9/')\n"
+    )
+    for flags, error in (["offline"], "a connection to localhost"), ([], "refused"):
+        process = subprocess.run(
+            [sys.executable, "-c", ask, *flags], capture_output=True, text=True
+        )
+        assert error in process.stderr.splitlines()[-1]
 
 
 @needs_originals
@@ -351,9 +412,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
-    find = tfds.importlib.util.find_spec
+    find = tfds_builder.importlib.util.find_spec
     monkeypatch.setattr(
-        tfds.importlib.util,
+        tfds_builder.importlib.util,
         "find_spec",
         lambda name: None if name == "tensorflow_datasets" else find(name),
     )
@@ -386,8 +447,8 @@ def varying(tmp_path_factory):
 def test_images_of_different_sizes_are_resized_or_streamed(
     in_memory, varying, monkeypatch
 ):
-    builder = tfds._tfds().builder_from_directory(varying)
-    monkeypatch.setattr(tfds, "_builder", lambda name, data_dir: builder)
+    builder = tfds_builder.tfds().builder_from_directory(varying)
+    monkeypatch.setattr(tfds, "open_builder", lambda name, data_dir: builder)
     if not in_memory:
         monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     preprocess = Preprocess(63)

@@ -4,6 +4,7 @@
     stops   stop runs with SIGTERM in every phase, then resume them
     fuzz    read thousands of damaged and hostile .pth files
     broken  break one line in each part of the code; the quick tests must detect it
+    tfds    ask for every TFDS dataset by name, offline; FLAGS are names
     cases   run every case of every test, including those that the suite leaves out;
             FLAGS are passed to pytest
 
@@ -15,7 +16,7 @@ import sys
 
 import pytest
 
-SCRIPTS = ("chaos", "stops", "fuzz", "broken")
+SCRIPTS = ("chaos", "stops", "fuzz", "broken", "tfds")
 
 
 def main(argv: list[str]) -> int:
