@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import threading
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +28,11 @@ from jaxlab.errors import InputError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.record import parse_record
-from jaxlab.training.initial_weights import whole_network
+from jaxlab.training.initial_weights import METADATA, whole_network
 from pretrained.errors import counted
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES, imagenet_classes
 
-METADATA = "jaxlab"  # the one entry of model.safetensors
 # Pictures are answered in batches of this size, and what remains one by one: two
 # programs answer any number of pictures, and one picture costs no more than one.
 BATCH = 32
@@ -226,7 +226,9 @@ def _description(
     try:
         name = about["architecture"]["name"]
         precision = about["architecture"]["precision"]
-        class_names = [str(name) for name in about["class_names"]]
+        class_names = [
+            unicodedata.normalize("NFC", str(name)) for name in about["class_names"]
+        ]
         arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in about["preprocessing"].items()

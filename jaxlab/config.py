@@ -7,6 +7,7 @@ one long file because each setting is declared once, with its help, bounds and n
 import dataclasses
 import numbers
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ PER_PROCESS = "per process"
 NOT_COMPARED = "not compared"
 # It must equal the run's setting, but its final value depends on the loaded data.
 RESOLVED_FROM_DATA = "resolved from data"
+# Its content must equal the run's, by SHA-256. The path to it may be another.
+BY_CONTENT = "by content"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Config:
         "mnist or fashion_mnist, or a folder with one subfolder per class",
         group="data",
         synonyms=("data", "data-path", "path", "images", "folder", "ds", "root"),
+        on_resume=BY_CONTENT,
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
     manual_dir: str | None = flags.manual_dir(on_resume=NOT_COMPARED)
@@ -81,6 +85,14 @@ class Config:
         at_least=0,
         below=1,
         synonyms=("val-fraction", "validation-split", "val-split", "valid-fraction"),
+    )
+    group: str | None = flag(
+        None,
+        "regular expression; pictures in whose paths it, or its first group, matches "
+        "the same text are on one side of the split: of one patient, scene or video",
+        metavar="REGEX",
+        default_help="each picture on its own",
+        synonyms=("groups", "group-by", "group-regex"),
     )
     train_size: int | None = flag(
         None,
@@ -140,6 +152,7 @@ class Config:
         ),
         synonyms=("pretrained", "checkpoint", "init", "ckpt", "load")
         + ("pretrained-path", "initial-checkpoint", "pretrained-weights"),
+        on_resume=BY_CONTENT,
     )
     freeze: str | None = flag(
         None,
@@ -393,6 +406,7 @@ def _check_combination(config: Config) -> None:
             f"at least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
     _check_schedule(config)
+    _check_group(config)
     freeze, weights = _freeze(config), _weights(config)
     known = (*FREEZE, *architecture.children[:-1])
     if freeze not in known:
@@ -408,6 +422,16 @@ def _check_combination(config: Config) -> None:
             f"{'are' if len(random) > 1 else 'is'} randomly initialised and would not "
             "be trained; pass --freeze features, or --weights imagenet"
         )
+
+
+def _check_group(config: Config) -> None:
+    try:
+        re.compile(config.group or "")
+    except re.error as error:
+        raise UsageError(
+            f"--group: {config.group!r} is not a regular expression: {error}; pass one "
+            "such as 'patient\\d+'"
+        ) from error
 
 
 def _check_schedule(config: Config) -> None:

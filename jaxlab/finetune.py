@@ -154,12 +154,13 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
     resuming = config.resume is not None
     folder = run_folder.resolve_folder(config.out, config.overwrite, resuming)
     rows = resume.finished_rows(folder, config) if config.resume == LAST else []
+    missing = resume.missing_pictures(folder) if rows else []
     if rows:
         steps = (folder / run_folder.CHECKPOINTS).glob("*")
         has_steps = any(path.name.isdecimal() for path in steps)
         hint = "; pass a larger --epochs to continue" if has_steps else ""
         console.log(f"the run is finished{hint}")
-        if not resume.missing_pictures(folder):
+        if not missing and not resume.is_of_other_data(folder, config):
             return _finished(rows, folder, config.test_size or 0, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
@@ -196,8 +197,10 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         ),
     ):
         then = resume.open_record(config, folder, data)
+        if rows and missing:
+            return _draw_missing(task, rows, missing)
         if rows:
-            return _draw_missing(task, rows)
+            return _finished(rows, folder, len(data.test), console)
         return _run(task, then)
 
 
@@ -413,6 +416,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             network.model,
             network.init_key,
             config.weights,
+            class_names=task.data.class_names,
             offline=config.offline,
             log=console.shown,
         )
@@ -431,7 +435,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     return Start(state, progress, then.resumed(config, saved.step, environment))
 
 
-def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
+def _draw_missing(task: Task, rows: list[dict[str, float]], missing: list[str]) -> Run:
     """Draw the missing figures of a finished run, from its model and its metrics."""
     import jax.numpy as jnp
 
@@ -457,7 +461,7 @@ def _draw_missing(task: Task, rows: list[dict[str, float]]) -> Run:
         batch_size=inputs.FORWARD_BATCH,
     )
     writer = RunWriter(folder, None, task.console.log)
-    draw(writer, config, data, rows, predictions, resume.missing_pictures(folder))
+    draw(writer, config, data, rows, predictions, missing)
     return _finished(rows, folder, len(data.test), task.console)
 
 

@@ -19,6 +19,7 @@ def load_data(
     test_size: int | None = None,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
+    group: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
     crop: bool | None = None,
@@ -38,11 +39,12 @@ def load_data(
 
     Without a test split, `test_fraction` of each class is held out, always the same
     examples; then `validation_fraction` of the training examples, if it is not 0, or if
-    the data have such a split: `data.validation`. `train_size` and `test_size` choose a
-    fixed, class-balanced part. The pictures of a folder are resized to `image_size`, by
-    default 224, after a centre crop with `crop`; arrays keep their size, and are
-    refused with these arguments. `data_dir`, `manual_dir` and `offline` are those of
-    the command.
+    the data have such a split: `data.validation`. Pictures of a folder in whose paths
+    the regular expression `group` finds the same text stay together. `train_size` and
+    `test_size` choose a fixed, class-balanced part. The pictures of a folder are
+    resized to `image_size`, by default 224, after a centre crop with `crop`; arrays
+    keep their size, and are refused with these arguments. `data_dir`, `manual_dir` and
+    `offline` are those of the command.
 
     Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
     if a download is needed and impossible.
@@ -61,6 +63,7 @@ def load_data(
         "test_size": test_size,
         "test_fraction": test_fraction,
         "validation_fraction": validation_fraction,
+        "group": group,
         "crop": False if crop is None else crop,
         "data_dir": data_dir,
         "manual_dir": manual_dir,
@@ -68,7 +71,9 @@ def load_data(
     }
     config = Config(**given)
     if not is_name:
-        _refuse_for_arrays(image_size, crop, data_dir=data_dir, manual_dir=manual_dir)
+        _refuse_for_arrays(
+            image_size, crop, group=group, data_dir=data_dir, manual_dir=manual_dir
+        )
         return _load_pair(source, config, class_names)
     if class_names is not None:
         raise UsageError(
@@ -92,6 +97,7 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         test_size=config.test_size,
         test_fraction=config.test_fraction,
         validation_fraction=config.validation_fraction,
+        group=config.group,
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
@@ -101,10 +107,10 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
 
 
 def _refuse_for_arrays(
-    image_size: int | None, crop: bool | None, **folders: str | os.PathLike | None
+    image_size: int | None, crop: bool | None, **others: str | os.PathLike | None
 ) -> None:
     """Raise UsageError for an argument that applies to folders and datasets only."""
-    for name, value in folders.items():
+    for name, value in others.items():
         if value is not None:
             raise UsageError(f"{name}: cannot be combined with arrays; leave it out")
     if image_size is None and crop is None:

@@ -1,9 +1,9 @@
 """python -m jaxlab.predict: classify pictures with a trained network.
 
-Pictures are files, folders (searched recursively) or patterns such as "*.jpg". They are
-preprocessed exactly as in the run, and the predictions use the run's class names. With
---weights imagenet, torchvision's published weights are used instead of a run, with
-ImageNet's 1,000 class names.
+Pictures are files, folders (searched recursively, but for what systems and programs
+leave there) or patterns such as "*.jpg". They are preprocessed exactly as in the run,
+and the predictions use the run's class names. With --weights imagenet, torchvision's
+published weights are used instead of a run, with ImageNet's 1,000 class names.
 """
 
 import csv
@@ -90,24 +90,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("pictures: missing; pass files, folders or patterns")
     stages.begin("starting JAX")
     runtime.set_up()
+    bad: list[str] = []
     unusual: list[str] = []
     stages.begin("looking for the pictures")
-    paths = _paths(patterns, unusual.append)
+    paths = _paths(patterns, bad.append, unusual.append)
+    total = len(paths) + len(bad)
     from jaxlab.classifier import Classifier
 
     stages.begin("reading the network")
     classifier = Classifier.load(source, offline=config.offline)
 
-    bad: list[str] = []
     write = _writer(config)
-    total = len(paths)
+    shown = len(paths) if len(paths) >= BAR_FROM else 0
     stages.begin("predicting")
     stages.describe_saved(
         lambda: "what is printed is complete; pass the other pictures"
     )
-    with terminal.progress_bar(
-        total if total >= BAR_FROM else 0, "pictures", "picture"
-    ) as bar:
+    with terminal.progress_bar(shown, "pictures", "picture") as bar:
         for path, probabilities in predict(
             classifier, paths, bad.append, unusual.append
         ):
@@ -116,12 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(path, [(names[i], float(probabilities[i])) for i in order])
             bar.update()
     for line in [*unusual, *bad]:
-        print(f"warning: {one_line(line)}", file=sys.stderr)
+        warning = one_line(line.removeprefix("warning: "))
+        print(f"warning: {warning}", file=sys.stderr)
     if bad:
         others = "" if len(bad) == total else ", the others were classified"
         raise InputError(
             f"pictures: {len(bad):,} of {total:,} could not be read{others}; check the "
-            "files named above"
+            "files and folders named above"
         )
 
 
@@ -172,32 +172,45 @@ def _is_picture(path: str) -> bool:
     return Path(path).suffix.lower() in ENDINGS
 
 
-def _paths(patterns: Sequence[str], log: Callable[[str], None]) -> list[Path]:
+def _paths(
+    patterns: Sequence[str],
+    on_bad: Callable[[str], None],
+    log: Callable[[str], None],
+) -> list[Path]:
     """Return the files that the arguments name, in order and without duplicates.
 
-    `log` is called with a line for the files of a folder that are not pictures by their
-    names. Raises InputError for an argument that names no file or no picture.
+    `on_bad` is called with a line for each folder that cannot be searched, and `log`
+    with one for what is left out, and for the files of a folder that are not pictures
+    by their names. Raises InputError for an argument that names no file or no picture.
     """
-    from jaxlab.data.pictures import ENDINGS, files_in
+    from jaxlab.data.files import find_files, log_skipped
+    from jaxlab.data.pictures import ENDINGS
 
     found: dict[Path, None] = {}
+    unusable: dict[str, None] = {}
     for pattern in patterns:
         exact = [Path(pattern)] if os.path.lexists(pattern) else []
         matches = exact or sorted(map(Path, glob.glob(pattern, recursive=True)))
-        if not matches:
+        problems = [] if exact else _unlistable(pattern)
+        if not matches and not problems:
             raise InputError(f"{pattern}: no such file; check the path")
         pictures: list[Path] = []
         for path in matches:
-            if path.is_dir():
-                inside = sorted(files_in(path))
-                are_pictures = [f.suffix.lower() in ENDINGS for f in inside]
-                pictures += itertools.compress(inside, are_pictures)
-                _log_others(path, inside, are_pictures, log)
+            if os.path.isdir(path):
+                inside = find_files(path)
+                are_pictures = [f.suffix.lower() in ENDINGS for f in inside.files]
+                pictures += itertools.compress(inside.files, are_pictures)
+                problems += inside.unusable
+                log_skipped(path, [inside], log)
+                _log_others(path, inside.files, are_pictures, log)
             else:
                 pictures.append(path)
-        if not pictures:
+        unusable |= dict.fromkeys(f"{path}: {kind}" for path, kind in problems)
+        if not pictures and not problems:
             raise InputError(f"{pattern}: contains no pictures; pass another folder")
         found |= dict.fromkeys(pictures)
+    for line in unusable:
+        on_bad(line)
     return list(found)
 
 
@@ -214,6 +227,22 @@ def _log_others(
             f"{folder}: left out what has no picture's ending ({len(others):,}): "
             f"{named}{', …' if len(others) > 3 else ''}"
         )
+
+
+def _unlistable(pattern: str) -> list[Any]:
+    """Return the folders in which a pattern cannot be searched, which glob ignores."""
+    from jaxlab.data.files import Unusable
+
+    found = []
+    above = os.path.dirname(pattern)
+    while glob.has_magic(pattern) and above not in ("", os.sep):
+        for folder in filter(os.path.isdir, glob.glob(above, recursive=True)):
+            try:
+                os.listdir(folder)
+            except OSError:
+                found.append(Unusable(Path(folder), "unreadable folder"))
+        pattern, above = above, os.path.dirname(above)
+    return sorted(set(found))
 
 
 def _writer(config: Config) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.config import (
+    BY_CONTENT,
     NOT_COMPARED,
     PER_PROCESS,
     RESOLVED_FROM_DATA,
@@ -23,6 +24,7 @@ ON_RESUME = {
     NOT_COMPARED: {"epochs", "patience", "workers", "keep", "checkpoint_every"}
     | {"feature_cache_size", "data_dir", "manual_dir"},
     RESOLVED_FROM_DATA: {"train_size", "test_size", "batch_size"},
+    BY_CONTENT: {"dataset", "weights"},
 }
 
 
@@ -31,7 +33,7 @@ def test_each_setting_says_what_it_may_do_when_a_run_goes_on():
         assert fields_that(kind) == names
     rest = set(Config.__dataclass_fields__).difference(*ON_RESUME.values())
     assert fields_that(None) == rest
-    assert {"seed", "lr", "freeze", "weights", "dataset"} <= rest
+    assert {"seed", "lr", "freeze", "test_fraction"} <= rest
 
 
 @pytest.mark.parametrize("epochs, lr_step", [(1, 1), (5, 3), (20, 12), (21, 13)])

@@ -14,6 +14,7 @@ from jaxlab.data.digits import mnist5k
 from jaxlab.errors import InputError, UsageError
 from pretrained.sources import imagenet_classes
 from tests.conftest import NO_CHECKPOINTS
+from tests.data.conftest import refuse
 from tests.data.test_pictures import encoded
 from tests.stress.narrow import narrow
 
@@ -140,8 +141,8 @@ def test_bad_pictures_are_named_and_the_others_answered(run, run_here, tmp_path)
     process = run_here(predict.main, folder, good, tmp_path)
     assert process.returncode == 3
     assert process.stdout.startswith(str(good)) and process.stdout.count("\n") == 1
-    lines = process.stderr.splitlines()
-    left_out, *lines = lines
+    hidden, left_out, *lines = process.stderr.splitlines()
+    assert "left out 1 picture among hidden" in hidden and ".hidden.png" in hidden
     assert left_out == (
         f"warning: {tmp_path}: left out what has no picture's ending (1): notes.txt"
     )
@@ -150,6 +151,38 @@ def test_bad_pictures_are_named_and_the_others_answered(run, run_here, tmp_path)
     assert lines[2].startswith("error: pictures: 2 of 3 could not be read, the others")
     process = run_here(predict.main, folder, tmp_path)
     assert "pictures: 2 of 2 could not be read; check" in process.stderr
+
+
+def test_folders_that_cannot_be_searched_are_named_and_the_others_answered(
+    run, run_here, tmp_path, monkeypatch
+):
+    folder, digits = run
+    good = next(digits.rglob("7.png")).read_bytes()
+    for name in ("a", "locked", "@eaDir/a.png"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        (tmp_path / "new" / name / "x.png").write_bytes(good)
+    (tmp_path / "new" / "a" / "loop").symlink_to(tmp_path / "new")
+    (tmp_path / "new" / "a" / "gone").symlink_to(tmp_path / "nowhere")
+    refuse(monkeypatch, tmp_path / "new" / "locked")
+    process = run_here(predict.main, folder, tmp_path / "new")
+    assert process.returncode == 3
+    assert process.stdout.startswith(f"{tmp_path}/new/a/x.png  ")
+    assert process.stdout.count("\n") == 1
+    left_out, *lines = process.stderr.splitlines()
+    assert "left out 1 picture among" in left_out and "@eaDir/a.png/x.png" in left_out
+    assert sorted(lines[:3]) == [
+        f"warning: {tmp_path}/new/a/gone: broken link",
+        f"warning: {tmp_path}/new/a/loop: link to a folder",
+        f"warning: {tmp_path}/new/locked: unreadable folder",
+    ]
+    assert lines[3].startswith("error: pictures: 3 of 4 could not be read")
+    # A pattern passes over such folders, so they are looked for beside it.
+    for pattern in ("**/*.png", "*/*.png"):
+        process = run_here(predict.main, folder, tmp_path / "new" / pattern)
+        assert process.returncode == 3
+        assert f"warning: {tmp_path}/new/locked: unreadable folder" in process.stderr
+    process = run_here(predict.main, folder, tmp_path / "new" / "locked")
+    assert process.returncode == 3 and "1 of 1 could not be read" in process.stderr
 
 
 def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):

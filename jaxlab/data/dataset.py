@@ -199,13 +199,23 @@ def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndar
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED
+    labels: np.ndarray,
+    fraction: float,
+    seed: int = SPLIT_SEED,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return bool[n], True for the examples to hold out: `fraction` of each class.
 
     The number is rounded, but a class of two or more examples has at least one on
     either side. A class of one example is not held out.
+
+    With `groups`, int[n], the examples of a group stay on one side. The number is then
+    as near to `fraction` as one pass over the groups in random order gets, and a class
+    of two or more groups has one on either side where the other classes in them allow
+    it.
     """
+    if groups is not None:
+        return _grouped_split(labels, fraction, seed, groups)
     held_out = np.zeros(len(labels), bool)
     random = np.random.RandomState(seed)
     for label in np.unique(labels):
@@ -216,9 +226,49 @@ def stratified_split(
     return held_out
 
 
+def _grouped_split(
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray
+) -> np.ndarray:
+    # Groups are numbered as they occur, so that their names decide nothing.
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    members = np.split(
+        np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1]
+    )
+    contents = [np.unique(labels[m], return_counts=True) for m in members]
+    totals = np.bincount(labels)
+    held = np.zeros(len(totals), np.int64)
+    chosen = np.zeros(len(members), bool)
+
+    def leaves_some(group: int) -> bool:
+        classes, counts = contents[group]
+        return bool((held[classes] + counts < totals[classes]).all())
+
+    def choose(group: int) -> None:
+        classes, counts = contents[group]
+        held[classes] += counts
+        chosen[group] = True
+
+    random = np.random.RandomState(seed)
+    shuffled = random.permutation(order)
+    for group in shuffled:
+        classes, counts = contents[group]
+        missing = fraction - held[classes] / totals[classes]
+        share = counts / totals[classes]
+        is_nearer = ((missing - share) ** 2).sum() < (missing**2).sum()
+        if is_nearer and leaves_some(group):
+            choose(group)
+    for label in np.flatnonzero((held == 0) & (totals > 0)):
+        usable = [g for g in shuffled if label in contents[g][0] and leaves_some(g)]
+        if usable:
+            choose(min(usable, key=lambda group: len(members[group])))
+    return chosen[group_of]
+
+
 def split_examples(
     labels: Mapping[str, np.ndarray],
     *,
+    groups: np.ndarray | None = None,
     test_fraction: float,
     validation_fraction: float = 0.0,
     train_size: int | None = None,
@@ -229,7 +279,8 @@ def split_examples(
     `labels` are those of the splits of a source, int[n], in `content_order`: "train",
     and perhaps "validation" and "test". A test split that is missing is held out of
     "train", `test_fraction` of each class; then `validation_fraction` of the rest is
-    held out, if it is not 0. Then the sizes choose from what is left.
+    held out, if it is not 0. `groups`, int[n], are those of "train" that must stay on
+    one side of both. Then the sizes choose from what is left.
 
     Raises UsageError if a split has fewer examples than its size, or if there is a
     validation split already.
@@ -237,7 +288,7 @@ def split_examples(
     rest = np.arange(len(labels["train"]))
     splits = {name: (name, np.arange(len(labels[name]))) for name in labels}
     if "test" not in labels:
-        held_out = stratified_split(labels["train"], test_fraction)
+        held_out = stratified_split(labels["train"], test_fraction, groups=groups)
         splits["test"] = "train", rest[held_out]
         rest = rest[~held_out]
     if validation_fraction:
@@ -248,7 +299,10 @@ def split_examples(
                 "already; leave it out"
             )
         held_out = stratified_split(
-            labels["train"][rest], validation_fraction, VALIDATION_SEED
+            labels["train"][rest],
+            validation_fraction,
+            VALIDATION_SEED,
+            None if groups is None else groups[rest],
         )
         splits["validation"] = "train", rest[held_out]
         rest = rest[~held_out]

@@ -3,12 +3,13 @@
 The layout is either `FOLDER/class/picture.jpg`, which is split by a fixed seed, or
 `FOLDER/train/class/…` and `FOLDER/test/class/…`, and perhaps `FOLDER/val/class/…` (see
 `jaxlab.data.layout` for other names). Before training every file
-is read, decoded and hashed, and one error reports all problems. Only hidden files and
-folders, and system files such as Thumbs.db, are skipped.
+is read, decoded and hashed, and one error reports all problems. Only what
+`jaxlab.data.files` knows is skipped: hidden and system files and folders, and runs.
 
 It is one file because all checks of a folder end in one report.
 """
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,21 +25,20 @@ from jaxlab.data.dataset import (
     no_progress,
     split_examples,
 )
+from jaxlab.data.duplicates import log_duplicates, look
+from jaxlab.data.files import Found, find_files, listed, log_skipped
+from jaxlab.data.groups import groups_of
 from jaxlab.data.layout import class_folders, split_folders
 from jaxlab.data.pictures import (
     ENDINGS,
     Checked,
     are_kept,
     check_pictures,
-    files_in,
     images_of,
-    is_litter,
 )
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, UsageError
 from pretrained.errors import one_line
-
-_EXAMPLES = 3  # names in a message for each kind of problem
 
 
 class _File(NamedTuple):
@@ -53,6 +53,7 @@ def load_folder(
     *,
     test_fraction: float,
     validation_fraction: float = 0.0,
+    group: str | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
     progress: ProgressBar = no_progress,
@@ -60,43 +61,54 @@ def load_folder(
 ) -> Dataset:
     """Return the folder's pictures, resized by `preprocess`, in memory if they fit.
 
-    The class names are the names of the class folders, sorted. If the folder has no
-    split of its own, `test_fraction` of each class is held out, always the same
-    pictures, and `validation_fraction` of the rest. `progress` creates the progress bar
-    for the files. `log` receives a line that names the split folders, and a warning for
-    animated pictures, for test pictures that are also in training, and for classes that
-    are never tested.
+    The class names are the names of the class folders, sorted, in Unicode's normal form
+    NFC. If the folder has no split of its own, `test_fraction` of each class is held
+    out, always the same pictures, and `validation_fraction` of the rest. Pictures in
+    whose paths the regular expression `group` finds the same text stay together.
+    `progress` creates the progress bar for the files. `log` receives a line that names
+    the split folders, and a warning for what is left out, for animated pictures, for
+    pictures that are in two splits or classes, and for classes that are never tested.
 
     Raises InputError if the folder does not exist, has another layout, has too few
     pictures to split, or contains a file that is not a usable picture; the message
     lists all such files by kind. Raises UsageError if a split has fewer pictures than
-    `train_size` or `test_size`.
+    `train_size` or `test_size`, if `group` is given for a folder with splits of its
+    own, and if it separates nothing.
     """
     roots = split_folders(root)
-    class_names, files, problems = _scan(root, roots)
+    if group is not None and "" not in roots:
+        raise UsageError(
+            f"--group: {root} is split into folders already, which stay as they are; "
+            "leave it out"
+        )
+    class_names, files, problems = _scan(root, roots, log)
     files, checked = _checked(root, files, problems, preprocess, progress)
     labels = np.array([file.label for file in files], np.int32)
+    names = [file.path.relative_to(root).as_posix() for file in files]
+    groups = None
+    if group is not None:
+        groups = groups_of(root, names, labels, class_names, group, log)
     splits = _split(
         root,
         files,
         labels,
+        groups=groups,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         train_size=train_size,
         test_size=test_size,
     )
-    if "" not in roots:
-        names = {split: folder.relative_to(root) for split, folder in roots.items()}
-        chooses = f", chooses the epoch by {names.get('validation')}"
-        log(
-            f"{root}: trains on {names['train']}"
-            f"{chooses if 'validation' in names else ''}, tests on {names['test']}"
-        )
-    _log_unusual(root, files, checked, splits, log)
+    _log_splits(root, roots, log)
+    animated = sum(result.animated for result in checked)
+    if animated:
+        log(f"warning: {animated:,} animated pictures: only the first frame is used")
+    contents, looks = [each.content for each in checked], [e.look for e in checked]
+    log_duplicates(names, labels, contents, looks, splits, log)
     measured = {"test": "tested", "validation": "validated"}
     if test_size is not None:  # so few may have been asked for
         del measured["test"]
-    _log_unmeasured(class_names, labels, splits, measured, log)
+    unit = "pictures" if groups is None else "groups"
+    _log_unmeasured(class_names, labels, splits, measured, unit, log)
 
     paths = [file.path for file in files]
     parts = {
@@ -110,10 +122,7 @@ def load_folder(
         validation=parts.get("validation"),
         class_names=class_names,
         resized=True,
-        files={
-            name: [str(paths[i].relative_to(root)) for i in indices]
-            for name, indices in splits.items()
-        },
+        files={name: [names[i] for i in indices] for name, indices in splits.items()},
     )
 
 
@@ -144,32 +153,24 @@ def _split(
 
 
 def _scan(
-    root: Path, roots: dict[str, Path]
+    root: Path, roots: dict[str, Path], log: Callable[[str], None]
 ) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
     """Return the class names, all files, and the problems found, by kind.
 
-    `roots` are the folders of class folders by split. Raises InputError if there are no
-    class folders.
+    `roots` are the folders of class folders by split. `log` receives a line for what is
+    skipped. Raises InputError if there are no class folders.
     """
     splits = {split: class_folders(folder) for split, folder in roots.items()}
     problems: dict[str, list[str]] = defaultdict(list)
     names = _class_names(splits, problems)
-    files = []
-    for split, classes in splits.items():
-        for name in sorted(classes):
-            found = sorted(files_in(classes[name]))
-            for path in found:
-                if path.is_dir():
-                    kind = "link to a folder inside a class"
-                    problems[kind].append(_relative(path, root))
-                elif path.suffix.lower() not in ENDINGS:
-                    kind = "file name without a picture's ending"
-                    problems[kind].append(_relative(path, root))
-                else:
-                    label = names.index(name) if name in names else 0
-                    files.append(_File(path, label, split))
-            if not found:
-                problems["class without files"].append(_relative(classes[name], root))
+    outside = [
+        find_files(folder, recursive=False)
+        for folder in dict.fromkeys((root, *roots.values()))
+    ]
+    inside = {
+        path: find_files(path) for each in splits.values() for path in each.values()
+    }
+    log_skipped(root, [*outside, *inside.values()], log)
     if not names:
         has_pictures = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
         what = "pictures, but no class folders" if has_pictures else "no class folders"
@@ -178,21 +179,56 @@ def _scan(
         )
     if len(names) == 1:
         problems["single class where at least two are needed"].append(names[0])
-    for folder in dict.fromkeys((root, *roots.values())):
-        loose = [path for path in folder.iterdir() if not path.is_dir()]
-        for path in sorted(path for path in loose if not is_litter(path.name)):
+    for found in outside:
+        for path in found.files:
             problems["file outside the class folders"].append(_relative(path, root))
+    for found in (*outside, *inside.values()):
+        for path, kind in found.unusable:
+            problems[kind].append(_relative(path, root))
+    files = []
+    for split, classes in splits.items():
+        for name, folder in classes.items():
+            label = names.index(_nfc(name)) if _nfc(name) in names else 0
+            files += _class_files(folder, inside[folder], label, split, root, problems)
     return names, files, problems
+
+
+def _class_files(
+    folder: Path,
+    found: Found,
+    label: int,
+    split: str,
+    root: Path,
+    problems: dict[str, list[str]],
+) -> list[_File]:
+    """Return the pictures of a class; add its other files to `problems`."""
+    files = []
+    for path in found.files:
+        if path.suffix.lower() in ENDINGS:
+            files.append(_File(path, label, split))
+        else:
+            kind = "file name without a picture's ending"
+            problems[kind].append(_relative(path, root))
+    if not found.files and not found.unusable:
+        problems["class without files"].append(_relative(folder, root))
+    return files
 
 
 def _class_names(
     splits: dict[str, dict[str, Path]], problems: dict[str, list[str]]
 ) -> tuple[str, ...]:
-    """Return the class names, sorted; add what is wrong with them to `problems`."""
-    names = tuple(sorted(next(iter(splits.values()))))
-    for classes in splits.values():
+    """Return the class names, sorted; add what is wrong with them to `problems`.
+
+    Names are normalised: macOS stores é as two characters, other systems as one.
+    """
+    normalised = [[_nfc(name) for name in classes] for classes in splits.values()]
+    names = tuple(sorted(set(normalised[0])))
+    for classes in normalised:
         for name in sorted(set(names) ^ set(classes)):
             problems["class that one split lacks"].append(name)
+        for name, count in Counter(classes).items():
+            if count > 1:
+                problems["class names that look the same"].append(name)
     for name in names:
         if not name.isprintable() or name != name.encode(errors="replace").decode():
             problems["class name that is not printable UTF-8"].append(ascii(name))
@@ -200,6 +236,10 @@ def _class_names(
         if count > 1:
             problems["class names that differ by case only"].append(lower)
     return names
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -220,7 +260,7 @@ def _checked(
     keep = are_kept(len(files), preprocess)
     with progress(len(files), "pictures", "picture") as bar:
         paths = [file.path for file in files]
-        checked = check_pictures(paths, preprocess, keep, bar.update)
+        checked = check_pictures(paths, preprocess, keep, bar.update, look)
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:
             problems[result.problem.kind].append(_relative(file.path, root))
@@ -235,37 +275,21 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
         return
     kinds = []
     for kind, found in problems.items():
-        named = ", ".join(found[:_EXAMPLES])
-        more = ", …" if len(found) > _EXAMPLES else ""
-        kinds.append(f"{kind} ({len(found):,}): {named}{more}")
+        kinds.append(f"{kind} ({len(found):,}): {listed(found)}")
     raise InputError(
         f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
     )
 
 
-def _log_unusual(
-    root: Path,
-    files: Sequence[_File],
-    checked: Sequence[Checked],
-    splits: dict[str, np.ndarray],
-    log: Callable[[str], None],
-) -> None:
-    animated = sum(result.animated for result in checked)
-    if animated:
-        log(f"warning: {animated:,} animated pictures: only the first frame is used")
-    trained = {checked[i].digest for i in splits["train"]}
-    for split in [name for name in splits if name != "train"]:
-        twice = [
-            _relative(files[i].path, root)
-            for i in splits[split]
-            if checked[i].digest in trained
-        ]
-        if twice:
-            log(
-                f"warning: {len(twice):,} {split} pictures are identical to training "
-                f"pictures and inflate the {split} accuracy: "
-                f"{', '.join(twice[:_EXAMPLES])}"
-            )
+def _log_splits(root: Path, roots: dict[str, Path], log: Callable[[str], None]) -> None:
+    if "" in roots:
+        return
+    names = {split: folder.relative_to(root) for split, folder in roots.items()}
+    chooses = f", chooses the epoch by {names.get('validation')}"
+    log(
+        f"{root}: trains on {names['train']}"
+        f"{chooses if 'validation' in names else ''}, tests on {names['test']}"
+    )
 
 
 def _log_unmeasured(
@@ -273,19 +297,19 @@ def _log_unmeasured(
     labels: np.ndarray,
     splits: dict[str, np.ndarray],
     measured: dict[str, str],
+    unit: str,
     log: Callable[[str], None],
 ) -> None:
     """Log a warning for classes that no picture of a split shows.
 
-    `measured` are the splits to look at, with what they do to a class.
+    `measured` are the splits to look at, with what they do to a class, and `unit` is
+    what a class has too few of.
     """
     for split in [name for name in measured if name in splits]:
         seen = np.bincount(labels[splits[split]], minlength=len(class_names))
         missing = [class_names[i] for i, count in enumerate(seen) if not count]
         if missing:
-            named = ", ".join(missing[:_EXAMPLES])
-            more = ", …" if len(missing) > _EXAMPLES else ""
             log(
                 f"warning: classes that are never {measured[split]}, because they have "
-                f"too few pictures ({len(missing):,}): {named}{more}"
+                f"too few {unit} ({len(missing):,}): {listed(missing)}"
             )

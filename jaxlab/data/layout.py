@@ -1,9 +1,11 @@
 """Recognise the folders of a data set: split folders, or class folders."""
 
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
 
+from jaxlab.data.files import is_litter, is_run
 from jaxlab.errors import InputError
 
 # The words for a split, without the affixes below. Keras, torchvision, Roboflow,
@@ -42,11 +44,18 @@ def split_of(name: str) -> str | None:
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """Return the visible folders in a folder by name, sorted."""
+    """Return the folders in a folder by name, sorted, but for system folders and runs.
+
+    There are none in a folder that cannot be read, which `find_files` reports.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        return {}
     return {
         path.name: path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
+        for path in paths
+        if os.path.isdir(path) and not is_litter(path.name) and not is_run(path)
     }
 
 
@@ -67,8 +76,11 @@ def split_folders(root: Path) -> dict[str, Path]:
         raise InputError(
             f"{root}: not a directory; pass the folder that holds the class folders"
         )
+    _check_readable(root)
     folders = class_folders(root)
     named = {name: split for name in folders if (split := split_of(name))}
+    for name in named:
+        _check_readable(folders[name])
     if not any(class_folders(folders[name]) for name in named):
         _refuse_other_layouts(root, folders, named)
         return {"": root}
@@ -79,11 +91,22 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in _WORDS if split in found}
 
 
+def _check_readable(folder: Path) -> None:
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be read: {error.strerror or error}; check the folder's "
+            "permissions"
+        ) from error
+
+
 def _descend(folder: Path, split: str) -> Path:
     """Return the only folder in a split folder if it is named alike, else itself."""
     inside = class_folders(folder)
     if len(inside) == 1 and split_of(next(iter(inside))) == split:
-        return next(iter(inside.values()))
+        (folder,) = inside.values()
+        _check_readable(folder)
     return folder
 
 

@@ -43,6 +43,7 @@ def load(
     test_size: int | None = None,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
+    group: str | None = None,
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
@@ -56,11 +57,17 @@ def load(
     docstrings also list what is raised.
     """
     # Imported only when needed: each source depends on packages of its own.
+    is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    if group is not None and (name == EMBEDDED or not is_folder):
+        raise UsageError(
+            f"--group: {name} is not a folder, whose paths could name groups; leave it "
+            "out"
+        )
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
 
         return mnist5k(validation_fraction).first(train_size, test_size)
-    if os.path.isdir(name) or name.startswith((".", "~", os.sep)):
+    if is_folder:
         from jaxlab.data.image_folder import load_folder
 
         if preprocess is None:
@@ -73,6 +80,7 @@ def load(
             preprocess,
             test_fraction=test_fraction,
             validation_fraction=validation_fraction,
+            group=group,
             train_size=train_size,
             test_size=test_size,
             progress=progress,

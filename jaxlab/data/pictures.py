@@ -7,17 +7,17 @@ It is one file because every format and mode has its rule here and nowhere else.
 """
 
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import io
 import logging
-import os
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -56,7 +56,6 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LITTER = frozenset(("thumbs.db", "desktop.ini"))
 # The exceptions that Pillow raised for a third of a million damaged files.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error),
@@ -93,6 +92,8 @@ def read(path: Path | Record) -> bytes:
     except (NotRegular, IsADirectoryError):
         raise BadPicture("non-regular file") from None
     except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise BadPicture("non-regular file") from None
         raise BadPicture("unreadable file", error.strerror or "") from None
 
 
@@ -238,25 +239,6 @@ class _Sample(NamedTuple):
         return cls(8 if image.mode == "L" else 16)
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth, except hidden files and system files.
-
-    Hidden folders are not searched. Links to folders are yielded, but not followed.
-    """
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = (Path(place, name) for name in folders)
-        yield from (path for path in inside if path.is_symlink())
-        for name in names:
-            if not is_litter(name):
-                yield Path(place, name)
-
-
-def is_litter(name: str) -> bool:
-    """Return whether a file is hidden or was created by the operating system."""
-    return name.startswith(".") or name.lower() in _LITTER
-
-
 def _plain(image: Image.Image, sample: _Sample) -> Image.Image:
     transparent = image.info.get("transparency")
     if image.mode in ("1", "L") or image.mode.startswith("I"):
@@ -327,6 +309,7 @@ class Checked(NamedTuple):
     content: bytes = b""  # `pixel_digest` of the decoded picture
     animated: bool = False
     pixels: np.ndarray | None = None  # resized; None if they are not kept
+    look: Any = None  # see `check_pictures`
     problem: BadPicture | None = None
 
 
@@ -356,8 +339,11 @@ def check_pictures(
     preprocess: "Preprocess",
     keep: bool,
     on_picture: Callable[[int], object],
+    look: Callable[[Image.Image], Any] | None = None,
 ) -> list[Checked]:
     """Decode every picture, in threads; if `keep`, resize and keep the pixels.
+
+    If `look` is given, its result for the decoded picture is kept too.
 
     Returns one result for each path, in order; an unusable picture has a `problem`.
     `on_picture` is called with 1 after each picture.
@@ -372,6 +358,7 @@ def check_pictures(
                 content=pixel_digest(np.asarray(picture)),
                 animated=picture.info["animated"],
                 pixels=preprocess.resize(picture) if keep else None,
+                look=look(picture) if look is not None else None,
             )
         except BadPicture as problem:
             return Checked(problem=problem)

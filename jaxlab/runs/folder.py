@@ -10,8 +10,9 @@ from pathlib import Path
 
 import filelock
 
+from jaxlab.data.files import is_of_jaxlab
 from jaxlab.errors import UsageError
-from jaxlab.runs.record import is_of_the_lab, read_record
+from jaxlab.runs.record import read_record
 from pretrained import disk, stages
 from pretrained.console import ERROR_LOG
 
@@ -62,7 +63,7 @@ def resolve_folder(out: str | None, overwrite: bool, resume: bool = False) -> Pa
                     "--overwrite to replace the run in it"
                 )
             is_run = read_record(folder / CONFIG) is not None
-            is_lab = not resume and is_of_the_lab(folder / RESULTS)
+            is_lab = not resume and is_of_jaxlab(folder / RESULTS)
             if not is_run and not is_lab:
                 what = "resume" if resume else "overwrite"
                 raise UsageError(

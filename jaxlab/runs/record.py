@@ -149,14 +149,6 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def is_of_the_lab(path: Path) -> bool:
-    """Return whether a results.json was written by the lab."""
-    try:
-        return "jaxlab" in json.loads(path.read_text("utf-8"))["versions"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
 def rows_text(rows: Sequence[Mapping[str, float]]) -> str:
     """Return the text of metrics.jsonl, one line per epoch."""
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

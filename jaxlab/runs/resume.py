@@ -1,6 +1,8 @@
 """Checks and settings for resuming a run in another process."""
 
 import dataclasses
+import hashlib
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
 from jaxlab.runs.record import Record
+from pretrained.disk import open_regular
 
 if TYPE_CHECKING:  # --help must not wait for the import of JAX
     from jaxlab.runs.checkpoint import Checkpoint, CheckpointManager
@@ -34,7 +37,8 @@ def complete(given: Mapping[str, Any]) -> Resolved:
     if config.resume is None or config.out is None:  # --resume needs --out
         return resolved(config)
     record_file = Path(config.out) / run_folder.CONFIG
-    then = _settings(record_file)
+    found = record.read_record(record_file)
+    then = _settings(found)
     known = {
         field.name: then[field.name] for field in fields(Config) if field.name in then
     }
@@ -43,6 +47,8 @@ def complete(given: Mapping[str, Any]) -> Resolved:
     except UsageError as error:
         raise UsageError(f"--resume: {record_file}: {error.text}") from error
     check_settings(complete_config, then, None)
+    if found is not None:
+        check_weights(complete_config, found)
     began_with, epochs = then.get("epochs"), complete_config.epochs
     if complete_config.schedule == "cosine" and began_with not in (None, epochs):
         raise UsageError(
@@ -54,9 +60,8 @@ def complete(given: Mapping[str, Any]) -> Resolved:
     return complete_config
 
 
-def _settings(record_file: Path) -> dict[str, Any]:
+def _settings(found: Record | None) -> dict[str, Any]:
     """Return the settings that a resumed run restores; none if nothing has begun."""
-    found = record.read_record(record_file)
     then = found.settings if found else {}
     own = fields_that(PER_PROCESS)
     return {name: value for name, value in then.items() if name not in own}
@@ -79,6 +84,7 @@ def open_record(config: Config, folder: Path, data: Any) -> Record | None:
         )
     if then is not None:
         check_settings(config, then.settings, RESOLVED_FROM_DATA)
+        check_weights(config, then)
         check_data(then, data)
         run_folder.remove_partial_files(folder)
     return then
@@ -93,11 +99,37 @@ def check_settings(
     RESOLVED_FROM_DATA. `then` contains the settings of the run.
     """
     now, names = dataclasses.asdict(config), fields_that(on_resume)
-    differences = [
-        f"--{name.replace('_', '-')} was {then[name]}, is now {now[name]}"
-        for name in sorted(names)
-        if name in then and now[name] != then[name]
-    ]
+    _refuse(
+        config,
+        [
+            f"--{name.replace('_', '-')} was {then[name]}, is now {now[name]}"
+            for name in sorted(names)
+            if name in then and now[name] != then[name]
+        ],
+    )
+
+
+def check_weights(config: Config, then: Record) -> None:
+    """Raise UsageError unless the weights are the run's, wherever the file is now."""
+    now, before = config.weights, then.settings.get("weights", config.weights)
+    sha256 = then.weights.get("sha256")
+    if now == before or (now is not None and sha256 and _sha256(now) == sha256):
+        return
+    _refuse(config, [f"--weights was {before}, is now {now}"])
+
+
+def _sha256(path: str) -> str | None:
+    """Return the SHA-256 of a file, in hexadecimal; None if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            # typing's BinaryIO lacks `readinto`, which every binary file has.
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+            return digest.hexdigest()
+    except (OSError, ValueError):
+        return None
+
+
+def _refuse(config: Config, differences: list[str]) -> None:
     if differences:
         raise UsageError(
             f"--resume: the run in {config.out} has different settings: "
@@ -127,7 +159,8 @@ def checkpoint_to_resume(
 
 def check_data(then: Record, data: Any) -> None:
     """Raise CheckpointError if images or classes differ from the run's."""
-    if then.class_names != list(data.class_names):
+    names = [unicodedata.normalize("NFC", name) for name in then.class_names]
+    if names != list(data.class_names):
         raise CheckpointError(
             f"--resume: the classes are {', '.join(data.class_names)}, but the run has "
             f"{', '.join(then.class_names)}; start another run"
@@ -169,6 +202,15 @@ def finished_rows(folder: Path, config: Config) -> list[dict[str, float]]:
         return []
     metrics = folder / run_folder.METRICS
     return record.finished_rows(metrics, config.epochs, config.patience)
+
+
+def is_of_other_data(folder: Path, config: Config) -> bool:
+    """Return whether the data are named otherwise than in the record of a run.
+
+    They may be the same; only `check_data` shows it.
+    """
+    then = record.read_record(folder / run_folder.CONFIG)
+    return then is not None and then.settings.get("dataset") != config.dataset
 
 
 def missing_pictures(folder: Path) -> list[str]:

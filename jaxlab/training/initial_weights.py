@@ -4,8 +4,10 @@ Fresh layers are randomly initialised as torch initialises them.
 """
 
 import functools
+import json
 import os
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +23,7 @@ from pretrained.errors import IntegrityError
 from pretrained.files import Weights, read_weights
 from pretrained.sources import SOURCES
 
+METADATA = "jaxlab"  # the one entry of model.safetensors, which describes the network
 IMAGE_SIZE = 64  # of the image for Linen's `init`; affects no parameter's shape
 
 
@@ -30,6 +33,7 @@ def initial_params(
     key: jax.Array,
     name: str,
     *,
+    class_names: Sequence[str] | None = None,
     offline: bool = False,
     log: bool = True,
 ) -> tuple[Any, dict[str, Any]]:
@@ -40,8 +44,10 @@ def initial_params(
     weights, which are read from the cache, or downloaded unless `offline`, with
     messages unless `log` is False), or the path of a weights file. If the number of
     classes differs from the model's, the head of the weights is not used and the
-    model's head is fresh. The record contains the source, its SHA-256, whether it is a
-    published file, and the origin of each layer.
+    model's head is fresh. The same holds if the file names other classes than
+    `class_names`; the same classes in another order are put into the model's order. The
+    record contains the source, its SHA-256, whether it is a published file, the origin
+    of each layer, and the classes of a head that was not used as it is.
 
     Raises WeightsError, DownloadError or IntegrityError if the weights are missing,
     damaged or for a different network.
@@ -64,6 +70,7 @@ def initial_params(
             "verified": source is not None,
             "classes": int(np.size(loaded[head]["bias"])),
         }
+        record |= _fit_head(loaded, head, _class_names(weights.metadata), class_names)
         origin = "ImageNet" if source else "file"
     shapes = param_shapes(model)
     if head in loaded and loaded[head]["bias"].shape != shapes[head]["bias"].shape:
@@ -75,6 +82,43 @@ def initial_params(
     fresh = tuple(layer for layer in layers if layer not in loaded)
     params = _fresh_program(model, fresh)(key) | loaded
     return {layer: params[layer] for layer in layers}, {**record, "layers": layers}
+
+
+def _class_names(metadata: Mapping[str, str]) -> list[str] | None:
+    """Return the class names that a run's file states, or None if it states none."""
+    try:
+        names = json.loads(metadata[METADATA])["class_names"]
+        return [unicodedata.normalize("NFC", name) for name in names]
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _fit_head(
+    loaded: dict[str, Any],
+    head: str,
+    then: list[str] | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Reorder the loaded head for other class names, or remove it; return a record.
+
+    `then` are the names of the loaded head's classes. If either names are unknown, or
+    they are the same, nothing is changed and the record is empty.
+    """
+    if then is None or class_names is None:
+        return {}
+    now = [unicodedata.normalize("NFC", name) for name in class_names]
+    # A head of another number of classes is left to the comparison of shapes.
+    if then == now or not len(then) == len(now) == len(loaded[head]["bias"]):
+        return {}
+    if sorted(then) == sorted(now) and len(set(now)) == len(now):
+        order = [then.index(name) for name in now]
+        loaded[head] = {  # kernel [in, classes], bias [classes]
+            name: np.ascontiguousarray(leaf[..., order])
+            for name, leaf in loaded[head].items()
+        }
+        return {"reordered_classes": then}
+    del loaded[head]
+    return {"other_classes": then}
 
 
 @runtime.shared
@@ -131,7 +175,15 @@ def describe(record: dict[str, Any]) -> str:
     digest = record["sha256"][:16]
     words = f"weights: {record['source']}, SHA-256 {digest}… ({trust})"
     head = list(record["layers"])[-1]
-    if "classes" in record and record["layers"][head] == "fresh":
+    if "reordered_classes" in record:
+        words += f"\n{head} is reordered: the weights have its classes in another order"
+    elif "other_classes" in record:
+        names = record["other_classes"]
+        first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        words += (
+            f"\n{head} is fresh: the weights have a head for other classes: {first}"
+        )
+    elif "classes" in record and record["layers"][head] == "fresh":
         count = record["classes"]
         words += f"\n{head} is fresh: the weights have a head for {count:,} classes"
     return words

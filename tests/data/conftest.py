@@ -1,5 +1,9 @@
 """Fixtures and helpers for tests that load a folder of images."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,10 +25,31 @@ def load(root, preprocess=SQUASH, **kwargs):
     return load_folder(root, preprocess, **kwargs), said
 
 
+def refuse(monkeypatch, *folders):
+    """Let these folders refuse to be listed; root may list any folder.
+
+    Python's own `os.walk`, `glob` and `pathlib` list them by these two functions.
+    """
+
+    def refusing(function):
+        def listing(path="."):
+            if not isinstance(path, int) and Path(os.fsdecode(path)) in folders:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return function(path)
+
+        return listing
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+
+
 @pytest.fixture
 def pets(tmp_path):
     """Return the path of a folder with two classes of eight images each."""
-    root = tmp_path / "my pets"
+    return write_pets(tmp_path / "my pets")
+
+
+def write_pets(root):
     for label, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)
         for i in range(8):

@@ -5,6 +5,7 @@
     fuzz    read thousands of damaged and hostile .pth files
     broken  break one line in each part of the code; the quick tests must detect it
     tfds    ask for every TFDS dataset by name, offline; FLAGS are names
+    duplicates  count the near-duplicates that are found and those reported wrongly
     cases   run every case of every test, including those that the suite leaves out;
             FLAGS are passed to pytest
 
@@ -16,7 +17,7 @@ import sys
 
 import pytest
 
-SCRIPTS = ("chaos", "stops", "fuzz", "broken", "tfds")
+SCRIPTS = ("chaos", "stops", "fuzz", "broken", "tfds", "duplicates")
 
 
 def main(argv: list[str]) -> int:

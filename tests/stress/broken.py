@@ -135,8 +135,8 @@ LINES = [
     ),
     Line(
         "jaxlab/runs/folder.py",
-        "is_lab = not resume and is_of_the_lab(folder / RESULTS)",
-        "is_lab = is_of_the_lab(folder / RESULTS)",
+        "is_lab = not resume and is_of_jaxlab(folder / RESULTS)",
+        "is_lab = is_of_jaxlab(folder / RESULTS)",
         "runs/test_resume.py",
     ),
     Line(
@@ -162,6 +162,12 @@ LINES = [
         "counts.sum() / (len(present) * present)",
         "counts.sum() / (len(counts) * present)",
         "data/test_image_folder.py",
+    ),
+    Line(
+        "jaxlab/training/initial_weights.py",
+        "order = [then.index(name) for name in now]",
+        "order = [now.index(name) for name in then]",
+        "training/test_initial_weights.py",
     ),
     Line(
         "jaxlab/training/initial_weights.py",
@@ -208,9 +214,27 @@ LINES = [
     ),
     Line(
         "jaxlab/data/dataset.py",
-        'held_out = stratified_split(labels["train"], test_fraction)',
-        'held_out = ~stratified_split(labels["train"], test_fraction)',
+        'held_out = stratified_split(labels["train"], test_fraction, groups=groups)',
+        'held_out = ~stratified_split(labels["train"], test_fraction, groups=groups)',
         "data/test_image_folder.py",
+    ),
+    Line(
+        "jaxlab/data/files.py",
+        "for place, folders, names in os.walk(folder, onerror=report):",
+        "for place, folders, names in os.walk(folder):",
+        "data/test_files.py",
+    ),
+    Line(
+        "jaxlab/data/duplicates.py",
+        "near = (best > least) & ((differences[0] * differences[1]).sum(1) > least)",
+        "near = best > least + 1",
+        "data/test_duplicates.py",
+    ),
+    Line(
+        "jaxlab/data/groups.py",
+        "texts = [m and m[1 if m.re.groups else 0] for m in matches]",
+        "texts = [m and m[0] for m in matches]",
+        "data/test_groups.py",
     ),
     Line(
         "jaxlab/data/pictures.py",

@@ -5,18 +5,19 @@ import hashlib
 import io
 import json
 import threading
+import unicodedata
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxlab import AlexNet
 from jaxlab.finetune import main
 from jaxlab.models.architecture import ARCHITECTURES
-from jaxlab.training.initial_weights import initial_params
+from jaxlab.training.initial_weights import describe, initial_params
 from pretrained import DownloadError, to_flax
 from pretrained.sources import SOURCES
 from pretrained.tables import alexnet
@@ -98,6 +99,68 @@ def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     assert "(unverified: not a published file)" in out
     assert "fc8 is fresh" not in out
     assert "fc8     32×10                      330  trainable  file" in out
+
+
+def head_of(path, names):
+    """Return the head for these class names, the record, and what is said of it."""
+    params, record = initial_params(
+        ALEXNET, MODEL, jax.random.key(0), str(path), class_names=names
+    )
+    return params["fc8"], record, describe(record).splitlines()[1:]
+
+
+def test_a_head_is_kept_only_for_the_classes_that_it_was_trained_for(run, tmp_path):
+    path = run[1] / "model.safetensors"
+    trained = converted(load_file(path))["fc8"]
+    fresh = initial_params(ALEXNET, MODEL, jax.random.key(0), "none")[0]["fc8"]
+    digits = "0123456789"
+    head, record, said = head_of(path, list(digits))
+    assert_equal({"fc8": head}, {"fc8": trained}, ["fc8"])
+    assert said == [] and record["layers"]["fc8"] == "file"
+    head, record, said = head_of(path, list(digits[3:] + digits[:3]))
+    for leaf in ("kernel", "bias"):
+        expected = np.roll(trained[leaf], -3, axis=-1)
+        np.testing.assert_array_equal(head[leaf], expected)
+    assert said == ["fc8 is reordered: the weights have its classes in another order"]
+    head, record, said = head_of(path, list("abcdefghij"))
+    assert_equal({"fc8": head}, {"fc8": fresh}, ["fc8"])
+    assert said == [
+        "fc8 is fresh: the weights have a head for other classes: 0, 1, 2, …"
+    ]
+    assert record["layers"]["fc8"] == "fresh"
+    # Nine of ten names are no reason to trust the head.
+    head, record, said = head_of(path, ["ten", *digits[1:]])
+    assert_equal({"fc8": head}, {"fc8": fresh}, ["fc8"])
+    head, _, said = head_of(path, None)  # the names are unknown
+    assert_equal({"fc8": head}, {"fc8": trained}, ["fc8"])
+
+
+def test_names_in_another_normal_form_are_the_same_names(run, tmp_path):
+    path = run[1] / "model.safetensors"
+    tensors = load_file(path)
+    names = [f"caf\u00e9 {i}" for i in range(10)]
+    decomposed = [unicodedata.normalize("NFD", name) for name in names]
+    about = json.dumps({"class_names": decomposed})
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"jaxlab": about})
+    head, _, said = head_of(tmp_path / "a.safetensors", names)
+    assert_equal({"fc8": head}, {"fc8": converted(tensors)["fc8"]}, ["fc8"])
+    assert said == []
+
+
+def test_metadata_of_another_program_say_nothing_about_classes(run, tmp_path):
+    tensors = load_file(run[1] / "model.safetensors")
+    others = '{"class_names": ["a", "b"]}'
+    for about in (
+        "{",
+        "[]",
+        "{}",
+        '{"class_names": 3}',
+        '{"class_names": [1]}',
+        others,
+    ):
+        save_file(tensors, tmp_path / "a.safetensors", metadata={"jaxlab": about})
+        head, _, said = head_of(tmp_path / "a.safetensors", list("abcdefghij"))
+        assert_equal({"fc8": head}, {"fc8": converted(tensors)["fc8"]}, ["fc8"])
 
 
 def assert_fresh_layers_are_the_same(model, weights, loaded):
