@@ -24,6 +24,7 @@ from jaxlab.data.dataset import (
     no_progress,
     split_examples,
 )
+from jaxlab.data.exclude import Exclusion, lines_of, relative
 from jaxlab.data.layout import class_folders, split_folders
 from jaxlab.data.pictures import (
     ENDINGS,
@@ -36,7 +37,6 @@ from jaxlab.data.pictures import (
 )
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
-from pretrained.errors import one_line
 
 _EXAMPLES = 3  # names in a message for each kind of problem
 
@@ -55,6 +55,8 @@ def load_folder(
     validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
+    exclude: str | None = None,
+    check: bool = False,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
@@ -67,14 +69,23 @@ def load_folder(
     animated pictures, for test pictures that are also in training, and for classes that
     are never tested.
 
+    The files that the list `exclude` names are left out, and a line says how many. If
+    `check`, such a list of all unusable files goes to `log` before the error that
+    counts them is raised.
+
     Raises InputError if the folder does not exist, has another layout, has too few
     pictures to split, or contains a file that is not a usable picture; the message
     lists all such files by kind. Raises UsageError if a split has fewer pictures than
     `train_size` or `test_size`.
     """
     roots = split_folders(root)
-    class_names, files, problems = _scan(root, roots)
-    files, checked = _checked(root, files, problems, preprocess, progress)
+    exclusion = Exclusion(root, exclude)
+    class_names, files, problems = _scan(root, roots, exclusion)
+    exclusion.require_all()
+    list_line = log if check else None
+    files, checked = _checked(root, files, problems, preprocess, progress, list_line)
+    if exclude is not None:
+        log(str(exclusion))
     labels = np.array([file.label for file in files], np.int32)
     splits = _split(
         root,
@@ -144,7 +155,7 @@ def _split(
 
 
 def _scan(
-    root: Path, roots: dict[str, Path]
+    root: Path, roots: dict[str, Path], exclusion: Exclusion
 ) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
     """Return the class names, all files, and the problems found, by kind.
 
@@ -158,18 +169,19 @@ def _scan(
     for split, classes in splits.items():
         for name in sorted(classes):
             found = sorted(files_in(classes[name]))
+            found = [path for path in found if not exclusion.has(path)]
             for path in found:
                 if path.is_dir():
                     kind = "link to a folder inside a class"
-                    problems[kind].append(_relative(path, root))
+                    problems[kind].append(relative(path, root))
                 elif path.suffix.lower() not in ENDINGS:
                     kind = "file name without a picture's ending"
-                    problems[kind].append(_relative(path, root))
+                    problems[kind].append(relative(path, root))
                 else:
                     label = names.index(name) if name in names else 0
                     files.append(_File(path, label, split))
             if not found:
-                problems["class without files"].append(_relative(classes[name], root))
+                problems["class without files"].append(relative(classes[name], root))
     if not names:
         has_pictures = any(path.suffix.lower() in ENDINGS for path in root.iterdir())
         what = "pictures, but no class folders" if has_pictures else "no class folders"
@@ -180,8 +192,9 @@ def _scan(
         problems["single class where at least two are needed"].append(names[0])
     for folder in dict.fromkeys((root, *roots.values())):
         loose = [path for path in folder.iterdir() if not path.is_dir()]
-        for path in sorted(path for path in loose if not is_litter(path.name)):
-            problems["file outside the class folders"].append(_relative(path, root))
+        loose = [path for path in loose if not is_litter(path.name)]
+        for path in sorted(path for path in loose if not exclusion.has(path)):
+            problems["file outside the class folders"].append(relative(path, root))
     return names, files, problems
 
 
@@ -202,28 +215,32 @@ def _class_names(
     return names
 
 
-def _relative(path: Path, root: Path) -> str:
-    return one_line(str(path.relative_to(root)))
-
-
 def _checked(
     root: Path,
     files: Sequence[_File],
     problems: dict[str, list[str]],
     preprocess: Preprocess,
     progress: ProgressBar,
+    list_line: Callable[[str], None] | None,
 ) -> tuple[list[_File], list[Checked]]:
     """Decode every file; return the files and the results in `content_order`.
 
-    Raises InputError, which lists all problems, if there are any.
+    Raises InputError, which counts all problems, if there are any; `list_line` gets a
+    line for each of them before.
     """
     keep = are_kept(len(files), preprocess)
     with progress(len(files), "pictures", "picture") as bar:
         paths = [file.path for file in files]
         checked = check_pictures(paths, preprocess, keep, bar.update)
+    reasons = {}
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:
-            problems[result.problem.kind].append(_relative(file.path, root))
+            name = relative(file.path, root)
+            problems[result.problem.kind].append(name)
+            reasons[name] = str(result.problem)
+    if list_line is not None:
+        for line in lines_of(problems, reasons):
+            list_line(line)
     _refuse(root, problems)
     # The split and the selection must not depend on the names of the files.
     order = content_order(result.content for result in checked)
@@ -239,7 +256,8 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
         more = ", …" if len(found) > _EXAMPLES else ""
         kinds.append(f"{kind} ({len(found):,}): {named}{more}")
     raise InputError(
-        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
+        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these, "
+        "or list all with --check and leave them out with --exclude"
     )
 
 
@@ -256,7 +274,7 @@ def _log_unusual(
     trained = {checked[i].digest for i in splits["train"]}
     for split in [name for name in splits if name != "train"]:
         twice = [
-            _relative(files[i].path, root)
+            relative(files[i].path, root)
             for i in splits[split]
             if checked[i].digest in trained
         ]

@@ -46,21 +46,29 @@ def load(
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
+    exclude: str | None = None,
+    check: bool = False,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
     """Return the dataset that `name` stands for: mnist5k, a folder, or a TFDS dataset.
 
     The pictures of a folder are resized by `preprocess`; a folder is refused when it is
-    None. All other arguments are those of `load_folder` and `load_tfds`, whose
-    docstrings also list what is raised.
+    None, and `exclude` for everything else. All other arguments are those of
+    `load_folder` and `load_tfds`, whose docstrings also list what is raised.
     """
+    is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    if exclude is not None and not is_folder:
+        raise UsageError(
+            f"--exclude: {name} is not a folder, and has no files to leave out; pass "
+            "it with a folder only"
+        )
     # Imported only when needed: each source depends on packages of its own.
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
 
         return mnist5k(validation_fraction).first(train_size, test_size)
-    if os.path.isdir(name) or name.startswith((".", "~", os.sep)):
+    if is_folder:
         from jaxlab.data.image_folder import load_folder
 
         if preprocess is None:
@@ -75,6 +83,8 @@ def load(
             validation_fraction=validation_fraction,
             train_size=train_size,
             test_size=test_size,
+            exclude=exclude,
+            check=check,
             progress=progress,
             log=log,
         )
