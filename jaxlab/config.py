@@ -94,6 +94,22 @@ class Config:
         default_help="each picture on its own",
         synonyms=("groups", "group-by", "group-regex"),
     )
+    exclude: str | None = flag(
+        None,
+        "text file with the names of pictures to leave out, relative to the folder of "
+        "--dataset, one on each line, as --check prints them",
+        metavar="FILE",
+        default_help="none",
+        synonyms=("ignore",),
+        # What is left out is compared: the images that remain.
+        on_resume=NOT_COMPARED,
+    )
+    check: bool = flag(
+        False,
+        "list every file of the folder that cannot be used, and do not train",
+        synonyms=("dry-run",),
+        on_resume=PER_PROCESS,
+    )
     train_size: int | None = flag(
         None,
         "images to train on; always the same class-balanced subset",

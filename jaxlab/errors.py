@@ -23,6 +23,7 @@ _SETTING = re.compile(
 # How to resume a run, with its folder as shlex.quote writes it.
 _RESUME = re.compile(r"""--resume --out ((?:[\w@%+=:,./-]|'[^']*'|"'")+)""", re.ASCII)
 _SWITCHES = {
+    "check": "check=True",
     "crop": "crop=True",
     "debug": "debug=True",
     "offline": "offline=True",

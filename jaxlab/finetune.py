@@ -93,14 +93,32 @@ class Run:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> Run:
-    """Parse the flags, run the job and return its result.
+def main(argv: Sequence[str] | None = None) -> Run | None:
+    """Parse the flags, run the job and return its result; None if it only checks.
 
     Raises JaxlabError or WeightsError with the message that the user sees.
     """
     prog = "python -m jaxlab.finetune"
     given = flags.parse(Config, argv, prog=prog, about=__doc__)
-    return _finetune(resume.complete(given), terminal.SHELL, owns_process=True)
+    config = resume.complete(given)
+    if config.check:
+        _check(config, terminal.SHELL)
+        return None
+    return _finetune(config, terminal.SHELL, owns_process=True)
+
+
+def _check(config: Resolved, console: Console) -> None:
+    """Load the data, and print what they are; nothing is trained or written.
+
+    Raises InputError, after a line for each problem, if a folder cannot be used.
+    """
+    stages.begin("loading the data")
+    from jaxlab.data.preprocess import Preprocess
+    from jaxlab.library import load_of
+
+    data = load_of(config, Preprocess(config.image_size, config.crop), console)
+    classes = counted(len(data.class_names), "class")
+    console.log(f"{data.name}: {data.sizes_text()}, {classes}: all can be used")
 
 
 def fine_tune(
@@ -137,6 +155,11 @@ def fine_tune(
     given = settings if dataset is None else {"dataset": dataset, **settings}
     flags.require_known(Config, given)
     config = resume.complete(given)
+    if config.check:
+        raise UsageError(
+            "--check: trains nothing, and so returns no run; pass it to "
+            "jaxlab.load_data instead"
+        )
     console = terminal.PYTHON if log else terminal.SILENT
     with signals.installed(second_ends=False), runtime.settings_restored():
         try:

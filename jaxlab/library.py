@@ -26,6 +26,8 @@ def load_data(
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
     offline: bool = False,
+    exclude: str | os.PathLike | None = None,
+    check: bool = False,
     log: bool = True,
 ) -> Dataset:
     """Return images with labels: `data.train`, `data.test` and `data.class_names`.
@@ -44,7 +46,9 @@ def load_data(
     `test_size` choose a fixed, class-balanced part. The pictures of a folder are
     resized to `image_size`, by default 224, after a centre crop with `crop`; arrays
     keep their size, and are refused with these arguments. `data_dir`, `manual_dir` and
-    `offline` are those of the command.
+    `offline` are those of the command, as are `exclude`, a file that lists pictures to
+    leave out of a folder, and `check`, which prints such a list of all unusable
+    pictures before the error.
 
     Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
     if a download is needed and impossible.
@@ -68,11 +72,18 @@ def load_data(
         "data_dir": data_dir,
         "manual_dir": manual_dir,
         "offline": offline,
+        "exclude": exclude,
+        "check": check,
     }
     config = Config(**given)
     if not is_name:
         _refuse_for_arrays(
-            image_size, crop, group=group, data_dir=data_dir, manual_dir=manual_dir
+            image_size,
+            crop,
+            group=group,
+            data_dir=data_dir,
+            manual_dir=manual_dir,
+            exclude=exclude,
         )
         return _load_pair(source, config, class_names)
     if class_names is not None:
@@ -101,6 +112,8 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
+        exclude=config.exclude,
+        check=config.check,
         progress=console.progress,
         log=console.log,
     )

@@ -26,6 +26,7 @@ from jaxlab.data.dataset import (
     split_examples,
 )
 from jaxlab.data.duplicates import log_duplicates, look
+from jaxlab.data.exclude import Exclusion, lines_of, relative
 from jaxlab.data.files import Found, find_files, listed, log_skipped
 from jaxlab.data.groups import groups_of
 from jaxlab.data.layout import class_folders, split_folders
@@ -38,7 +39,6 @@ from jaxlab.data.pictures import (
 )
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError, UsageError
-from pretrained.errors import one_line
 
 
 class _File(NamedTuple):
@@ -56,6 +56,8 @@ def load_folder(
     group: str | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
+    exclude: str | None = None,
+    check: bool = False,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
@@ -69,6 +71,10 @@ def load_folder(
     the split folders, and a warning for what is left out, for animated pictures, for
     pictures that are in two splits or classes, and for classes that are never tested.
 
+    The files that the list `exclude` names are left out, and a line says how many. If
+    `check`, such a list of all unusable files goes to `log` before the error that
+    counts them is raised.
+
     Raises InputError if the folder does not exist, has another layout, has too few
     pictures to split, or contains a file that is not a usable picture; the message
     lists all such files by kind. Raises UsageError if a split has fewer pictures than
@@ -81,8 +87,13 @@ def load_folder(
             f"--group: {root} is split into folders already, which stay as they are; "
             "leave it out"
         )
-    class_names, files, problems = _scan(root, roots, log)
-    files, checked = _checked(root, files, problems, preprocess, progress)
+    exclusion = Exclusion(root, exclude)
+    class_names, files, problems = _scan(root, roots, exclusion, log)
+    exclusion.require_all()
+    list_line = log if check else None
+    files, checked = _checked(root, files, problems, preprocess, progress, list_line)
+    if exclude is not None:
+        log(str(exclusion))
     labels = np.array([file.label for file in files], np.int32)
     names = [file.path.relative_to(root).as_posix() for file in files]
     groups = None
@@ -153,7 +164,10 @@ def _split(
 
 
 def _scan(
-    root: Path, roots: dict[str, Path], log: Callable[[str], None]
+    root: Path,
+    roots: dict[str, Path],
+    exclusion: Exclusion,
+    log: Callable[[str], None],
 ) -> tuple[tuple[str, ...], list[_File], dict[str, list[str]]]:
     """Return the class names, all files, and the problems found, by kind.
 
@@ -164,11 +178,13 @@ def _scan(
     problems: dict[str, list[str]] = defaultdict(list)
     names = _class_names(splits, problems)
     outside = [
-        find_files(folder, recursive=False)
+        exclusion.without(find_files(folder, recursive=False))
         for folder in dict.fromkeys((root, *roots.values()))
     ]
     inside = {
-        path: find_files(path) for each in splits.values() for path in each.values()
+        path: exclusion.without(find_files(path))
+        for each in splits.values()
+        for path in each.values()
     }
     log_skipped(root, [*outside, *inside.values()], log)
     if not names:
@@ -181,10 +197,10 @@ def _scan(
         problems["single class where at least two are needed"].append(names[0])
     for found in outside:
         for path in found.files:
-            problems["file outside the class folders"].append(_relative(path, root))
+            problems["file outside the class folders"].append(relative(path, root))
     for found in (*outside, *inside.values()):
         for path, kind in found.unusable:
-            problems[kind].append(_relative(path, root))
+            problems[kind].append(relative(path, root))
     files = []
     for split, classes in splits.items():
         for name, folder in classes.items():
@@ -208,9 +224,9 @@ def _class_files(
             files.append(_File(path, label, split))
         else:
             kind = "file name without a picture's ending"
-            problems[kind].append(_relative(path, root))
+            problems[kind].append(relative(path, root))
     if not found.files and not found.unusable:
-        problems["class without files"].append(_relative(folder, root))
+        problems["class without files"].append(relative(folder, root))
     return files
 
 
@@ -242,28 +258,32 @@ def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _relative(path: Path, root: Path) -> str:
-    return one_line(str(path.relative_to(root)))
-
-
 def _checked(
     root: Path,
     files: Sequence[_File],
     problems: dict[str, list[str]],
     preprocess: Preprocess,
     progress: ProgressBar,
+    list_line: Callable[[str], None] | None,
 ) -> tuple[list[_File], list[Checked]]:
     """Decode every file; return the files and the results in `content_order`.
 
-    Raises InputError, which lists all problems, if there are any.
+    Raises InputError, which counts all problems, if there are any; `list_line` gets a
+    line for each of them before.
     """
     keep = are_kept(len(files), preprocess)
     with progress(len(files), "pictures", "picture") as bar:
         paths = [file.path for file in files]
         checked = check_pictures(paths, preprocess, keep, bar.update, look)
+    reasons = {}
     for file, result in zip(files, checked, strict=True):
         if result.problem is not None:
-            problems[result.problem.kind].append(_relative(file.path, root))
+            name = relative(file.path, root)
+            problems[result.problem.kind].append(name)
+            reasons[name] = str(result.problem)
+    if list_line is not None:
+        for line in lines_of(problems, reasons):
+            list_line(line)
     _refuse(root, problems)
     # The split and the selection must not depend on the names of the files.
     order = content_order(result.content for result in checked)
@@ -277,7 +297,8 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
     for kind, found in problems.items():
         kinds.append(f"{kind} ({len(found):,}): {listed(found)}")
     raise InputError(
-        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these"
+        f"{root}: cannot be used as it is: {'; '.join(kinds)}; remove or repair these, "
+        "or list all with --check and leave them out with --exclude"
     )
 
 

@@ -47,15 +47,23 @@ def load(
     data_dir: str | None = None,
     manual_dir: str | None = None,
     offline: bool = False,
+    exclude: str | None = None,
+    check: bool = False,
     progress: ProgressBar = no_progress,
     log: Callable[[str], None] = print,
 ) -> Dataset:
     """Return the dataset that `name` stands for: mnist5k, a folder, or a TFDS dataset.
 
     The pictures of a folder are resized by `preprocess`; a folder is refused when it is
-    None. All other arguments are those of `load_folder` and `load_tfds`, whose
-    docstrings also list what is raised.
+    None, and `exclude` for everything else. All other arguments are those of
+    `load_folder` and `load_tfds`, whose docstrings also list what is raised.
     """
+    is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    if exclude is not None and not is_folder:
+        raise UsageError(
+            f"--exclude: {name} is not a folder, and has no files to leave out; pass "
+            "it with a folder only"
+        )
     # Imported only when needed: each source depends on packages of its own.
     is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
     if group is not None and (name == EMBEDDED or not is_folder):
@@ -83,6 +91,8 @@ def load(
             group=group,
             train_size=train_size,
             test_size=test_size,
+            exclude=exclude,
+            check=check,
             progress=progress,
             log=log,
         )

@@ -87,12 +87,10 @@ def open_builder(name: str, data_dir: str | None) -> Any:
             "dataset's folder and run again to prepare it again"
         ) from error
     except _REFUSALS as error:
-        raise _refusal(name, match[1], data_dir, error) from error
+        raise _refusal(name, match[1], error) from error
 
 
-def _refusal(
-    name: str, base: str, data_dir: str | None, error: Exception
-) -> InputError | UsageError:
+def _refusal(name: str, base: str, error: Exception) -> InputError | UsageError:
     """Return the error for what TFDS raised when it created a builder."""
     reason = _PREFIX.sub("", one_line(str(error)))
     if "File format is already set" in reason:

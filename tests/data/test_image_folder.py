@@ -3,6 +3,7 @@
 It is one file because nearly all of these tests start from the same small image folder.
 """
 
+import json
 import os
 import shutil
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxlab
 from jaxlab import finetune
 from jaxlab.data import pictures
 from jaxlab.data.dataset import Dataset, Split, stratified_split
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.errors import InputError, UsageError
+from jaxlab.errors import CheckpointError, InputError, UsageError
 from jaxlab.training.job import class_weights
 from tests.conftest import NO_CHECKPOINTS
 from tests.data.conftest import load, picture
@@ -154,7 +156,111 @@ def test_all_problems_are_told_at_once_with_their_counts(pets):
     assert "empty file (1): dog/empty.png" in line
     assert "unknown image format (1): dog/text.png" in line
     assert "broken link (1): dog/gone.png" in line
-    assert line.endswith("; remove or repair these")
+    assert line.endswith(
+        "; remove or repair these, or list all with check=True and leave them out with "
+        "exclude"
+    )
+
+
+def spoil(root):
+    """Add two unusable files of each of several kinds, with unusual names."""
+    names = ("cat/t 0.jpg", "cat/a  b.jpg", "dog/empty\n.png", "dog/empty.png")
+    for name, content in zip(names, (JPEG[:-999], JPEG[:-999], b"", b""), strict=True):
+        (root / name).write_bytes(content)
+    (root / "dog" / "notes.txt").write_text("text")
+    (root / "# readme").write_text("text")
+
+
+LISTED = (
+    "./# readme  # file outside the class folders",
+    "cat/a b.jpg  # damaged (",
+    "cat/t 0.jpg  # damaged (",
+    "dog/empty .png  # empty file",
+    "dog/empty.png  # empty file",
+    "dog/notes.txt  # file name without a picture's ending",
+)
+
+
+def test_all_unusable_files_are_listed_and_left_out_by_the_same_list(pets, tmp_path):
+    whole, _ = load(pets)
+    spoil(pets)
+    said = []
+    with pytest.raises(InputError, match="damaged .2.: .* or list all with check=True"):
+        load(pets, check=True, log=said.append)
+    for line, start in zip(said, LISTED, strict=True):
+        assert line.startswith(start)
+    (tmp_path / "bad.txt").write_text("# mine\n\n" + "\n".join(said))
+    data, told = load(pets, exclude=str(tmp_path / "bad.txt"))
+    assert told == [f"{pets}: 6 files named in {tmp_path / 'bad.txt'} are left out"]
+    assert data.fingerprint() == whole.fingerprint() and data.files == whole.files
+
+
+def test_good_pictures_are_left_out_too_with_a_reason_behind_a_tab(pets, tmp_path):
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfcat/0.png\ttoo dark\r\n./cat/1.png")
+    data, told = load(pets, exclude=str(tmp_path / "list"))
+    files = data.files["train"] + data.files["test"]
+    assert len(files) == 14 and not {"cat/0.png", "cat/1.png"} & set(files)
+    assert told == [f"{pets}: 2 files named in {tmp_path / 'list'} are left out"]
+
+
+def test_names_that_do_not_exist_and_a_class_without_files_are_refused(pets, tmp_path):
+    listing = tmp_path / "list"
+    listing.write_text("cat/0.png\ncat/no.png\ncat\n")
+    with pytest.raises(
+        InputError, match="exclude: .* names 2 files that .*: cat, cat/"
+    ):
+        load(pets, exclude=str(listing))
+    listing.write_text("".join(f"cat/{i}.png\n" for i in range(8)))
+    with pytest.raises(InputError, match="class without files .1.: cat; "):
+        load(pets, exclude=str(listing))
+    with pytest.raises(
+        UsageError, match="exclude: .*: No such file or directory; pass"
+    ):
+        load(pets, exclude=str(tmp_path / "none"))
+
+
+def test_problems_of_classes_are_listed_as_comments(pets):
+    (pets / "eel").mkdir()
+    said = []
+    with pytest.raises(InputError):
+        load(pets, check=True, log=said.append)
+    assert said == ["# class without files: eel"]
+
+
+def test_the_command_and_the_library_check_alike(pets, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = ["--dataset", str(pets), "--image-size", "63", "--check", "--out", "run"]
+    assert finetune.main(job) is None
+    printed = capsys.readouterr()
+    assert printed.out == (
+        f"{pets}: 12 training, 4 test images, 2 classes: all can be used\n"
+    )
+    spoil(pets)
+    texts = []
+    for check in (
+        lambda: finetune.main(job),
+        lambda: jaxlab.load_data(pets, image_size=63, check=True),
+    ):
+        with pytest.raises(InputError) as raised:
+            check()
+        texts.append((capsys.readouterr().out, str(raised.value)))
+    assert texts[0] == texts[1] and texts[0][0].count("\n") == len(LISTED)
+    (tmp_path / "bad.txt").write_text(texts[0][0])
+    data = jaxlab.load_data(pets, image_size=63, exclude="bad.txt", log=False)
+    assert len(data.train) + len(data.test) == 16
+    finetune.main([*job, "--exclude", "bad.txt"])
+    assert "6 files named in bad.txt are left out\n" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()  # nothing is written
+
+
+def test_only_a_folder_has_files_to_leave_out(tmp_path):
+    with pytest.raises(UsageError, match="exclude: mnist5k is not a folder"):
+        jaxlab.load_data("mnist5k", exclude="list")
+    arrays = (np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2)
+    with pytest.raises(UsageError, match="exclude: cannot be combined with arrays"):
+        jaxlab.load_data(arrays, exclude="list")
+    with pytest.raises(UsageError, match="check: trains nothing, .* jaxlab.load_data"):
+        jaxlab.fine_tune("mnist5k", check=True)
 
 
 def absent(root):
@@ -328,6 +434,26 @@ def test_a_streamed_run_is_the_one_from_memory(
         for name in ("memory", "streaming")
     )
     assert first == second
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_the_same_pictures_left_out(
+    narrowed, narrow_weights, pets, tmp_path
+):
+    listing, out = tmp_path / "list", str(tmp_path / "run")
+    listing.write_text("cat/0.png\n")
+    job = ["--dataset", str(pets), "--image-size", "63", "--weights", narrow_weights]
+    finetune.main([*job, "--epochs", "1", "--exclude", str(listing), "--out", out])
+    again = ["--resume", "--epochs", "2", "--out", out]
+    listing.write_text("cat/1.png\n")
+    with pytest.raises(CheckpointError, match="the images of .* differ from those of"):
+        finetune.main(again)
+    listing.rename(tmp_path / "moved")  # the pictures count, not the list's name
+    (tmp_path / "moved").write_text("cat/0.png\ttoo dark\n")
+    run = finetune.main([*again, "--exclude", str(tmp_path / "moved")])
+    assert len(run.history) == 2
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["exclude"] == str(tmp_path / "moved")
 
 
 def test_balanced_weights_are_inverse_to_the_counts():
