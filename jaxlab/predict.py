@@ -5,6 +5,7 @@ leave there) or patterns such as "*.jpg". They are preprocessed exactly as in th
 and the predictions use the run's class names. With --weights imagenet, torchvision's
 published weights are used instead of a run, with ImageNet's 1,000 class names.
 """
+# It is one file so that the command can be read from its arguments to its answers.
 
 import csv
 import functools

@@ -1,4 +1,7 @@
-"""Test that predictions equal the run's own, in every image format and output form."""
+"""Test that predictions equal the run's own, in every image format and output form.
+
+It is one file because most of these tests ask the same finished run.
+"""
 
 import csv
 import io

@@ -1,4 +1,7 @@
-"""Test the compilation cache, the memory settings and the clock of a run's process."""
+"""Test the compilation cache, the memory settings and the clock of a run's process.
+
+It is one file because jaxlab/runtime.py is one.
+"""
 
 import contextlib
 import os

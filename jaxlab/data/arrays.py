@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.data.dataset import Dataset, Split, split_examples
+from jaxlab.data.dataset import Dataset, Split
+from jaxlab.data.selection import split_examples
 from jaxlab.errors import UsageError
 from pretrained.errors import counted
 

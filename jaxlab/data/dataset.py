@@ -1,8 +1,8 @@
-"""The dataset that every image source returns, and the selection of its examples."""
+"""The dataset that every image source returns."""
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxlab.data.pictures import Pictures
-from jaxlab.errors import UsageError
+from jaxlab.data.selection import checked_size
 from pretrained.errors import counted
 
-SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
-VALIDATION_SEED = 1  # the same for the validation split
 # A function of a total, a label and a unit that returns a context manager. Its
 # progress bar has a method `update(count)`.
 ProgressBar = Callable[[int, str, str], AbstractContextManager[Any]]
@@ -64,21 +62,6 @@ class Split:
         if isinstance(self.images, Pictures):
             return Split(self.images.take(indices), self.labels[indices])
         return Split(self.images[indices], self.labels[indices])
-
-
-def checked_size(asked: int | None, available: int, flag: str) -> int:
-    """Return how many examples to take: `asked`, or all of them if it is None.
-
-    Raises UsageError, which names `flag`, if fewer are available.
-    """
-    if asked is None:
-        return available
-    if asked > available:
-        raise UsageError(
-            f"{flag}: {counted(asked, 'image')} requested, but the split has "
-            f"{available:,}; pass at most {available}"
-        )
-    return asked
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,160 +139,3 @@ def _add_images(digest: Any, images: np.ndarray | Pictures) -> None:
 def _add_array(digest: Any, array: np.ndarray) -> None:
     digest.update(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
-
-
-def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a seeded, class-balanced order, int64[n], of the examples' indices.
-
-    It consists of rounds, each with one example of every class that has any left, in
-    random order. The first k·classes entries contain k examples of each class, as long
-    as every class has that many.
-    """
-    # RandomState's stream is fixed; default_rng's may change with NumPy's version.
-    random = np.random.RandomState(seed)
-    shuffled = random.permutation(len(labels))
-    round_of = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        round_of[members] = np.arange(len(members))
-    # A stable sort keeps the shuffled order within each round.
-    return shuffled[np.argsort(round_of[shuffled], kind="stable")]
-
-
-def content_order(digests: Iterable[bytes]) -> np.ndarray:
-    """Return the indices, int64[n], that sort the images by their `pixel_digest`s.
-
-    The split and the selection start from this order, so that they do not depend on
-    how a dataset is stored: in TFDS shards or as files of any name. Identical images
-    keep the order in which they are given.
-    """
-    digests = list(digests)
-    return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
-
-
-def balanced_choice(labels: np.ndarray, asked: int | None, flag: str) -> np.ndarray:
-    """Return the sorted indices, int64[k], of `asked` examples (all for None).
-
-    A seeded, class-balanced order selects them. They are sorted, so that the examples
-    keep their order, and the same selection gives the same dataset however it is
-    stored. Raises UsageError, which names `flag`, if there are fewer examples.
-    """
-    size = checked_size(asked, len(labels), flag)
-    return np.sort(balanced_order(labels, SPLIT_SEED)[:size])
-
-
-def stratified_split(
-    labels: np.ndarray,
-    fraction: float,
-    seed: int = SPLIT_SEED,
-    groups: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return bool[n], True for the examples to hold out: `fraction` of each class.
-
-    The number is rounded, but a class of two or more examples has at least one on
-    either side. A class of one example is not held out.
-
-    With `groups`, int[n], the examples of a group stay on one side. The number is then
-    as near to `fraction` as one pass over the groups in random order gets, and a class
-    of two or more groups has one on either side where the other classes in them allow
-    it.
-    """
-    if groups is not None:
-        return _grouped_split(labels, fraction, seed, groups)
-    held_out = np.zeros(len(labels), bool)
-    random = np.random.RandomState(seed)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        most = len(members) - 1
-        count = min(max(round(fraction * len(members)), 1), most)
-        held_out[members[:count]] = True
-    return held_out
-
-
-def _grouped_split(
-    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray
-) -> np.ndarray:
-    # Groups are numbered as they occur, so that their names decide nothing.
-    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    members = np.split(
-        np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1]
-    )
-    contents = [np.unique(labels[m], return_counts=True) for m in members]
-    totals = np.bincount(labels)
-    held = np.zeros(len(totals), np.int64)
-    chosen = np.zeros(len(members), bool)
-
-    def leaves_some(group: int) -> bool:
-        classes, counts = contents[group]
-        return bool((held[classes] + counts < totals[classes]).all())
-
-    def choose(group: int) -> None:
-        classes, counts = contents[group]
-        held[classes] += counts
-        chosen[group] = True
-
-    random = np.random.RandomState(seed)
-    shuffled = random.permutation(order)
-    for group in shuffled:
-        classes, counts = contents[group]
-        missing = fraction - held[classes] / totals[classes]
-        share = counts / totals[classes]
-        is_nearer = ((missing - share) ** 2).sum() < (missing**2).sum()
-        if is_nearer and leaves_some(group):
-            choose(group)
-    for label in np.flatnonzero((held == 0) & (totals > 0)):
-        usable = [g for g in shuffled if label in contents[g][0] and leaves_some(g)]
-        if usable:
-            choose(min(usable, key=lambda group: len(members[group])))
-    return chosen[group_of]
-
-
-def split_examples(
-    labels: Mapping[str, np.ndarray],
-    *,
-    groups: np.ndarray | None = None,
-    test_fraction: float,
-    validation_fraction: float = 0.0,
-    train_size: int | None = None,
-    test_size: int | None = None,
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Return the name of the source's split and the indices, int64[k], of each split.
-
-    `labels` are those of the splits of a source, int[n], in `content_order`: "train",
-    and perhaps "validation" and "test". A test split that is missing is held out of
-    "train", `test_fraction` of each class; then `validation_fraction` of the rest is
-    held out, if it is not 0. `groups`, int[n], are those of "train" that must stay on
-    one side of both. Then the sizes choose from what is left.
-
-    Raises UsageError if a split has fewer examples than its size, or if there is a
-    validation split already.
-    """
-    rest = np.arange(len(labels["train"]))
-    splits = {name: (name, np.arange(len(labels[name]))) for name in labels}
-    if "test" not in labels:
-        held_out = stratified_split(labels["train"], test_fraction, groups=groups)
-        splits["test"] = "train", rest[held_out]
-        rest = rest[~held_out]
-    if validation_fraction:
-        if "validation" in labels:
-            raise UsageError(
-                f"--validation-fraction: {validation_fraction:g}, but the data have a "
-                f"validation split of {counted(len(labels['validation']), 'image')} "
-                "already; leave it out"
-            )
-        held_out = stratified_split(
-            labels["train"][rest],
-            validation_fraction,
-            VALIDATION_SEED,
-            None if groups is None else groups[rest],
-        )
-        splits["validation"] = "train", rest[held_out]
-        rest = rest[~held_out]
-    splits["train"] = "train", rest
-    for name, size in (("train", train_size), ("test", test_size)):
-        source, indices = splits[name]
-        chosen = balanced_choice(labels[source][indices], size, f"--{name}-size")
-        splits[name] = source, indices[chosen]
-    order = ("train", "validation", "test")
-    return {name: splits[name] for name in order if name in splits}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlab.data.dataset import SPLIT_SEED, Dataset, Split, balanced_order
+from jaxlab.data.dataset import Dataset, Split
+from jaxlab.data.selection import SPLIT_SEED, balanced_order
 from jaxlab.errors import InputError
 from pretrained.errors import install
 

@@ -17,14 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.data.dataset import (
-    Dataset,
-    ProgressBar,
-    Split,
-    content_order,
-    no_progress,
-    split_examples,
-)
+from jaxlab.data.dataset import Dataset, ProgressBar, Split, no_progress
 from jaxlab.data.duplicates import log_duplicates, look
 from jaxlab.data.exclude import Exclusion, lines_of, relative
 from jaxlab.data.files import Found, find_files, listed, log_skipped
@@ -38,6 +31,7 @@ from jaxlab.data.pictures import (
     images_of,
 )
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.selection import content_order, split_examples
 from jaxlab.errors import InputError, UsageError
 
 

@@ -14,14 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.data.dataset import (
-    Dataset,
-    ProgressBar,
-    Split,
-    content_order,
-    no_progress,
-    split_examples,
-)
+from jaxlab.data.dataset import Dataset, ProgressBar, Split, no_progress
 from jaxlab.data.pictures import (
     are_kept,
     check_pictures,
@@ -29,6 +22,7 @@ from jaxlab.data.pictures import (
     pixel_digest,
 )
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.selection import content_order, split_examples
 from jaxlab.data.tfds_builder import open_builder, shape_and_classes, tfds
 from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError

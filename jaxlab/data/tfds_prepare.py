@@ -2,7 +2,7 @@
 
 This runs in a separate process, so that TensorFlow is imported only there, without a
 GPU, and its output is not shown. A dataset's folder gets its final name only when the
-dataset is complete.
+dataset is complete. It is one file because both ends of that process belong together.
 """
 
 import contextlib

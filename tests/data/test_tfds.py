@@ -22,10 +22,11 @@ from PIL import Image
 
 from jaxlab import finetune, overfit
 from jaxlab.data import pictures, tfds, tfds_builder, tfds_prepare
-from jaxlab.data.dataset import Split, content_order
+from jaxlab.data.dataset import Split
 from jaxlab.data.digits import mnist5k
 from jaxlab.data.loaders import Streamed
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.selection import content_order
 from jaxlab.data.tfds import load_tfds
 from jaxlab.errors import InputError, NetworkError, UsageError
 from tests.conftest import NO_CHECKPOINTS, ROOT, assert_one_line, command

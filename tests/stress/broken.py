@@ -213,7 +213,7 @@ LINES = [
         "figures/test_confusion.py",
     ),
     Line(
-        "jaxlab/data/dataset.py",
+        "jaxlab/data/selection.py",
         'held_out = stratified_split(labels["train"], test_fraction, groups=groups)',
         'held_out = ~stratified_split(labels["train"], test_fraction, groups=groups)',
         "data/test_image_folder.py",

@@ -1,4 +1,7 @@
-"""Test that arrays on disk are reused, limited in size, checked, and shared safely."""
+"""Test that arrays on disk are reused, limited in size, checked, and shared safely.
+
+It is one file because every way to damage or share a store starts from the same one.
+"""
 
 import errno
 import fcntl
