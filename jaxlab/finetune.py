@@ -118,7 +118,8 @@ def _check(config: Resolved, console: Console) -> None:
 
     data = load_of(config, Preprocess(config.image_size, config.crop), console)
     classes = counted(len(data.class_names), "class")
-    console.log(f"{data.name}: {data.sizes_text()}, {classes}: all can be used")
+    note = f"; {data.note}" if data.note else ""
+    console.log(f"{data.name}: {data.sizes_text()}, {classes}: all can be used{note}")
 
 
 def fine_tune(
@@ -320,10 +321,9 @@ def _begin(
     writer.begin(start.record, start.progress.rows, data.files)
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
-    log(
-        f"{data.name}: {data.sizes_text()}, "
-        f"{counted(len(data.class_names), 'class')}, on {task.device}"
-    )
+    classes = counted(len(data.class_names), "class")
+    note = f"; {data.note}" if data.note else ""
+    log(f"{data.name}: {data.sizes_text()}, {classes}, on {task.device}{note}")
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)
     for line in [*describe(start.record.weights).splitlines(), *table.splitlines()]:

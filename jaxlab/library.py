@@ -94,7 +94,10 @@ def load_data(
 
     console = terminal.PYTHON if log else terminal.SILENT
     size = Preprocess.image_size if image_size is None else image_size
-    return load_of(config, Preprocess(size, config.crop), console)
+    data = load_of(config, Preprocess(size, config.crop), console)
+    if data.note:
+        console.log(f"{data.name}: {data.note}")
+    return data
 
 
 def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Dataset:

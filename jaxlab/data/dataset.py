@@ -72,7 +72,7 @@ class Dataset:
     it and tested once. `first` takes examples of the other splits in order. If
     `resized` is True, the images have the network's input size already, or are resized
     when they are decoded. For a folder, `files` contains the path of each example's
-    file, by split.
+    file, by split. `note` says where the splits come from, if that is not obvious.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Dataset:
     resized: bool = False
     files: dict[str, list[str]] | None = None
     validation: Split | None = None
+    note: str = ""
 
     def __repr__(self) -> str:
         """Return one line: the name, the sizes, the images' form and the classes."""

@@ -61,9 +61,10 @@ def load_folder(
     NFC. If the folder has no split of its own, `test_fraction` of each class is held
     out, always the same pictures, and `validation_fraction` of the rest. Pictures in
     whose paths the regular expression `group` finds the same text stay together.
-    `progress` creates the progress bar for the files. `log` receives a line that names
-    the split folders, and a warning for what is left out, for animated pictures, for
-    pictures that are in two splits or classes, and for classes that are never tested.
+    `progress` creates the progress bar for the files. `log` receives a warning
+    for what is left out, for animated pictures, for pictures that are in two splits or
+    classes, and for classes that are never tested. The `note` of the result names the
+    split folders.
 
     The files that the list `exclude` names are left out, and a line says how many. If
     `check`, such a list of all unusable files goes to `log` before the error that
@@ -103,7 +104,6 @@ def load_folder(
         train_size=train_size,
         test_size=test_size,
     )
-    _log_splits(root, roots, log)
     animated = sum(result.animated for result in checked)
     if animated:
         log(f"warning: {animated:,} animated pictures: only the first frame is used")
@@ -128,6 +128,7 @@ def load_folder(
         class_names=class_names,
         resized=True,
         files={name: [names[i] for i in indices] for name, indices in splits.items()},
+        note=_note(root, roots),
     )
 
 
@@ -296,14 +297,15 @@ def _refuse(root: Path, problems: dict[str, list[str]]) -> None:
     )
 
 
-def _log_splits(root: Path, roots: dict[str, Path], log: Callable[[str], None]) -> None:
+def _note(root: Path, roots: dict[str, Path]) -> str:
+    """Return which folders are the splits; "" if the folder has none of its own."""
     if "" in roots:
-        return
+        return ""
     names = {split: folder.relative_to(root) for split, folder in roots.items()}
-    chooses = f", chooses the epoch by {names.get('validation')}"
-    log(
-        f"{root}: trains on {names['train']}"
-        f"{chooses if 'validation' in names else ''}, tests on {names['test']}"
+    chooses = f"chooses the epoch by {names.get('validation')}, "
+    return (
+        f"trains on {names['train']}, {chooses if 'validation' in names else ''}tests "
+        f"on {names['test']}"
     )
 
 

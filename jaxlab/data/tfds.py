@@ -56,7 +56,7 @@ def load_tfds(
     the split "test", else of "validation", else `test_fraction` of "train". A test
     split without labels (which are all -1) does not count. The validation images are
     those of "validation" if there is a test split, else `validation_fraction` of the
-    training images. A line says it if "validation" is tested on.
+    training images. The `note` of the result says it if "validation" is tested on.
 
     Raises UsageError for an unknown name or an unsuitable dataset, InputError for
     damaged files or a missing package, and NetworkError within seconds when a download
@@ -80,8 +80,9 @@ def load_tfds(
             "another dataset"
         )
     names = [s for s in ("train", "validation", "test") if s in splits]
+    notes = []
     if "test" in names and _has_no_labels(builder, "test"):
-        log(f"{name}: the images of its test split have no labels")
+        notes.append("its test split has no labels")
         names.remove("test")
     if not resized:
         most = max(splits[split].num_examples for split in names)
@@ -92,7 +93,7 @@ def load_tfds(
         read = functools.partial(_pictures, preprocess=preprocess, progress=progress)
     parts = {split: _read(builder, split, read) for split in names}
     if "validation" in parts and "test" not in parts:
-        log(f"{name}: tests on the split validation")
+        notes.append("tests on its validation split")
         parts["test"] = parts.pop("validation")
     chosen = split_examples(
         {split: part.labels for split, part in parts.items()},
@@ -109,6 +110,7 @@ def load_tfds(
         class_names,
         resized,
         validation=taken.get("validation"),
+        note=", ".join(notes),
     )
 
 

@@ -115,7 +115,7 @@ def test_a_test_picture_that_is_trained_on_is_told(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             picture(label).save(tmp_path / part / name / f"{part}.png")
     _, said = load(tmp_path)
-    _, line = said
+    (line,) = said
     assert line == (
         "warning: the test accuracy is inflated by 2 test pictures identical to "
         "training pictures: val/cat/val.png and train/cat/train.png, "

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import jaxlab
 from jaxlab.data.image_folder import load_folder
 from jaxlab.data.layout import split_folders, split_of
 from jaxlab.errors import InputError, UsageError
@@ -74,7 +75,7 @@ def test_of_two_split_folders_the_second_is_tested_and_a_line_says_so(
     assert {file.rpartition("/")[0].rpartition("/")[0] for file in data.files["test"]}
     assert all(file.startswith(f"{train}/") for file in data.files["train"])
     assert all(file.startswith(f"{test}/") for file in data.files["test"])
-    assert said == [f"{tmp_path}: trains on {train}, tests on {test}"]
+    assert data.note == f"trains on {train}, tests on {test}" and said == []
 
 
 @pytest.mark.parametrize(
@@ -87,10 +88,8 @@ def test_of_three_split_folders_one_chooses(tmp_path, names):
     for name, files in zip(names, data.files.values(), strict=True):
         assert len(files) == 6 and all(file.startswith(f"{name}/") for file in files)
     train, validation, test = names
-    assert said == [
-        f"{tmp_path}: trains on {train}, chooses the epoch by {validation}, tests on "
-        f"{test}"
-    ]
+    note = f"trains on {train}, chooses the epoch by {validation}, tests on {test}"
+    assert data.note == note and said == []
     with pytest.raises(UsageError, match="0.5, but the data have a validation split"):
         load(tmp_path, validation_fraction=0.5)
 
@@ -159,3 +158,9 @@ def test_a_split_without_pictures_is_refused(tmp_path):
     root = tree(tmp_path, "cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
     with pytest.raises(InputError, match="no picture is left for the validation split"):
         load_folder(root, SQUASH, test_fraction=0.5, validation_fraction=0.5)
+
+
+def test_the_line_about_split_folders_is_printed_by_load_data(tmp_path, capsys):
+    tree(tmp_path, *classes("Train", "Val"))
+    jaxlab.load_data(tmp_path, image_size=63)
+    assert capsys.readouterr().out == f"{tmp_path}: trains on Train, tests on Val\n"
