@@ -103,7 +103,10 @@ def test_config_holds_all_that_decides_the_run(run):
     assert config["settings"]["lr"] == 1e-4
     assert config["settings"]["out"] == str(run[1])
     unset = {name for name, value in config["settings"].items() if value is None}
-    assert unset == {"data_dir", "manual_dir", "resume"}
+    assert unset == {
+        *("data_dir", "manual_dir", "resume"),
+        *("patience", "group", "exclude"),
+    }
     assert config["dataset"]["train_images"] == 200
     assert config["dataset"]["sha256"] == mnist5k().first(200, 100).fingerprint()
     assert config["weights"]["sha256"] == embedded.SHA256
@@ -452,13 +455,13 @@ def test_the_smallest_image_size_is_the_networks():
 
 
 @pytest.mark.slow
-def test_a_closed_or_plain_stdout_does_not_break_a_run(tmp_path):
+def test_a_closed_stdout_or_one_in_another_encoding_does_not_break_a_run(tmp_path):
     job = [*ONE_EPOCH, "--overwrite", "--out", tmp_path]
     closed = narrow_command(*job, after=">&-")
     assert (closed.returncode, closed.stderr) == (0, "")
     plain = narrow_command(*job, before="PYTHONIOENCODING=ascii")
     assert plain.returncode == 0, plain.stderr
-    assert "11?11?3?8 " in plain.stdout
+    assert "11×11×3×8 " in plain.stdout  # a file or pipe is in UTF-8
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -90,7 +90,7 @@ def test_the_readme_is_a_script(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     last = process.stdout.splitlines()[-1]
-    assert re.fullmatch(r"0\.\d+ \[\('\d', .*\)\] runs/\S+", last), last
+    assert re.fullmatch(r"0\.\d+ \[\('\d', .*\)\] \S+/runs/\S+", last), last
 
 
 @pytest.mark.slow

@@ -21,14 +21,6 @@ STEPS = 7  # per epoch
 EPOCHS = 3
 
 
-@pytest.fixture(scope="package", autouse=True)
-def interruptible():
-    """Handle SIGINT, which a process that a shell runs in the background ignores."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def narrowed(narrowed, monkeypatch):
     """Make the command narrow and let it check for signals after every step."""
