@@ -17,6 +17,7 @@ from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean, shown
 from jaxlab.models.architecture import ARCHITECTURES, FREEZE
+from pretrained.errors import counted
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
 _WEIGHTS_MEANT = dict.fromkeys(
@@ -66,7 +67,8 @@ class Config:
         "mnist5k (embedded), the name of a TensorFlow Datasets (TFDS) dataset such as "
         "mnist or fashion_mnist, or a folder with one subfolder per class",
         group="data",
-        synonyms=("data", "data-path", "path", "images", "folder", "ds", "root"),
+        synonyms=("data", "data-path", "path", "images", "folder", "ds", "root")
+        + ("dataset-name",),
         on_resume=BY_CONTENT,
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
@@ -84,7 +86,8 @@ class Config:
         "tested once; 0: none, if the data have no validation split",
         at_least=0,
         below=1,
-        synonyms=("val-fraction", "validation-split", "val-split", "valid-fraction"),
+        synonyms=("val-fraction", "validation-split", "val-split", "valid-fraction")
+        + ("val-size", "valid-size"),
     )
     group: str | None = flag(
         None,
@@ -122,7 +125,7 @@ class Config:
         None,
         "images to test on; always the same class-balanced subset",
         at_least=1,
-        synonyms=("num-test", "n-test", "max-test-samples"),
+        synonyms=("num-test", "max-test-samples"),
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
@@ -142,7 +145,7 @@ class Config:
         "processes that decode images; 0: use threads",
         at_least=0,
         at_most=64,
-        synonyms=("num-workers", "j", "n-workers", "loader-workers"),
+        synonyms=("num-workers", "j", "n-workers", "dataloader-num-workers"),
         on_resume=NOT_COMPARED,
     )
     model: str = flag(
@@ -150,7 +153,8 @@ class Config:
         "network",
         group="network",
         choices=tuple(ARCHITECTURES),
-        synonyms=("arch", "architecture", "network", "backbone", "model-name"),
+        synonyms=("arch", "architecture", "network", "backbone", "model-name")
+        + ("model-name-or-path",),
         value_synonyms={
             f"{prefix}{name}": name
             for name in ARCHITECTURES
@@ -186,7 +190,10 @@ class Config:
             ("fp16", "bf16", "float16", "half", "16", "16-mixed", "bf16-mixed"),
             "bfloat16",
         )
-        | dict.fromkeys(("fp32", "f32", "single", "32", "full", "32-true"), "float32"),
+        | dict.fromkeys(
+            ("fp32", "f32", "single", "32", "full", "32-true", "float64", "double"),
+            "float32",
+        ),
     )
     epochs: int = flag(
         5,
@@ -200,7 +207,8 @@ class Config:
         64,
         "images per step",
         at_least=1,
-        synonyms=("batch", "bs", "b", "train-batch-size", "minibatch-size"),
+        synonyms=("batch", "bs", "b", "train-batch-size", "minibatch-size")
+        + ("per-device-train-batch-size",),
         on_resume=RESOLVED_FROM_DATA,
     )
     optimizer: str = flag(
@@ -222,7 +230,7 @@ class Config:
         5e-4,
         "L2 penalty, as weight_decay of torch.optim",
         at_least=0,
-        synonyms=("weight-decay", "wd", "decay", "l2-penalty", "l2-reg"),
+        synonyms=("weight-decay", "wd", "l2-penalty", "l2-reg"),
     )
     class_weights: str = flag(
         "none",
@@ -236,7 +244,8 @@ class Config:
         "learning rate by epoch: step (lowered every --lr-step epochs), cosine "
         "(lowered to almost 0 over all epochs) or constant",
         choices=SCHEDULES,
-        synonyms=("scheduler", "lr-scheduler", "lr-schedule", "sched", "cos-lr"),
+        synonyms=("scheduler", "lr-scheduler", "lr-schedule", "sched", "cos-lr")
+        + ("lr-scheduler-type", "lr-policy"),
         value_synonyms={
             "steplr": "step",
             "multistep": "step",
@@ -255,7 +264,8 @@ class Config:
         "epochs between learning rate decays",
         at_least=1,
         default_help="three fifths of the epochs, rounded up",
-        synonyms=("step-size", "lr-step-size", "decay-epochs", "lr-decay-epochs"),
+        synonyms=("step-size", "lr-step-size", "decay-epochs", "lr-decay-epochs")
+        + ("lr-decay-step",),
     )
     lr_gamma: float = flag(
         LR_GAMMA,
@@ -292,13 +302,13 @@ class Config:
         metavar="FOLDER",
         default_help="a new folder in runs/",
         synonyms=("output", "output-dir", "save-dir", "project", "name", "experiment")
-        + ("save-path", "log-dir", "run-dir"),
+        + ("save-path", "log-dir", "run-dir", "outdir", "output-folder"),
         on_resume=PER_PROCESS,
     )
     overwrite: bool = flag(
         False,
         "replace an earlier run in --out",
-        synonyms=("exist-ok", "force"),
+        synonyms=("exist-ok", "force", "overwrite-output-dir"),
         on_resume=PER_PROCESS,
     )
     resume: str | None = flag(
@@ -462,8 +472,9 @@ def _check_schedule(config: Config) -> None:
             )
     if config.warmup_epochs >= config.epochs:
         raise UsageError(
-            f"--warmup-epochs: {config.warmup_epochs} leaves none of {config.epochs} "
-            "epochs at the full learning rate; pass a number below --epochs"
+            f"--warmup-epochs: {config.warmup_epochs} leaves none of "
+            f"{counted(config.epochs, 'epoch')} at the full learning rate; pass a "
+            "number below --epochs"
         )
 
 

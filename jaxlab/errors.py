@@ -172,7 +172,8 @@ def did_you_mean(
         is_short = len(letters) == len(typed) <= _SHORT and letters[0] == typed[0]
         is_close = ratio >= _CLOSE or is_short
         # Another word makes another name, in contrast to another letter.
-        if not is_close or _words(found) < _words(name):
+        is_opposite = typed in (f"un{letters}", f"no{letters}")
+        if not is_close or is_opposite or _words(found) < _words(name):
             continue
         return f"; did you mean {meant[found]}?"
     return "; see --help"

@@ -182,7 +182,8 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
     if rows:
         steps = (folder / run_folder.CHECKPOINTS).glob("*")
         has_steps = any(path.name.isdecimal() for path in steps)
-        hint = "; pass a larger --epochs to continue" if has_steps else ""
+        more = "--patience" if len(rows) < config.epochs else "--epochs"
+        hint = f"; pass a larger {more} to continue" if has_steps else ""
         console.log(f"the run is finished{hint}")
         if not missing and not resume.is_of_other_data(folder, config):
             return _finished(rows, folder, config.test_size or 0, console)

@@ -27,6 +27,7 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError
+from jaxlab.runs import folder as run_folder
 from pretrained import stages
 from pretrained.errors import one_line, printable
 
@@ -82,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not inputs:
             raise UsageError("RUN: missing; pass the folder of a run, then pictures")
         source, *patterns = inputs
+    if config.weights is None and _holds_pictures(source):
+        raise UsageError(
+            f"RUN: missing before {source}; pass the folder of a run first, or "
+            "--weights imagenet"
+        )
     if not patterns:
-        if config.weights is None and _is_picture(source):
-            raise UsageError(
-                f"RUN: missing before {source}; pass the folder of a run first, or "
-                "--weights imagenet"
-            )
         raise UsageError("pictures: missing; pass files, folders or patterns")
     stages.begin("starting JAX")
     runtime.set_up()
@@ -167,10 +168,17 @@ def predict(
             yield from zip((path for path, _ in ready), rows, strict=True)
 
 
-def _is_picture(path: str) -> bool:
+def _holds_pictures(path: str) -> bool:
+    """Return whether a path is a picture by its name, or a folder with one in it."""
     from jaxlab.data.pictures import ENDINGS
 
-    return Path(path).suffix.lower() in ENDINGS
+    def is_picture(name: str) -> bool:
+        return os.path.splitext(name)[1].lower() in ENDINGS
+
+    if not os.path.isdir(path):
+        return is_picture(path)
+    is_run = os.path.exists(os.path.join(path, run_folder.CONFIG))
+    return not is_run and any(map(is_picture, os.listdir(path)))
 
 
 def _paths(

@@ -21,19 +21,19 @@ MEANT = {
     "weights": "pretrained pretrained-path initial-checkpoint",
     "precision": "amp amp-dtype model-dtype",
     "epochs": "num-epochs num_train_epochs epoch n-epochs",
-    "batch-size": "b batch batch_size batchsize",
+    "batch-size": "b batch batchsize per_device_train_batch_size",
     "optimizer": "opt optim",
     "lr": "learning-rate learning_rate learningrate lr0 lr-base",
     "l2": "wd weight-decay weight_decay",
     "class-weights": "class_weight class-weight",
-    "schedule": "lr-scheduler sched cos_lr scheduler",
+    "schedule": "lr-scheduler sched cos_lr scheduler lr_scheduler_type",
     "lr-step": "lr-step-size decay-epochs step-size",
     "lr-gamma": "gamma decay-rate",
     "warmup-epochs": "lr-warmup-epochs warmup_epochs",
     "patience": "early-stopping early-stopping-patience",
     "seed": "random-seed random_state",
     "out": "output output-dir project name experiment",
-    "overwrite": "exist_ok",
+    "overwrite": "exist_ok overwrite_output_dir",
     "checkpoint-every": "save_period",
     "keep": "checkpoint-hist",
 }
@@ -62,7 +62,7 @@ eval-metric tta use-multi-epochs-loader log-wandb
 time save cache deterministic verbose single_cls classes rect multi_scale close_mosaic
 profile lrf warmup_momentum warmup_bias_lr box cls dfl nbs overlap_mask mask_ratio
 dropout val plots hsv_h hsv_s hsv_v degrees translate shear perspective flipud fliplr
-mosaic copy_paste erasing
+mosaic copy_paste erasing unfreeze test
 x y callbacks validation_data shuffle sample_weight initial_epoch steps_per_epoch
 validation_steps validation_freq
 """

@@ -209,6 +209,7 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
         ([], UsageError, "RUN: missing"),
         ([folder], UsageError, "pictures: missing"),
         (["a.PNG"], UsageError, "RUN: missing before a.PNG; pass the folder of a run"),
+        (["a.PNG", "b.png"], UsageError, "RUN: missing before a.PNG"),
         (
             [folder, digits, "--json", "--csv"],
             UsageError,

@@ -33,6 +33,7 @@ from jaxlab.data.pictures import (
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.data.selection import content_order, split_examples
 from jaxlab.errors import InputError, UsageError
+from pretrained.errors import counted
 
 
 class _File(NamedTuple):
@@ -106,7 +107,8 @@ def load_folder(
     )
     animated = sum(result.animated for result in checked)
     if animated:
-        log(f"warning: {animated:,} animated pictures: only the first frame is used")
+        count = counted(animated, "animated picture")
+        log(f"warning: {count}: only the first frame is used")
     contents, looks = [each.content for each in checked], [e.look for e in checked]
     log_duplicates(names, labels, contents, looks, splits, log)
     measured = {"test": "tested", "validation": "validated"}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -34,13 +35,23 @@ def split_of(name: str) -> str | None:
     >>> split_of("cat") is None
     True
     """
-    word = re.sub(r"[\W\d_]+", "", name.casefold())
+    word = re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", name).casefold())
     while word and word not in _SPLIT_OF:
         shorter = re.sub(rf"^{_AFFIX}|{_AFFIX}$", "", word, count=1)
         if shorter == word:
             return None
         word = shorter
     return _SPLIT_OF.get(word)
+
+
+def _split_in(name: str) -> str | None:
+    """Return the split that the first or the last word of a folder's name stands for.
+
+    A single folder may have such a name by chance, as a class "train station" has.
+    """
+    words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word]
+    found = [split for word in (words[:1] + words[-1:]) if (split := split_of(word))]
+    return split_of(name) or (found[0] if found else None)
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
@@ -79,6 +90,10 @@ def split_folders(root: Path) -> dict[str, Path]:
     _check_readable(root)
     folders = class_folders(root)
     named = {name: split for name in folders if (split := split_of(name))}
+    by_part = {name: split for name in folders if (split := _split_in(name))}
+    # Such as cats_train and cats_test.
+    if len(by_part) == len(folders) > 1 and any(map(class_folders, folders.values())):
+        named = by_part
     for name in named:
         _check_readable(folders[name])
     if not any(class_folders(folders[name]) for name in named):
@@ -114,7 +129,7 @@ def _refuse_other_layouts(
     root: Path, folders: dict[str, Path], named: dict[str, str]
 ) -> None:
     """Raise InputError if folders without class folders are splits nevertheless."""
-    if "train" in named.values() and len(named) == len(folders) > 1:
+    if len(named) == len(folders) > 1:
         raise InputError(
             f"{root}: {', '.join(folders)} hold no class folders, so nothing says what "
             f"their pictures show; {_HINT}"
@@ -123,6 +138,12 @@ def _refuse_other_layouts(
         {split_of(name) for name in class_folders(folder)}
         for folder in folders.values()
     ]
+    below = [set(class_folders(folder)) for folder in folders.values()]
+    if len(below) > 1 and len(below[0]) > 1 and all(each == below[0] for each in below):
+        raise InputError(
+            f"{root}: {', '.join(list(folders)[:3])} hold the same folders, "
+            f"{', '.join(sorted(below[0])[:3])}, as splits do; {_HINT}"
+        )
     if inside and all("train" in splits and len(splits) > 1 for splits in inside):
         raise InputError(
             f"{root}: each of its folders, such as {next(iter(folders))}, is split on "

@@ -46,6 +46,9 @@ IN_MEMORY_BYTES = 1 << 30
 LONGEST = 100  # maximum ratio of the long side to the short side
 _REMEDY = "save it as PNG or JPEG with 8 bits"
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Of the chunks whose names begin in lower case, which a reader may ignore, those that
+# change the pixels: transparency, orientation and animation.
+_PNG_KEPT = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,6 +148,8 @@ def read_image(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         if content[:4] in (b"II*\0", b"MM\0*"):
             raise BadPicture(f"unsupported kind of TIFF; {_REMEDY}") from None
+        if content.startswith((_PNG, b"\xff\xd8\xff")):
+            raise BadPicture("damaged", "its beginning cannot be read") from None
         raise BadPicture("unknown image format") from None
     except Image.DecompressionBombError:
         raise BadPicture("over 50 million pixels") from None
@@ -174,10 +179,10 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _without_text(content: bytes) -> bytes:
-    """Return a PNG without its texts and its colour profile, other files unchanged.
+    """Return a PNG without texts, colour profile and other notes; others unchanged.
 
-    Pillow refuses a picture for long ones. XMP is kept, because it may say how the
-    picture is turned.
+    Pillow refuses a good picture for long or wrong ones. XMP and EXIF are kept, because
+    they may say how the picture is turned.
     """
     if not content.startswith(_PNG):
         return content
@@ -187,7 +192,8 @@ def _without_text(content: bytes) -> bytes:
         kind, end = content[start + 4 : start + 8], start + 12 + length
         body = content[start + 8 : end - 4]
         is_xmp = body.startswith(b"XML:com.adobe.xmp\0\0") and length < 500_000
-        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") or is_xmp:
+        is_note = kind[:1].islower() and kind not in _PNG_KEPT
+        if not is_note or is_xmp:
             kept.append(content[start:end])
         start = end
     return b"".join([*kept, content[start:]])
@@ -227,6 +233,8 @@ class _Sample(NamedTuple):
                 raise BadPicture(f"samples of {bits} bits; {_REMEDY}")
             if bits > 8 and tags.get(284) == 2 and len(tags.get(258, ())) > 1:
                 raise BadPicture(f"separate planes of {bits} bits; {_REMEDY}")
+            if image.mode == "P" and max(tags.get(320, (256,))) < 256:
+                raise BadPicture(f"a palette of 8 bits, where TIFF has 16; {_REMEDY}")
             if image.mode == "LAB":
                 raise BadPicture(f"colours in Lab; {_REMEDY}")
             return cls(bits, tags.get(262) == 0)

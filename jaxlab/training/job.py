@@ -205,6 +205,15 @@ def class_weights(
     """
     counts = np.bincount(data.train.labels, minlength=len(data.class_names))
     present = counts[counts > 0]
+    if len(present) < len(counts):
+        absent = [
+            name for name, n in zip(data.class_names, counts, strict=True) if not n
+        ]
+        log(
+            "warning: classes without a training image, which are never predicted "
+            f"({len(absent):,}): {', '.join(absent[:3])}"
+            f"{', …' if len(absent) > 3 else ''}"
+        )
     if kind == "balanced":
         weights = np.zeros(len(counts), np.float32)
         weights[counts > 0] = counts.sum() / (len(present) * present)

@@ -45,7 +45,7 @@ class Settings:
     optimizer: str = flag("adam", "update rule", choices=("adam", "sgd"))
     lr: float = flag(1e-4, "learning rate", above=0, synonyms=("learning-rate",))
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
-    l2: float = flag(0.0, "L2", at_least=0, synonyms=("weight-decay", "decay"))
+    l2: float = flag(0.0, "L2", at_least=0, synonyms=("weight-decay", "wd"))
     l1: float = flag(0.0, "factor of the sum of |w| in the loss", at_least=0)
     lr_step: int | None = flag(
         None, "epochs between decays", at_least=1, synonyms=("step-size",)

@@ -106,7 +106,7 @@ def test_odd_but_good_pictures_are_told(pets):
     frames = [picture(1).quantize(), picture(2).quantize()]
     frames[0].save(pets / "cat" / "a.gif", save_all=True, append_images=frames[1:])
     data, said = load(pets)
-    assert said == ["warning: 1 animated pictures: only the first frame is used"]
+    assert said == ["warning: 1 animated picture: only the first frame is used"]
 
 
 def test_a_test_picture_that_is_trained_on_is_told(tmp_path):

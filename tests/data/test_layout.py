@@ -65,6 +65,11 @@ def classes(*splits, count=3):
         ("TRAIN", "test"),
         ("training_set", "test_set"),
         ("seg_train/seg_train", "seg_test/seg_test"),
+        ("asl_alphabet_train", "asl_alphabet_test"),
+        ("ImageNet_train", "ImageNet_val"),
+        ("x_train", "x_test"),
+        ("train-cropped", "test-cropped"),
+        ("ＴＲＡＩＮ", "ＴＥＳＴ"),
     ],
 )
 def test_of_two_split_folders_the_second_is_tested_and_a_line_says_so(
@@ -105,8 +110,17 @@ def test_of_three_split_folders_one_chooses(tmp_path, names):
         ([*classes("train"), "test/0.png"], "test holds no class folders, and so no"),
         ([*classes("train"), "test/"], "test holds no class folders"),
         (["train/0.png", "test/0.png"], "test, train hold no class folders"),
+        (["val/0.png", "test/0.png"], "test, val hold no class folders"),
+        (
+            classes("Entrenamiento", "Prueba"),
+            "Entrenamiento, Prueba hold the same folders, cat, dog, as splits do",
+        ),
         (
             classes("cat/train", "cat/test", "dog/train", "dog/test"),
+            "cat, dog hold the same folders, test, train, as splits do",
+        ),
+        (
+            classes("cat/train", "cat/test", "dog/train", "dog/val"),
             "each of its folders, such as cat, is split on its own",
         ),
     ],
@@ -124,6 +138,11 @@ def test_a_class_that_is_named_like_a_split_stays_a_class(tmp_path):
     assert split_folders(tree(tmp_path, *paths)) == {"": tmp_path}
     data, said = load(tmp_path)
     assert data.class_names == ("invalid", "valid") and said == []
+
+
+def test_classes_whose_names_begin_like_splits_stay_classes(tmp_path):
+    paths = [f"{name}/{i}.png" for name in ("train_car", "test_tube") for i in range(4)]
+    assert load(tree(tmp_path, *paths))[0].class_names == ("test_tube", "train_car")
 
 
 def test_the_validation_split_is_part_of_the_training_split(pets):

@@ -203,6 +203,7 @@ REFUSED = {
     "separate planes of 16 bits": tiff(
         COLOUR16.transpose(2, 0, 1).reshape(6, 8, 3), 16, 2, planes=3
     ),
+    "damaged .its beginning cannot be read": b"\xff\xd8\xff" + bytes(99),
     "unsupported kind of TIFF": tiff(GREY16 % 1024, 10),
     "unknown image format": encoded(Image.fromarray(COLOUR), "TGA"),
     "floating-point pixels ": b"Pf\n8 6\n-1.0\n" + bytes(4 * 48),
@@ -231,11 +232,20 @@ def long_texts():
     return info
 
 
+def odd_chunks():
+    """Return notes that are wrong in a PNG, before its pixels."""
+    wrong = bytearray(chunk(b"tIME", bytes(7)))
+    wrong[-1] ^= 1  # its checksum
+    short = [chunk(name, b"\0") for name in (b"pHYs", b"gAMA", b"cHRM", b"sBIT")]
+    return [bytes(wrong), *short]
+
+
 def odd_metadata():
     image = Image.fromarray(COLOUR)
     jpeg = encoded(image, "JPEG")
     as_jpeg = np.asarray(Image.open(io.BytesIO(jpeg)))
     return {
+        "wrong notes": (png(COLOUR, 8, 2, *odd_chunks()), COLOUR),
         "long texts": (encoded(image, pnginfo=long_texts()), COLOUR),
         "a large profile": (encoded(image, icc_profile=bytes(2_000_000)), COLOUR),
         "no EXIF at all": (encoded(image, exif=b"Exif\0\0garbage"), COLOUR),

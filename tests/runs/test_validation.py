@@ -121,7 +121,8 @@ def test_patience_ends_the_training_and_says_so(
     # It is finished, until it is given more patience.
     resume = ["--resume", "--epochs", EPOCHS]
     assert command(monkeypatch, out, *resume) == 0
-    assert "the run is finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the run is finished; pass a larger --patience to continue" in said
     assert command(monkeypatch, out, *resume, "--patience", 6) == 0
     assert results(out) == results(whole[0])
 
