@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import threading
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from PIL import Image
 
 from jaxlab import runtime
 from jaxlab.cli.flags import expanded
+from jaxlab.data.files import nfc
 from jaxlab.data.pictures import BadPicture, read, read_image, upright
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import InputError
@@ -226,9 +226,7 @@ def _description(
     try:
         name = about["architecture"]["name"]
         precision = about["architecture"]["precision"]
-        class_names = [
-            unicodedata.normalize("NFC", str(name)) for name in about["class_names"]
-        ]
+        class_names = [nfc(str(name)) for name in about["class_names"]]
         arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in about["preprocessing"].items()

@@ -117,9 +117,14 @@ def _check(config: Resolved, console: Console) -> None:
     from jaxlab.library import load_of
 
     data = load_of(config, Preprocess(config.image_size, config.crop), console)
+    console.log(_data_line(data, ": all can be used"))
+
+
+def _data_line(data: Any, what: str) -> str:
+    """Return the line that names the data, their sizes and `what` is said of them."""
     classes = counted(len(data.class_names), "class")
     note = f"; {data.note}" if data.note else ""
-    console.log(f"{data.name}: {data.sizes_text()}, {classes}: all can be used{note}")
+    return f"{data.name}: {data.sizes_text()}, {classes}{what}{note}"
 
 
 def fine_tune(
@@ -322,9 +327,7 @@ def _begin(
     writer.begin(start.record, start.progress.rows, data.files)
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
-    classes = counted(len(data.class_names), "class")
-    note = f"; {data.note}" if data.note else ""
-    log(f"{data.name}: {data.sizes_text()}, {classes}, on {task.device}{note}")
+    log(_data_line(data, f", on {task.device}"))
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)
     for line in [*describe(start.record.weights).splitlines(), *table.splitlines()]:

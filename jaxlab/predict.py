@@ -229,12 +229,14 @@ def _log_others(
     are_pictures: Sequence[bool],
     log: Callable[[str], None],
 ) -> None:
+    from jaxlab.data.files import listed
+
     others = [f for f, is_one in zip(files, are_pictures, strict=True) if not is_one]
     if others:
-        named = ", ".join(str(file.relative_to(folder)) for file in others[:3])
+        named = listed(str(file.relative_to(folder)) for file in others)
         log(
             f"{folder}: left out what has no picture's ending ({len(others):,}): "
-            f"{named}{', …' if len(others) > 3 else ''}"
+            f"{named}"
         )
 
 

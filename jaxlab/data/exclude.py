@@ -3,16 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxlab.data.files import Found, listed
+from jaxlab.data.files import Found, listed, relative
 from jaxlab.errors import InputError, UsageError
 from pretrained.errors import counted, one_line
 
 _MARK = "  # "  # between a name and its reason; a name as shown has no two spaces
-
-
-def relative(path: Path, root: Path) -> str:
-    """Return a file's name as messages and lists show it: relative, on one line."""
-    return one_line(str(path.relative_to(root)))
 
 
 def _line(name: str, reason: str) -> str:

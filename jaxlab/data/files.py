@@ -6,6 +6,7 @@ leave in folders of pictures is skipped, and said if pictures are among it.
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -145,9 +146,22 @@ def log_skipped(root: Path, found: list[Found], log: Callable[[str], None]) -> N
         ("folder", "with runs of jaxlab", runs),
     ):
         if paths:
-            names = listed(one_line(str(path.relative_to(root))) for path in paths)
+            names = listed(relative(path, root) for path in paths)
             count = counted(len(paths), noun)
             log(f"warning: {root}: left out {count} {kind}: {names}")
+
+
+def relative(path: Path, root: Path) -> str:
+    """Return a file's name as messages and lists show it: relative, on one line."""
+    return one_line(str(path.relative_to(root)))
+
+
+def nfc(name: str) -> str:
+    """Return a name in Unicode's normal form NFC, in which names are compared.
+
+    macOS stores é as two characters, other systems as one.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def listed(names: Iterable[str]) -> str:

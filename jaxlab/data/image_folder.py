@@ -9,7 +9,6 @@ is read, decoded and hashed, and one error reports all problems. Only what
 It is one file because all checks of a folder end in one report.
 """
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +18,15 @@ import numpy as np
 
 from jaxlab.data.dataset import Dataset, ProgressBar, Split, no_progress
 from jaxlab.data.duplicates import log_duplicates, look
-from jaxlab.data.exclude import Exclusion, lines_of, relative
-from jaxlab.data.files import Found, find_files, listed, log_skipped
+from jaxlab.data.exclude import Exclusion, lines_of
+from jaxlab.data.files import (
+    Found,
+    find_files,
+    listed,
+    log_skipped,
+    nfc,
+    relative,
+)
 from jaxlab.data.groups import groups_of
 from jaxlab.data.layout import class_folders, split_folders
 from jaxlab.data.pictures import (
@@ -201,7 +207,7 @@ def _scan(
     files = []
     for split, classes in splits.items():
         for name, folder in classes.items():
-            label = names.index(_nfc(name)) if _nfc(name) in names else 0
+            label = names.index(nfc(name)) if nfc(name) in names else 0
             files += _class_files(folder, inside[folder], label, split, root, problems)
     return names, files, problems
 
@@ -230,11 +236,8 @@ def _class_files(
 def _class_names(
     splits: dict[str, dict[str, Path]], problems: dict[str, list[str]]
 ) -> tuple[str, ...]:
-    """Return the class names, sorted; add what is wrong with them to `problems`.
-
-    Names are normalised: macOS stores é as two characters, other systems as one.
-    """
-    normalised = [[_nfc(name) for name in classes] for classes in splits.values()]
+    """Return the class names, sorted; add what is wrong with them to `problems`."""
+    normalised = [[nfc(name) for name in classes] for classes in splits.values()]
     names = tuple(sorted(set(normalised[0])))
     for classes in normalised:
         for name in sorted(set(names) ^ set(classes)):
@@ -249,10 +252,6 @@ def _class_names(
         if count > 1:
             problems["class names that differ by case only"].append(lower)
     return names
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _checked(

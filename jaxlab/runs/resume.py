@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxlab.config import (
     fields_that,
     resolved,
 )
+from jaxlab.data.files import nfc
 from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
@@ -159,7 +159,7 @@ def checkpoint_to_resume(
 
 def check_data(then: Record, data: Any) -> None:
     """Raise CheckpointError if images or classes differ from the run's."""
-    names = [unicodedata.normalize("NFC", name) for name in then.class_names]
+    names = [nfc(name) for name in then.class_names]
     if names != list(data.class_names):
         raise CheckpointError(
             f"--resume: the classes are {', '.join(data.class_names)}, but the run has "

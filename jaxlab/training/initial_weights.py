@@ -6,7 +6,6 @@ Fresh layers are randomly initialised as torch initialises them.
 import functools
 import json
 import os
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import runtime
+from jaxlab.data.files import listed, nfc
 from jaxlab.models.architecture import Architecture
 from pretrained import embedded
 from pretrained.download import open_published
@@ -88,7 +88,7 @@ def _class_names(metadata: Mapping[str, str]) -> list[str] | None:
     """Return the class names that a run's file states, or None if it states none."""
     try:
         names = json.loads(metadata[METADATA])["class_names"]
-        return [unicodedata.normalize("NFC", name) for name in names]
+        return [nfc(name) for name in names]
     except (ValueError, LookupError, TypeError):
         return None
 
@@ -106,7 +106,7 @@ def _fit_head(
     """
     if then is None or class_names is None:
         return {}
-    now = [unicodedata.normalize("NFC", name) for name in class_names]
+    now = [nfc(name) for name in class_names]
     # A head of another number of classes is left to the comparison of shapes.
     if then == now or not len(then) == len(now) == len(loaded[head]["bias"]):
         return {}
@@ -179,9 +179,9 @@ def describe(record: dict[str, Any]) -> str:
         words += f"\n{head} is reordered: the weights have its classes in another order"
     elif "other_classes" in record:
         names = record["other_classes"]
-        first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         words += (
-            f"\n{head} is fresh: the weights have a head for other classes: {first}"
+            f"\n{head} is fresh: the weights have a head for other classes: "
+            f"{listed(names)}"
         )
     elif "classes" in record and record["layers"][head] == "fresh":
         count = record["classes"]

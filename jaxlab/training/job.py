@@ -16,6 +16,7 @@ from jaxlab import runtime
 from jaxlab.cli.terminal import Console
 from jaxlab.config import Resolved
 from jaxlab.data.dataset import Dataset
+from jaxlab.data.files import listed
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.training import inputs, optim, step
@@ -211,8 +212,7 @@ def class_weights(
         ]
         log(
             "warning: classes without a training image, which are never predicted "
-            f"({len(absent):,}): {', '.join(absent[:3])}"
-            f"{', …' if len(absent) > 3 else ''}"
+            f"({len(absent):,}): {listed(absent)}"
         )
     if kind == "balanced":
         weights = np.zeros(len(counts), np.float32)
