@@ -17,6 +17,10 @@ COMMANDS = {
     "predict": "classify pictures with a trained network",
     "verify": "check that weights give torchvision's results",
 }
+# What they are called elsewhere.
+_MEANT = dict.fromkeys(("train", "fit", "tune"), "finetune")
+_MEANT |= dict.fromkeys(("classify", "infer", "inference"), "predict")
+_MEANT |= {"lab": "overfit", "mlp": "overfit", "parity": "verify"}
 
 
 def main(argv: Sequence[str] | None = None) -> object:
@@ -29,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> object:
         print("\njaxlab COMMAND --help lists the flags of a command.")
         return None
     if name not in COMMANDS:
-        guess = did_you_mean(name, list(COMMANDS))
+        guess = did_you_mean(name, list(COMMANDS), _MEANT)
         raise UsageError(f"{name}: unknown command{guess}")
     return importlib.import_module(f"jaxlab.{name}").main(flags)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxlab import runtime
+from jaxlab import environment
 from jaxlab.cli.flags import expanded
 from jaxlab.data.files import nfc
 from jaxlab.data.pictures import BadPicture, read, read_image, upright
@@ -169,7 +169,7 @@ class Classifier:
         Each is uint8[s, s, 3], as `prepare` returns it.
         """
         rows, start = [], 0
-        with runtime.pinned():
+        with environment.pinned():
             while start < len(images):
                 size = BATCH if len(images) - start >= BATCH else 1
                 batch = np.stack(images[start : start + size])

@@ -68,7 +68,8 @@ class Config:
         "mnist or fashion_mnist, or a folder with one subfolder per class",
         group="data",
         synonyms=("data", "data-path", "path", "images", "folder", "ds", "root")
-        + ("dataset-name",),
+        + ("dataset-name", "data-root", "image-dir", "img-dir", "image-folder")
+        + ("input-dir",),
         on_resume=BY_CONTENT,
     )
     data_dir: str | None = flags.data_dir(on_resume=NOT_COMPARED)
@@ -171,7 +172,8 @@ class Config:
             f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
         ),
         synonyms=("pretrained", "checkpoint", "init", "ckpt", "load")
-        + ("pretrained-path", "initial-checkpoint", "pretrained-weights"),
+        + ("pretrained-path", "initial-checkpoint", "pretrained-weights")
+        + ("pretrained-model", "from-pretrained", "model-path", "weights-path"),
         on_resume=BY_CONTENT,
     )
     freeze: str | None = flag(
@@ -179,6 +181,8 @@ class Config:
         "layers to freeze: features (all convolutions), backbone (all layers but the "
         "head), none, or a layer's name, which freezes it and all layers before it",
         default_help="features; none with --weights none",
+        synonyms=("freeze-layers", "frozen-layers", "freeze-backbone", "freeze-until")
+        + ("freeze-at", "freeze-features"),
     )
     precision: str = flag(
         "float32",
@@ -216,7 +220,12 @@ class Config:
         "update rule",
         choices=tuple(LEARNING_RATE),
         synonyms=("opt", "optim", "optimiser"),
-        value_synonyms={"adamw": "adam", "nadam": "adam", "momentum": "sgd"},
+        value_synonyms={"adamw": "adam", "nadam": "adam", "momentum": "sgd"}
+        | {
+            f"{prefix}{name}": name
+            for name in LEARNING_RATE
+            for prefix in ("torch.optim.", "optim.", "optax.", "keras.optimizers.")
+        },
     )
     lr: float | None = flag(
         None,
@@ -230,7 +239,7 @@ class Config:
         5e-4,
         "L2 penalty, as weight_decay of torch.optim",
         at_least=0,
-        synonyms=("weight-decay", "wd", "l2-penalty", "l2-reg"),
+        synonyms=("weight-decay", "wd", "l2-penalty", "l2-reg", "weight-decay-rate"),
     )
     class_weights: str = flag(
         "none",
@@ -285,7 +294,8 @@ class Config:
         "stop after this many epochs without a lower validation loss",
         at_least=1,
         default_help="train all epochs",
-        synonyms=("early-stopping", "early-stopping-patience", "early-stop"),
+        synonyms=("early-stopping", "early-stopping-patience", "early-stop")
+        + ("early-stopping-rounds",),
         on_resume=NOT_COMPARED,
     )
     seed: int = flag(
@@ -318,6 +328,7 @@ class Config:
         metavar="STEP",
         default_help="start a new run",
         const=LAST,
+        synonyms=("resume-from", "resume-from-checkpoint", "resume-checkpoint"),
         on_resume=PER_PROCESS,
     )
     checkpoint_every: int = flag(
@@ -344,6 +355,11 @@ class Config:
     )
     offline: bool = flag(False, "open no network connection", on_resume=PER_PROCESS)
     debug: bool = flag(False, "show tracebacks", on_resume=PER_PROCESS)
+
+    def __new__(cls, *_: Any, **given: Any):
+        """Raise UsageError for a name that is no setting's."""
+        flags.require_known(cls, given)
+        return super().__new__(cls)
 
     def __post_init__(self):
         """Check every setting, then their combination."""

@@ -22,6 +22,8 @@ _SETTING = re.compile(
 )
 # How to resume a run, with its folder as shlex.quote writes it.
 _RESUME = re.compile(r"""--resume --out ((?:[\w@%+=:,./-]|'[^']*'|"'")+)""", re.ASCII)
+# What a flag is called where a function's argument has another name.
+_ARGUMENTS = {"load_data": {"dataset": "source"}, "create_model": {"model": "name"}}
 _SWITCHES = {
     "check": "check=True",
     "crop": "crop=True",
@@ -124,6 +126,7 @@ def in_python(text: str, function: str = "Config") -> str:
         if name is None:
             return match[0]  # a command of the shell
         argument = name.replace("-", "_")
+        argument = _ARGUMENTS.get(function, {}).get(argument, argument)
         if is_subject:
             return argument
         if argument == "help":
@@ -173,14 +176,26 @@ def did_you_mean(
         is_close = ratio >= _CLOSE or is_short
         # Another word makes another name, in contrast to another letter.
         is_opposite = typed in (f"un{letters}", f"no{letters}")
-        if not is_close or is_opposite or _words(found) < _words(name):
+        if not is_close or is_opposite or _has_another_word(name, found):
             continue
         return f"; did you mean {meant[found]}?"
     return "; see --help"
 
 
-def _words(name: str) -> set[str]:
-    return {word for word in re.split(r"[-_\s]+", name.casefold()) if word}
+def _has_another_word(name: str, found: str) -> bool:
+    """Return whether a name has a word more than `found`, or another in its place."""
+    words, known = _words(name), _words(found)
+    if len(words) != len(known):
+        return set(known) < set(words)
+    return any(
+        difflib.SequenceMatcher(None, word, other).ratio() < 0.75
+        and sorted(word) != sorted(other)  # letters that were swapped
+        for word, other in zip(words, known, strict=True)
+    )
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_\s]+", name.casefold()) if word]
 
 
 def _letters(name: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.cli import flags, signals, terminal
 from jaxlab.cli.terminal import Console
 from jaxlab.config import LAST, Config, Resolved, warn_of_random_frozen_layers
@@ -159,7 +159,6 @@ def fine_tune(
     """
     stages.start()
     given = settings if dataset is None else {"dataset": dataset, **settings}
-    flags.require_known(Config, given)
     config = resume.complete(given)
     if config.check:
         raise UsageError(
@@ -219,7 +218,7 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
     stages.begin("preparing the run")
     with (
         run_folder.locked(folder, console.log),
-        runtime.pinned(),
+        environment.pinned(),
         runtime.memory_errors_explained(
             f"{device} does not have enough memory for batches of {config.batch_size} "
             f"images of {config.image_size}×{config.image_size}; lower --batch-size or "
@@ -364,7 +363,10 @@ def _feature_store(task: Task, needed: int) -> Any:
     try:
         cache = disk.cache_folder() / "features"
     except OSError as error:
-        task.console.log(f"warning: features are not kept: {error.strerror}")
+        task.console.log(
+            f"warning: features are not kept: {error.strerror}; set JAXLAB_HOME to a "
+            "writable folder"
+        )
         return None
     leave = needed if disk.on_one_disk(cache, task.folder) else 0
     return ArrayStore(cache, size, leave=leave)
@@ -433,7 +435,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             return state
         return ValidatedState.of(state, network.trainable)
 
-    environment = runtime.environment(task.device)
+    now = environment.recorded(task.device)
     saved = None
     if then is not None and config.resume is not None:
         saved = resume.checkpoint_to_resume(checkpoints, config.resume, log)
@@ -447,7 +449,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             offline=config.offline,
             log=console.shown,
         )
-        record = Record.of(config, task.data, task.preprocess, weights, environment)
+        record = Record.of(config, task.data, task.preprocess, weights, now)
         return Start(first_state(params), Progress(), record)
     progress = Progress.from_checkpoint(saved.about)
     if config.epochs < progress.epochs_begun:
@@ -458,8 +460,8 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     log(f"resumed from step {saved.step}")
     template = jax.eval_shape(first_state, network.shapes)
     state = jax.tree.map(jnp.array, unflatten_like(template, saved))
-    resume.warn_if_environment_changed(then, environment, log)
-    return Start(state, progress, then.resumed(config, saved.step, environment))
+    resume.warn_if_environment_changed(then, now, log)
+    return Start(state, progress, then.resumed(config, saved.step, now))
 
 
 def _draw_missing(task: Task, rows: list[dict[str, float]], missing: list[str]) -> Run:

@@ -1,10 +1,11 @@
 """The public functions that belong to no command: data and networks from Python."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlab.cli import terminal
+from jaxlab.cli import flags, terminal
 from jaxlab.config import Config, resolved
 from jaxlab.data.dataset import Dataset
 from jaxlab.errors import UsageError, did_you_mean, help_of
@@ -29,6 +30,7 @@ def load_data(
     exclude: str | os.PathLike | None = None,
     check: bool = False,
     log: bool = True,
+    **unknown: Any,
 ) -> Dataset:
     """Return images with labels: `data.train`, `data.test` and `data.class_names`.
 
@@ -44,11 +46,11 @@ def load_data(
     the data have such a split: `data.validation`. Pictures of a folder in whose paths
     the regular expression `group` finds the same text stay together. `train_size` and
     `test_size` choose a fixed, class-balanced part. The pictures of a folder are
-    resized to `image_size`, by default 224, after a centre crop with `crop`; arrays
-    keep their size, and are refused with these arguments. `data_dir`, `manual_dir` and
-    `offline` are those of the command, as are `exclude`, a file that lists pictures to
-    leave out of a folder, and `check`, which prints such a list of all unusable
-    pictures before the error.
+    resized to `image_size`, by default 224, after a centre crop with `crop`; images of
+    one size, as arrays and mnist5k are, keep it, and are refused with these arguments.
+    `data_dir`, `manual_dir` and `offline` are those of the command, as are `exclude`, a
+    file that lists pictures to leave out of a folder, and `check`, which prints such a
+    list of all unusable pictures before the error.
 
     Raises UsageError for a wrong argument, InputError for unusable data, NetworkError
     if a download is needed and impossible.
@@ -60,6 +62,8 @@ def load_data(
     >>> load_data((images, labels), class_names=["cat", "dog"]).class_names
     ('cat', 'dog')
     """
+    own = inspect.signature(load_data).parameters
+    flags.require_known(Config, unknown, ("class-names",), only=own)
     is_name = isinstance(source, (str, os.PathLike))
     given: dict[str, Any] = {  # whose types are checked by Config
         "dataset": source if is_name else "mnist5k",
@@ -77,9 +81,8 @@ def load_data(
     }
     config = Config(**given)
     if not is_name:
+        _refuse_a_size("arrays", image_size, crop)
         _refuse_for_arrays(
-            image_size,
-            crop,
             group=group,
             data_dir=data_dir,
             manual_dir=manual_dir,
@@ -95,6 +98,8 @@ def load_data(
     console = terminal.PYTHON if log else terminal.SILENT
     size = Preprocess.image_size if image_size is None else image_size
     data = load_of(config, Preprocess(size, config.crop), console)
+    if not data.resized:
+        _refuse_a_size(data.name, image_size, crop)
     if data.note:
         console.log(f"{data.name}: {data.note}")
     return data
@@ -122,20 +127,22 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
     )
 
 
-def _refuse_for_arrays(
-    image_size: int | None, crop: bool | None, **others: str | os.PathLike | None
-) -> None:
+def _refuse_for_arrays(**given: str | os.PathLike | None) -> None:
     """Raise UsageError for an argument that applies to folders and datasets only."""
-    for name, value in others.items():
+    for name, value in given.items():
         if value is not None:
             raise UsageError(f"{name}: cannot be combined with arrays; leave it out")
+
+
+def _refuse_a_size(source: str, image_size: int | None, crop: bool | None) -> None:
+    """Raise UsageError for arguments that resize images which keep their size."""
     if image_size is None and crop is None:
         return
     size = 224 if image_size is None else image_size
     ending = "" if crop is None else f", crop={crop}"
     raise UsageError(
         f"{'crop' if image_size is None else 'image_size'}: cannot be combined with "
-        "arrays, which keep their size; resize them as they are used, with "
+        f"{source}, whose images keep their size; resize them as they are used, with "
         f"preprocess=jaxlab.Preprocess({size}{ending})"
     )
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean
@@ -162,7 +162,7 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         offline=config.offline,
         progress=terminal.progress_bar,
     )
-    with run_folder.locked(folder, terminal.log), runtime.pinned():
+    with run_folder.locked(folder, terminal.log), environment.pinned():
         run_folder.remove_run(folder)
         return _lab(config, variants, data, device, folder)
 
@@ -200,7 +200,7 @@ def _lab(
     content = {
         "settings": dataclasses.asdict(config),
         "dataset": {"name": data.name, "sha256": data.fingerprint()},
-        **runtime.environment(device),
+        **environment.recorded(device),
         "rule": RULE,
         "variants": results,
     }

@@ -1,4 +1,4 @@
-"""The process of a run: JAX's device, settings, memory, compiled programs and clock.
+"""The process of a run: JAX's device, memory, compiled programs and clock.
 
 It is one file because all of it is set up, or asked for, where a command begins.
 """
@@ -7,35 +7,25 @@ import contextlib
 import ctypes
 import errno
 import functools
-import importlib.metadata
 import os
 import platform
 import re
 import sys
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from jaxlab.environment import import_jax, warn_of_misspelt_variables
 from jaxlab.errors import JaxlabError, UsageError, did_you_mean
 from pretrained.disk import cache_folder, cosmetic
 from pretrained.errors import install, one_line
 
-# The packages whose versions can change a result.
-_PACKAGES = (
-    "jaxlab",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "numpy",
-    "pillow",
-    "safetensors",
-)
 COMPILED_BYTES = 1 << 30  # limit of the compilation cache; a run adds about 1 MB
 CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
@@ -51,17 +41,6 @@ _OWN_FILTERS = (
 )
 
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu", "metal")
-# JAX's defaults of settings that change results and that no context manager sets.
-_OWN_VALUES = {
-    "jax_random_seed_offset": 0,
-    "jax_high_dynamic_range_gumbel": False,
-    "jax_disable_most_optimizations": False,
-    "jax_optimization_level": "UNKNOWN",
-    "jax_check_tracer_leaks": False,
-}
-# They are read when the compiler or a library of the device is loaded.
-_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-
 _MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 
 # Parameter numbers of glibc's mallopt, from malloc.h.
@@ -87,7 +66,8 @@ def set_up(
     """
     if owns_process:
         _keep_freed_memory()
-    _import_jax()
+    import_jax()
+    warn_of_misspelt_variables(log)
     try:
         device = device_name()
     # JAX raises AssertionError without a message if the platform's plugin is missing.
@@ -118,7 +98,7 @@ def settings_restored() -> Iterator[None]:
     Otherwise, the programs that it compiles afterwards would be stored in the cache
     folder, too. Of several threads, the last one to leave its block undoes it.
     """
-    _import_jax()
+    import_jax()
     import jax
 
     global _before
@@ -155,72 +135,6 @@ def _restore(settings: dict[str, Any], filters: list[Any]) -> None:
             now.remove(each)
 
 
-def _import_jax() -> None:
-    try:
-        import jax  # noqa: F401
-    except ValueError as error:
-        # JAX reads its variables when it is imported. The message names the variable,
-        # or the setting of the same name.
-        named = re.search(r"jax_[a-z0-9_]+", str(error), re.IGNORECASE)
-        name = named[0].upper() if named else ""
-        if name not in os.environ:
-            raise
-        raise UsageError(
-            f"{name}: JAX does not accept {os.environ[name]!r}; unset it, or set it to "
-            "a value that JAX's documentation names"
-        ) from error
-
-
-@contextlib.contextmanager
-def pinned() -> Iterator[None]:
-    """Use JAX's own values of the settings that change results, in this thread.
-
-    The environment or the caller may have set others, with which the same config would
-    give another model, or none. They are in effect again after the block.
-    """
-    import jax
-
-    now = jax.config.values
-    globally = {name: own for name, own in _OWN_VALUES.items() if now[name] != own}
-    before = {name: now[name] for name in globally}
-    with contextlib.ExitStack() as stack:
-        stack.callback(_update, before)
-        _update(globally)
-        stack.enter_context(jax.enable_x64(False))
-        stack.enter_context(jax.default_prng_impl("threefry2x32"))
-        stack.enter_context(jax.threefry_partitionable(True))
-        stack.enter_context(jax.default_matmul_precision(None))
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-        stack.enter_context(jax.disable_jit(False))
-        stack.enter_context(jax.softmax_custom_jvp(False))
-        stack.enter_context(jax.enable_custom_prng(False))
-        stack.enter_context(jax.legacy_prng_key("allow"))
-        # These stop or slow down a program, as its own checks need not.
-        stack.enter_context(jax.debug_nans(False))
-        stack.enter_context(jax.debug_infs(False))
-        stack.enter_context(jax.debug_key_reuse(False))
-        stack.enter_context(jax.transfer_guard("allow"))
-        yield
-
-
-def _update(settings: Mapping[str, Any]) -> None:
-    import jax
-
-    for name, value in settings.items():
-        jax.config.update(name, value)
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Return what results depend on besides a config: for the record of a run."""
-    return {"device": device, "versions": versions(), "variables": variables()}
-
-
-def variables() -> dict[str, str]:
-    """Return the variables that change results and cannot be pinned; "" if unset."""
-    return {name: os.environ.get(name, "") for name in _VARIABLES}
-
-
 def device_name() -> str:
     """Return the name of JAX's device; for a CPU, with the processor's model.
 
@@ -248,12 +162,6 @@ def processor() -> str:
     flags = fields.get("flags", "").split()
     widest = next((f" with {sets[flag]}" for flag in sets if flag in flags), "")
     return fields.get("model name", platform.machine()) + widest
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **installed}
 
 
 def memory_bytes() -> int:
@@ -323,13 +231,17 @@ def _keep_freed_memory() -> None:
 def _keep_compiled_programs(log: Callable[[str], None]) -> None:
     import jax
 
-    # JAX adds its options to the config at run time, so the config's type lacks them.
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
-        return  # the user has set a cache folder
-    folder = Path("compiled")
     for pattern in _OWN_FILTERS:
         warnings.filterwarnings("ignore", pattern.pattern)
+    # JAX adds its options to the config at run time, so the config's type lacks them.
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    variable = "JAXLAB_HOME" if chosen is None else "JAX_COMPILATION_CACHE_DIR"
+    folder = Path("compiled" if chosen is None else chosen)
     try:
+        if chosen is not None:
+            if "://" not in chosen:  # else a folder of a cloud, which JAX can write to
+                _require_writable(folder)
+            return
         folder = cache_folder() / folder
         # Only the owner may write here, because the programs are executed.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -341,8 +253,9 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
     except OSError as error:
         log(
             one_line(
-                f"warning: {folder}: {error.strerror}; compiled programs are not saved "
-                "for the next run; set JAXLAB_HOME to a writable folder"
+                f"warning: {error.filename or folder}: {error.strerror}; compiled "
+                "programs are not saved for the next run; set "
+                f"{variable} to a writable folder"
             )
         )
         return
@@ -350,6 +263,13 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
         CACHE_SETTINGS, (str(folder), COMPILED_BYTES, 0.0), strict=True
     ):
         jax.config.update(name, value)
+
+
+def _require_writable(folder: Path) -> None:
+    """Create the folder if it does not exist; raise OSError if it is not writable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _is_own(folder: Path) -> bool:

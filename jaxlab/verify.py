@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": device,
         "matmul_precision": "highest",
         "versions": {
-            **runtime.versions(),
+            **environment.versions(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         },
@@ -297,7 +297,7 @@ def compare(
     model.load_state_dict(state_dict, strict=True)
     rows = []
     for precision in BARS:
-        with runtime.pinned(), jax.enable_x64(precision == "float64"):
+        with environment.pinned(), jax.enable_x64(precision == "float64"):
             for height, width in SIZES:
                 shape = (IMAGES, height, width, 3)
                 images = np.random.default_rng(0).standard_normal(shape)

@@ -80,8 +80,8 @@ def cache_folder() -> Path:
             return Path(home).expanduser()
         return platformdirs.user_cache_path("jaxlab")
     except RuntimeError as error:
-        advice = "the home folder is unknown; set JAXLAB_HOME to a folder"
-        raise FileNotFoundError(errno.ENOENT, advice, home or "~") from error
+        why = "the home folder is unknown"
+        raise FileNotFoundError(errno.ENOENT, why, home or "~/.cache") from error
 
 
 def on_one_disk(*paths: Path) -> bool:

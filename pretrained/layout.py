@@ -86,7 +86,7 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
         {**state_dict, **absent}, counts, {row.torch: row.shape for row in table}
     )
     if problems:
-        advice = advice_on(list(map(str, state_dict)), table)
+        advice = advice_on(state_dict, table)
         # The advice comes first because the list is long for a different network.
         raise WeightsError(f"state_dict: {advice} ({listed(problems)})")
     variables: Variables = {}

@@ -1,5 +1,7 @@
 """Describe tensors that do not fit a key table, and suggest what to pass instead."""
 
+import os
+import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +24,11 @@ _FAMILIES = {
     "an Inception v3": ("Mixed_5b.",),
     "a ShuffleNet": ("stage2.0.branch",),
 }
+# Under which names training programs keep the weights, the usual ones first.
+_STATE_DICTS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module"),
+    *("params", "params_ema", "weights", "ema", "backbone"),
+)
 # What wrappers of a model, or of a part of it, put into keys.
 _WRAPPERS = {
     "module.": ", as DataParallel saves them",
@@ -98,26 +105,21 @@ def listed(problems: list[str]) -> str:
     return listed + (f"; and {more:,} more" if more > 0 else "")
 
 
-def advice_on(names: list[str], table: Iterable[Row]) -> str:
+def advice_on(state_dict: Mapping[Any, Any], table: Iterable[Row]) -> str:
     """Return what keys that do not fit probably belong to, and what to pass instead."""
+    names = [str(name) for name in state_dict]
     expected = {row.torch for row in table}
-    if found := _wrappers_in(names, expected):
-        pairs = "".join(f".replace({wrapper!r}, '')" for wrapper in found)
-        said = " and ".join(f"{w!r}{_WRAPPERS[w]}" for w in found)
-        return (
-            f"keys contain {said}; pass {{k{pairs}: v for k, v in state_dict.items()}}"
-        )
-    prefix = names[0].split(".")[0] + "." if names else ""
-    if {name.removeprefix(prefix) for name in names} & expected and not (
-        expected & set(names)
-    ):
-        return (
-            f"every key starts with {prefix!r}; pass {{k.removeprefix({prefix!r}): v "
-            "for k, v in state_dict.items()}"
-        )
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if wrapper in names:
-            return f"this is a training checkpoint; pass checkpoint[{wrapper!r}]"
+    if inner := inner_state_dict(state_dict):
+        return f"this is a training checkpoint; pass checkpoint[{inner!r}]"
+    wrappers, prefix = _added_to(names, expected)
+    if wrappers or prefix:
+        said = " and ".join(f"{w!r}{_WRAPPERS[w]}" for w in wrappers)
+        what = [f"keys contain {said}"] if wrappers else []
+        what += [f"every key starts with {prefix!r}"] if prefix else []
+        plain = "".join(f".replace({wrapper!r}, '')" for wrapper in wrappers)
+        plain += f".removeprefix({prefix!r})" if prefix else ""
+        renamed = f"{{k{plain}: v for k, v in state_dict.items()}}"
+        return f"{', and '.join(what)}; pass {renamed}"
     if set(names) != expected:
         for family, starts in _FAMILIES.items():
             if all(any(name.startswith(start) for name in names) for start in starts):
@@ -130,9 +132,31 @@ def advice_on(names: list[str], table: Iterable[Row]) -> str:
     return "pass the float32 state_dict of the expected network from torchvision.models"
 
 
-def _wrappers_in(names: list[str], expected: set[str]) -> list[str]:
-    """Return the wrappers without which most of the names are expected ones."""
-    found = [w for w in _WRAPPERS if any(f".{w}" in f".{name}" for name in names)]
-    for wrapper in found:
+def inner_state_dict(checkpoint: Mapping[Any, Any]) -> str | None:
+    """Return the key of the weights in a training checkpoint, or None if it is none.
+
+    A checkpoint holds the state of an optimizer and more beside the weights, each a
+    dict of its own. The usual names come first, then any that sounds like weights.
+    """
+    inner = [
+        str(key) for key, value in checkpoint.items() if isinstance(value, Mapping)
+    ]
+    sounds = [key for key in inner if re.search("model|net|weight|state_dict", key)]
+    for key in (*_STATE_DICTS, *sounds):
+        if key in inner and not re.search("optim|sched|scaler", key):
+            return key
+    return None
+
+
+def _added_to(names: list[str], expected: set[str]) -> tuple[list[str], str]:
+    """Return the wrappers and the prefix without which most names are expected ones."""
+    wrappers = [w for w in _WRAPPERS if any(f".{w}" in f".{name}" for name in names)]
+    for wrapper in wrappers:
         names = [name.replace(wrapper, "") for name in names]
-    return found if 2 * len(expected & set(names)) > len(expected) else []
+    parts = os.path.commonprefix(names).split(".")[:-1]
+    for count in range(len(parts) + 1):
+        prefix = "".join(f"{part}." for part in parts[:count])
+        rest = {name.removeprefix(prefix) for name in names}
+        if 2 * len(expected & rest) > len(expected):
+            return wrappers, prefix
+    return [], ""

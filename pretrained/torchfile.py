@@ -19,6 +19,7 @@ import numpy as np
 
 from pretrained.disk import NotRegular, atomic_write_weights, open_regular
 from pretrained.errors import WeightsError, one_line
+from pretrained.misfit import inner_state_dict
 from pretrained.sources import SOURCES
 from pretrained.unpickle import (
     GET_AGAIN,
@@ -307,12 +308,11 @@ def _checked(value: Any) -> dict[str, Tensor]:
     if type(value) not in (dict, OrderedDict):
         raise Refusal(f"holds {_kind(value)}, not a state_dict; {SAVE_AGAIN}")
     if any(type(tensor) is not Tensor for tensor in value.values()):
-        for name in ("state_dict", "model_state_dict", "model"):
-            if type(value.get(name)) in (dict, OrderedDict):
-                raise Refusal(
-                    f"is a training checkpoint; save only its [{name!r}] with "
-                    "torch.save(checkpoint[...], FILE)"
-                )
+        if name := inner_state_dict(value):
+            raise Refusal(
+                f"is a training checkpoint; save only its [{name!a}] with "
+                "torch.save(checkpoint[...], FILE)"
+            )
     for name, tensor in value.items():
         if type(tensor) is not Tensor:
             raise Refusal(f"{name!a} is {_kind(tensor)}, not a tensor; {SAVE_AGAIN}")

@@ -12,19 +12,21 @@ from jaxlab.data.load import load
 from jaxlab.errors import UsageError, did_you_mean
 
 MEANT = {
-    "dataset": "data data-path",
+    "dataset": "data data-path image_dir img_dir data-root",
     "validation-fraction": "val-split validation-split validation_split val-fraction",
     "train-size": "train-num-samples",
     "image-size": "img-size imgsz input-size train-crop-size val-crop-size",
     "workers": "j num-workers num_workers",
     "model": "arch",
-    "weights": "pretrained pretrained-path initial-checkpoint",
+    "weights": "pretrained pretrained-path initial-checkpoint model_path",
+    "freeze": "freeze-layers freeze_backbone",
+    "resume": "resume_from resume_from_checkpoint",
     "precision": "amp amp-dtype model-dtype",
     "epochs": "num-epochs num_train_epochs epoch n-epochs",
     "batch-size": "b batch batchsize per_device_train_batch_size",
     "optimizer": "opt optim",
     "lr": "learning-rate learning_rate learningrate lr0 lr-base",
-    "l2": "wd weight-decay weight_decay",
+    "l2": "wd weight-decay weight_decay weight_decay_rate",
     "class-weights": "class_weight class-weight",
     "schedule": "lr-scheduler sched cos_lr scheduler lr_scheduler_type",
     "lr-step": "lr-step-size decay-epochs step-size",
@@ -32,7 +34,7 @@ MEANT = {
     "warmup-epochs": "lr-warmup-epochs warmup_epochs",
     "patience": "early-stopping early-stopping-patience",
     "seed": "random-seed random_state",
-    "out": "output output-dir project name experiment",
+    "out": "output output-dir out-dir project name experiment",
     "overwrite": "exist_ok overwrite_output_dir",
     "checkpoint-every": "save_period",
     "keep": "checkpoint-hist",
@@ -65,6 +67,7 @@ dropout val plots hsv_h hsv_s hsv_v degrees translate shear perspective flipud f
 mosaic copy_paste erasing unfreeze test
 x y callbacks validation_data shuffle sample_weight initial_epoch steps_per_epoch
 validation_steps validation_freq
+lr-decay-style img_dim_order max-steps eval-batch-size val_dir unfreeze-layers head-lr
 """
 
 
@@ -115,6 +118,8 @@ def test_a_slip_of_the_hand_is_understood(typed, meant):
     [
         ({"optimizer": "adamw"}, "adam"),
         ({"optimizer": "SGD"}, "sgd"),
+        ({"optimizer": "torch.optim.SGD"}, "sgd"),
+        ({"optimizer": "optax.adam"}, "adam"),
         ({"precision": "fp16"}, "bfloat16"),
         ({"precision": "bf16"}, "bfloat16"),
         ({"precision": "float16"}, "bfloat16"),

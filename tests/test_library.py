@@ -735,13 +735,45 @@ WRONG = {
     ),
     "load_data image_size": (
         lambda d: jaxlab.load_data((d.train.images, d.train.labels), image_size=224),
-        "image_size: cannot be combined with arrays, which keep their size; resize "
-        "them as they are used, with preprocess=jaxlab.Preprocess(224)",
+        "image_size: cannot be combined with arrays, whose images keep their size; "
+        "resize them as they are used, with preprocess=jaxlab.Preprocess(224)",
     ),
     "load_data crop": (
         lambda d: jaxlab.load_data((d.train.images, d.train.labels), crop=False),
-        "crop: cannot be combined with arrays, which keep their size; resize them as "
-        "they are used, with preprocess=jaxlab.Preprocess(224, crop=False)",
+        "crop: cannot be combined with arrays, whose images keep their size; resize "
+        "them as they are used, with preprocess=jaxlab.Preprocess(224, crop=False)",
+    ),
+    "load_data image_size of digits": (
+        lambda d: jaxlab.load_data("mnist5k", image_size=64),
+        "image_size: cannot be combined with mnist5k, whose images keep their size; "
+        "resize them as they are used, with preprocess=jaxlab.Preprocess(64)",
+    ),
+    "load_data source": (
+        lambda d: jaxlab.load_data("mnist6k"),
+        "source: 'mnist6k' is neither mnist5k, nor a folder",
+    ),
+    "load_data argument": (
+        lambda d: jaxlab.load_data(val_fraction=0.1),
+        "val_fraction: unknown setting; did you mean validation_fraction?",
+    ),
+    "load_data argument of fine_tune": (
+        lambda d: jaxlab.load_data(learning_rate=0.1),
+        "learning_rate: unknown setting; see help(jaxlab.load_data)",
+    ),
+    "load_data test_fraction": (
+        lambda d: jaxlab.load_data("mnist5k", test_fraction=0.3),
+        "test_fraction: 0.3, but the data have a test split already; leave it out",
+    ),
+    "load_data test_fraction of arrays": (
+        lambda d: jaxlab.load_data(
+            ((d.train.images, d.train.labels), (d.test.images, d.test.labels)),
+            test_fraction=0.3,
+        ),
+        "test_fraction: 0.3, but the data have a test split already; leave it out",
+    ),
+    "Config argument": (
+        lambda d: jaxlab.Config(val_split=0.1),
+        "val_split: unknown setting; did you mean validation_fraction?",
     ),
     "load_data folder": (
         lambda d: jaxlab.load_data((d.train.images, d.train.labels), data_dir="a"),

@@ -127,6 +127,19 @@ def test_the_table_the_json_and_the_csv_agree(run, capsys):
     assert abs(sum(float(row[3]) for row in rows[1:]) - 1) < 1e-4 and len(rows) == 11
 
 
+def test_flags_may_stand_between_the_run_and_the_pictures(run, capsys):
+    folder, digits = map(str, run)
+    expected = answers(
+        folder, f"{digits}/7", f"{digits}/8", "--top", "1", capsys=capsys
+    )
+    found = answers(
+        folder, "--top", "1", f"{digits}/7", "--offline", f"{digits}/8", capsys=capsys
+    )
+    assert found == expected and len(found[0]["top"]) == 1
+    with pytest.raises(UsageError, match="topp: unknown setting; did you mean top"):
+        predict.main([folder, "--topp", "1", digits])
+
+
 def test_patterns_and_folders_are_searched_once(run, capsys):
     folder, digits = run
     pattern = f"{digits}/**/*.png"

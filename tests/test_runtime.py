@@ -118,6 +118,12 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_without(tmp_path):
     assert said == "None"
     (line,) = stderr.splitlines()
     assert line.startswith(f"warning: {tmp_path}/file/compiled: Not a directory; ")
+    said, stderr = script(SET_UP, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file/own"))
+    (line,) = stderr.splitlines()
+    assert line == (
+        f"warning: {tmp_path}/file/own: Not a directory; compiled programs are not "
+        "saved for the next run; set JAX_COMPILATION_CACHE_DIR to a writable folder"
+    )
 
 
 @pytest.fixture

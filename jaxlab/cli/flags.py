@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlab.errors import UsageError, did_you_mean, shown
@@ -117,7 +117,8 @@ def parse(
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
         _add(group, field, hints[field.name])
-    values, unknown = parser.parse_known_args(argv)
+    # Intermixed, so that a flag may stand between a run and its pictures.
+    values, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         if not unknown[0].startswith("-"):
             raise UsageError(f"{unknown[0]}: unexpected argument; see --help")
@@ -142,16 +143,22 @@ def validate(config: Any) -> None:
 
 
 def require_known(
-    config_type: type, names: Iterable[str], others: Sequence[str] = ()
+    config_type: type,
+    names: Iterable[str],
+    others: Sequence[str] = (),
+    *,
+    only: Container[str] | None = None,
 ) -> None:
     """Raise UsageError for the first of the names that is not a field.
 
-    `others` are further arguments, which may be meant.
+    `others` are further arguments, which may be meant. With `only`, the other fields
+    are not known either.
     """
     known = {field.name for field in dataclasses.fields(config_type)}
     for name in names:
-        if name not in known:
-            raise _unknown(config_type, f"--{name.replace('_', '-')}", others)
+        if name not in known or (only is not None and name not in only):
+            flag_name = f"--{name.replace('_', '-')}"
+            raise _unknown(config_type, flag_name, others, only)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,9 +168,16 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}; see --help")
 
 
-def _unknown(config_type: type, name: str, others: Sequence[str] = ()) -> UsageError:
+def _unknown(
+    config_type: type,
+    name: str,
+    others: Sequence[str] = (),
+    only: Container[str] | None = None,
+) -> UsageError:
     fields = [
-        f for f in dataclasses.fields(config_type) if not f.metadata["positional"]
+        f
+        for f in dataclasses.fields(config_type)
+        if not f.metadata["positional"] and (only is None or f.name in only)
     ]
     synonyms = {
         f"--{synonym}": _flag_of(field)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.data.dataset import Dataset, Split
-from jaxlab.data.selection import split_examples
+from jaxlab.data.selection import TEST_FRACTION, split_examples
 from jaxlab.errors import UsageError
 from pretrained.errors import counted
 
@@ -17,7 +17,7 @@ def load_arrays(
     *,
     class_names: Sequence[str] | None = None,
     test: tuple[Any, Any] | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
     validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,

@@ -37,7 +37,7 @@ from jaxlab.data.pictures import (
     images_of,
 )
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.data.selection import content_order, split_examples
+from jaxlab.data.selection import check_fractions, content_order, split_examples
 from jaxlab.errors import InputError, UsageError
 from pretrained.errors import counted
 
@@ -80,8 +80,8 @@ def load_folder(
     Raises InputError if the folder does not exist, has another layout, has too few
     pictures to split, or contains a file that is not a usable picture; the message
     lists all such files by kind. Raises UsageError if a split has fewer pictures than
-    `train_size` or `test_size`, if `group` is given for a folder with splits of its
-    own, and if it separates nothing.
+    `train_size` or `test_size`, if `group` or a fraction is given for a folder that has
+    such splits of its own, and if `group` separates nothing.
     """
     roots = split_folders(root)
     if group is not None and "" not in roots:
@@ -89,6 +89,7 @@ def load_folder(
             f"--group: {root} is split into folders already, which stay as they are; "
             "leave it out"
         )
+    check_fractions(roots, test_fraction, validation_fraction)
     exclusion = Exclusion(root, exclude)
     class_names, files, problems = _scan(root, roots, exclusion, log)
     exclusion.require_all()

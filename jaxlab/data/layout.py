@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-from jaxlab.data.files import is_litter, is_run
+from jaxlab.data.files import is_litter, is_run, listed
 from jaxlab.errors import InputError
 
 # The words for a split, without the affixes below. Keras, torchvision, Roboflow,
@@ -131,7 +131,7 @@ def _refuse_other_layouts(
     """Raise InputError if folders without class folders are splits nevertheless."""
     if len(named) == len(folders) > 1:
         raise InputError(
-            f"{root}: {', '.join(folders)} hold no class folders, so nothing says what "
+            f"{root}: {listed(folders)} hold no class folders, so nothing says what "
             f"their pictures show; {_HINT}"
         )
     inside = [
@@ -141,8 +141,8 @@ def _refuse_other_layouts(
     below = [set(class_folders(folder)) for folder in folders.values()]
     if len(below) > 1 and len(below[0]) > 1 and all(each == below[0] for each in below):
         raise InputError(
-            f"{root}: {', '.join(list(folders)[:3])} hold the same folders, "
-            f"{', '.join(sorted(below[0])[:3])}, as splits do; {_HINT}"
+            f"{root}: {listed(folders)} hold the same folders, "
+            f"{listed(sorted(below[0]))}, as splits do; {_HINT}"
         )
     if inside and all("train" in splits and len(splits) > 1 for splits in inside):
         raise InputError(
@@ -164,9 +164,12 @@ def _refuse_what_is_unclear(
     if twice:
         problem = f"{' and '.join(twice[0])} are the same split"
     elif others:
-        problem = f"holds {', '.join(others[:3])} beside {', '.join(named)}"
+        problem = (
+            f"holds {listed(others)} beside {', '.join(named)}; move what is no split "
+            "to another folder"
+        )
     elif empty:
-        problem = f"{', '.join(empty)} holds no class folders, and so no labels"
+        problem = f"{listed(empty)} holds no class folders, and so no labels"
     elif "train" not in by_split:
         problem = f"holds {', '.join(named)}, but no folder train"
     elif len(by_split) == 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxlab.data.dataset import Dataset, ProgressBar, no_progress
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.data.selection import TEST_FRACTION, check_fractions
 from jaxlab.errors import UsageError, did_you_mean
 
 EMBEDDED = "mnist5k"
@@ -41,7 +42,7 @@ def load(
     *,
     train_size: int | None = None,
     test_size: int | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
     validation_fraction: float = 0.0,
     group: str | None = None,
     data_dir: str | None = None,
@@ -58,22 +59,23 @@ def load(
     None, and `exclude` for everything else. All other arguments are those of
     `load_folder` and `load_tfds`, whose docstrings also list what is raised.
     """
-    is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    looks_so = os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    is_folder = looks_so and name != EMBEDDED
     if exclude is not None and not is_folder:
         raise UsageError(
             f"--exclude: {name} is not a folder, and has no files to leave out; pass "
             "it with a folder only"
         )
-    # Imported only when needed: each source depends on packages of its own.
-    is_folder = os.path.isdir(name) or name.startswith((".", "~", os.sep))
-    if group is not None and (name == EMBEDDED or not is_folder):
+    if group is not None and not is_folder:
         raise UsageError(
             f"--group: {name} is not a folder, whose paths could name groups; leave it "
             "out"
         )
+    # Imported only when needed: each source depends on packages of its own.
     if name == EMBEDDED:
         from jaxlab.data.digits import mnist5k
 
+        check_fractions({"test"}, test_fraction, validation_fraction)
         return mnist5k(validation_fraction).first(train_size, test_size)
     if is_folder:
         from jaxlab.data.image_folder import load_folder

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    GifImagePlugin,
+    Image,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from pretrained.disk import NotRegular, open_regular
 from pretrained.errors import install, one_line
@@ -104,9 +110,10 @@ def decode(content: bytes) -> np.ndarray:
     """Return the pixels of an encoded picture, uint8[h, w, c]; c is 1 for grey, else 3.
 
     They are those of the first frame, upright by its EXIF orientation. Transparency is
-    composited on white. Grey of 12 or 16 bits is scaled to 8 and rounded; colour of 16
-    bits keeps its high byte. Palettes, CMYK and YCbCr are converted to RGB. Metadata
-    that cannot be read is ignored, as are colour profiles.
+    composited on white, as is what the first frame of a GIF leaves open. Grey of 12 or
+    16 bits is scaled to 8 and rounded; colour of 16 bits keeps its high byte. Palettes,
+    CMYK and YCbCr are converted to RGB. Metadata that cannot be read is ignored, as are
+    colour profiles.
 
     Raises BadPicture, which says what the file is, for everything that cannot be
     decoded so: an empty or damaged file, an unknown format, more than 50 million pixels
@@ -141,13 +148,23 @@ def read_image(content: bytes) -> Image.Image:
             animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
             image.seek(0)
             sample = _Sample.of(image)  # of what load() forgets
+            drawn = None
+            if isinstance(image, GifImagePlugin.GifImageFile) and image.tile:
+                drawn = image.tile[0].extents
             image.load()
             plain = _plain(_turned(image), sample)
+            if drawn not in (None, (0, 0, *plain.size)):
+                # Pillow fills what a GIF's first frame leaves open with any colour.
+                white = Image.new(plain.mode, plain.size, "white")
+                white.paste(plain.crop(drawn), drawn)
+                plain = white
             plain.info = {"animated": animated}
             return plain
     except UnidentifiedImageError:
         if content[:4] in (b"II*\0", b"MM\0*"):
-            raise BadPicture(f"unsupported kind of TIFF; {_REMEDY}") from None
+            raise BadPicture(
+                "unsupported kind of TIFF", f"{_kind_of_tiff(content)}; {_REMEDY}"
+            ) from None
         if content.startswith((_PNG, b"\xff\xd8\xff")):
             raise BadPicture("damaged", "its beginning cannot be read") from None
         raise BadPicture("unknown image format") from None
@@ -176,6 +193,23 @@ def _opened(content: bytes) -> Image.Image:
 
     pillow_heif.register_heif_opener()
     return Image.open(file, formats=(*FORMATS, "HEIF"))
+
+
+def _kind_of_tiff(content: bytes) -> str:
+    """Return the tags that decide whether Pillow can decode a TIFF."""
+    file = io.BytesIO(content)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits = "+".join(map(str, tags.get(258, (1,))))
+        sample_format = tags.get(339, (1,))[0]
+    except (*_DAMAGE, TypeError):
+        return "its tags cannot be read"
+    return (
+        f"samples of {bits} bits, SampleFormat {sample_format}, "
+        f"PhotometricInterpretation {tags.get(262)}"
+    )
 
 
 def _without_text(content: bytes) -> bytes:

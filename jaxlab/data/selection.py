@@ -4,13 +4,14 @@ It is always the same: it depends on the images alone, not on how they are store
 a run's seed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 
 from jaxlab.errors import UsageError
 from pretrained.errors import counted
 
+TEST_FRACTION = 0.2  # of the examples of each class, if there is no test split
 SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
 VALIDATION_SEED = 1  # the same for the validation split
 
@@ -28,6 +29,26 @@ def checked_size(asked: int | None, available: int, flag: str) -> int:
             f"{available:,}; pass at most {available}"
         )
     return asked
+
+
+def check_fractions(
+    splits: Container[str], test_fraction: float, validation_fraction: float
+) -> None:
+    """Raise UsageError if a fraction is asked for of a split that the data have.
+
+    `splits` are the names of their splits. A fraction that equals its default is not
+    asked for.
+    """
+    asked = {
+        "test": (test_fraction, TEST_FRACTION),
+        "validation": (validation_fraction, 0),
+    }
+    for split, (fraction, default) in asked.items():
+        if split in splits and fraction != default:
+            raise UsageError(
+                f"--{split}-fraction: {fraction:g}, but the data have a {split} split "
+                "already; leave it out"
+            )
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -154,9 +175,10 @@ def split_examples(
     held out, if it is not 0. `groups`, int[n], are those of "train" that must stay on
     one side of both. Then the sizes choose from what is left.
 
-    Raises UsageError if a split has fewer examples than its size, or if there is a
-    validation split already.
+    Raises UsageError if a split has fewer examples than its size, or if a fraction is
+    asked for of a split that exists already.
     """
+    check_fractions(labels, test_fraction, validation_fraction)
     rest = np.arange(len(labels["train"]))
     splits = {name: (name, np.arange(len(labels[name]))) for name in labels}
     if "test" not in labels:
@@ -164,12 +186,6 @@ def split_examples(
         splits["test"] = "train", rest[held_out]
         rest = rest[~held_out]
     if validation_fraction:
-        if "validation" in labels:
-            raise UsageError(
-                f"--validation-fraction: {validation_fraction:g}, but the data have a "
-                f"validation split of {counted(len(labels['validation']), 'image')} "
-                "already; leave it out"
-            )
         held_out = stratified_split(
             labels["train"][rest],
             validation_fraction,

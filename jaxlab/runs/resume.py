@@ -177,7 +177,7 @@ def warn_if_environment_changed(
 ) -> None:
     """Log a warning if the device, versions or variables changed: so may rounding.
 
-    `environment` is that of this process; see `jaxlab.runtime.environment`.
+    `environment` is that of this process; see `jaxlab.environment.recorded`.
     """
     variables = environment["variables"]
     now = {**environment["versions"], "device": environment["device"], **variables}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.data.loaders import InMemory, Loader, OnDisk
 from jaxlab.errors import CorruptionError
 from jaxlab.training.epoch import fetch_lagged
@@ -69,7 +69,7 @@ def feature_loader(
         # The text contains every operation, constant, shape and precision.
         "program": hashlib.sha256(outputs.lowered.as_text().encode()).hexdigest(),
         "device": runtime.device_name(),
-        "environment": runtime.variables(),
+        "environment": environment.variables(),
         **facts,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

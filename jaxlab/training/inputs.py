@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.data.dataset import Dataset, ProgressBar, Split
 from jaxlab.data.loaders import InMemory, Loader, Streamed
 from jaxlab.data.pictures import Pictures
@@ -125,7 +125,7 @@ def feature_inputs(
     done: list[tuple[bool, int, float]] = []
     facts = {
         "preprocessing": dataclasses.asdict(preprocess),
-        "versions": runtime.versions(),
+        "versions": environment.versions(),
     }
     stages.begin("computing features")
     with progress(sum(map(len, to_store.values())), "features", "image") as bar:

@@ -21,7 +21,7 @@ def picture(seed=0, size=(40, 30)):
 
 def load(root, preprocess=SQUASH, **kwargs):
     said = []
-    kwargs = {"test_fraction": 0.25, "log": said.append, **kwargs}
+    kwargs = {"test_fraction": 0.2, "log": said.append, **kwargs}
     return load_folder(root, preprocess, **kwargs), said
 
 

@@ -179,6 +179,15 @@ def test_a_split_without_pictures_is_refused(tmp_path):
         load_folder(root, SQUASH, test_fraction=0.5, validation_fraction=0.5)
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_fraction_of_a_split_that_exists_is_refused(split, tmp_path):
+    root = tree(tmp_path, *classes("train", "val", "test"))
+    load(root, test_fraction=0.2)  # the default
+    with pytest.raises(UsageError, match=f"{split}_fraction: 0.4, but") as caught:
+        load(root, **{f"{split}_fraction": 0.4})
+    assert f"the data have a {split} split already; leave" in caught.value.text
+
+
 def test_the_line_about_split_folders_is_printed_by_load_data(tmp_path, capsys):
     tree(tmp_path, *classes("Train", "Val"))
     jaxlab.load_data(tmp_path, image_size=63)

@@ -191,6 +191,22 @@ def test_portable_maps_of_each_depth(most):
     np.testing.assert_array_equal(pixels(b"P6 " + header + colour.tobytes()), expected)
 
 
+@pytest.mark.parametrize("transparent_index", [None, 0])
+def test_what_the_first_frame_of_a_gif_leaves_open_is_white(transparent_index):
+    palette = bytes([255, 0, 0, 0, 255, 0])
+    inside = Image.fromarray(np.ones((3, 4), np.uint8))
+    inside.putpalette(palette)
+    place = struct.pack("<HHHH", 0, 0, 4, 3)
+    data = encoded(inside, "GIF", optimize=False).partition(b"\x2c" + place)[2][1:]
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 6, 0x80, 0, 0) + palette
+    if transparent_index is not None:
+        head += b"\x21\xf9\x04" + struct.pack("<BHBB", 1, 0, transparent_index, 0)
+    frame = b"\x2c" + struct.pack("<HHHHB", 2, 1, 4, 3, 0) + data
+    expected = np.full((6, 8, 3), 255, np.uint8)
+    expected[1:4, 2:6] = 0, 255, 0
+    np.testing.assert_array_equal(pixels(head + frame), expected)
+
+
 REFUSED = {
     "16-bit colour with a transparent one": png(COLOUR16, 16, 2, transparent(1, 2, 3)),
     "signed samples": tiff(
@@ -204,7 +220,13 @@ REFUSED = {
         COLOUR16.transpose(2, 0, 1).reshape(6, 8, 3), 16, 2, planes=3
     ),
     "damaged .its beginning cannot be read": b"\xff\xd8\xff" + bytes(99),
-    "unsupported kind of TIFF": tiff(GREY16 % 1024, 10),
+    "unsupported kind of TIFF .samples of 10 bits, SampleFormat 1": tiff(
+        GREY16 % 1024, 10
+    ),
+    "samples of 16 bits, SampleFormat 3": tiff(GREY16, 16, kind=3),
+    "samples of 8 bits, SampleFormat 4": tiff(GREY16.astype(np.uint8), 8, kind=4),
+    "16.16.16 bits, SampleFormat 3, Photo.* 2": tiff(COLOUR16, 16, 2, kind=3),
+    "unsupported kind of TIFF .its tags cannot be read": b"II*\0",
     "unknown image format": encoded(Image.fromarray(COLOUR), "TGA"),
     "floating-point pixels ": b"Pf\n8 6\n-1.0\n" + bytes(4 * 48),
 }

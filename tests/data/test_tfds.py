@@ -514,5 +514,5 @@ def test_a_validation_split_chooses_and_is_not_tested_on(validated, monkeypatch)
     data = load_tfds("mnist", data_dir=str(validated), log=said.append)
     sizes = {name: len(split) for name, split in data.splits.items()}
     assert sizes == {"train": 30, "validation": 40, "test": 20} and data.note == ""
-    with pytest.raises(UsageError, match="a validation split of 40 images already"):
+    with pytest.raises(UsageError, match="a validation split already"):
         load_tfds("mnist", data_dir=str(validated), validation_fraction=0.1)

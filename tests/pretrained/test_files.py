@@ -231,6 +231,26 @@ def small_change(name, change):
             lambda: {f"backbone.{k}": v for k, v in tensors_of_two().items()},
             "every key starts with 'backbone.'; pass {k.removeprefix('backbone.'): v",
         ),
+        (
+            lambda: {f"model.net.{k}": v for k, v in tensors_of_two().items()},
+            "every key starts with 'model.net.'; pass {k.removeprefix('model.net.'): v",
+        ),
+        (
+            lambda: {f"module.model.{k}": v for k, v in tensors_of_two().items()},
+            "pass {k.replace('module.', '').removeprefix('model.'): v for k, v in",
+        ),
+        (
+            lambda: {"net": tensors_of_two(), "epoch": 3},
+            "is a training checkpoint; save only its ['net'] with torch.save(",
+        ),
+        (
+            lambda: {"optimizer": {"state": {}}, "model_ema": tensors_of_two()},
+            "is a training checkpoint; save only its ['model_ema'] with torch.save(",
+        ),
+        (  # the weights are no mapping of a checkpoint here
+            lambda: {"optimizer_state_dict": {}, "lr_scheduler": {}},
+            "'optimizer_state_dict' is a dict, not a tensor",
+        ),
         (lambda: {}, "features.0.weight is missing; features.0.bias is missing"),
         (
             lambda: torch.nn.BatchNorm1d(3).state_dict(),

@@ -216,6 +216,10 @@ def changed(**changes):
             lambda: {"state_dict": full(), "epoch": 3},
             ["training checkpoint", "'state_dict'"],
         ),
+        (
+            lambda: {"optimizer": {}, "ema_model": full()},
+            ["training checkpoint; pass checkpoint['ema_model']"],
+        ),
         (dict, ["features.0.weight is missing", "classifier.6.bias is missing"]),
         (full_params, ["these look like Flax params", "to_torch"]),
         (lambda: [1, 2], ["expected a mapping", "got a list"]),

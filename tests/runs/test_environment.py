@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import AlexNet, Classifier, Preprocess, overfit, runtime
+from jaxlab import AlexNet, Classifier, Preprocess, environment, overfit, runtime
 from jaxlab.training import fit
 from tests.conftest import ROOT, assert_one_line, random_params
 from tests.runs.conftest import command
@@ -158,9 +158,16 @@ def test_other_compiler_flags_are_recorded_and_said_on_resume(
         ("JAX_NUM_CPU_DEVICES", "x", "JAX_NUM_CPU_DEVICES: JAX does not accept 'x'"),
         ("JAX_PLATFORMS", "gpuu", "JAX_PLATFORMS: 'gpuu' is not one of cpu, gpu, cuda"),
         ("JAX_PLATFORM_NAME", "cpuu", "JAX_PLATFORM_NAME: 'cpuu' is not one of cpu"),
+        (
+            "XLA_FLAGS",
+            "--xla_nope",
+            "XLA_FLAGS: XLA does not accept '--xla_nope': Unknown flag in XLA_FLAGS: "
+            "--xla_nope; unset it",
+        ),
+        ("XLA_FLAGS", "fast", "XLA does not accept 'fast': Could not open file"),
     ],
 )
-def test_a_misspelt_variable_is_one_line(name, value, message):
+def test_a_wrong_value_of_a_variable_is_one_line(name, value, message):
     process = subprocess.run(
         [sys.executable, "-m", "jaxlab.overfit"],
         cwd=ROOT,
@@ -170,6 +177,30 @@ def test_a_misspelt_variable_is_one_line(name, value, message):
         text=True,
     )
     assert_one_line(process, 2, message)
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("JAX_PLATFORM", "JAX_PLATFORMS"),
+        ("JAX_ENABLE_X46", "JAX_ENABLE_X64"),
+        ("JAX_DEBUG_NAN", "JAX_DEBUG_NANS"),
+        ("JAX_ENABLE_X64", None),
+        ("JAX_COORDINATOR_ADDRESS", None),  # no setting, but a variable of JAX's
+        ("JAXLAB_HOME", None),
+    ],
+)
+def test_a_variable_whose_name_is_almost_jax_s_is_a_warning(name, meant, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    said = []
+    environment.warn_of_misspelt_variables(said.append)
+    if meant is None:
+        assert said == []
+    else:
+        assert said == [
+            f"warning: {name}: JAX has no such variable and ignores it; did you mean "
+            f"{meant}?"
+        ]
 
 
 @pytest.mark.slow
