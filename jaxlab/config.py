@@ -356,11 +356,6 @@ class Config:
     offline: bool = flag(False, "open no network connection", on_resume=PER_PROCESS)
     debug: bool = flag(False, "show tracebacks", on_resume=PER_PROCESS)
 
-    def __new__(cls, *_: Any, **given: Any):
-        """Raise UsageError for a name that is no setting's."""
-        flags.require_known(cls, given)
-        return super().__new__(cls)
-
     def __post_init__(self):
         """Check every setting, then their combination."""
         if self.resume is not None:
@@ -371,6 +366,9 @@ class Config:
             _check_combination(self)
         else:
             _check_resume(self)
+
+
+Config.__init__ = flags.names_checked(Config.__init__)  # type: ignore[method-assign]
 
 
 class Resolved(Config):

@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlab.errors import UsageError, did_you_mean, shown
@@ -159,6 +159,21 @@ def require_known(
         if name not in known or (only is not None and name not in only):
             flag_name = f"--{name.replace('_', '-')}"
             raise _unknown(config_type, flag_name, others, only)
+
+
+def names_checked(init: Callable[..., None]) -> Callable[..., None]:
+    """Return the `__init__` of a dataclass that refuses unknown names with a guess.
+
+    Python itself would raise TypeError, without one. Help and type checkers still see
+    the dataclass's own signature.
+    """
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        require_known(type(self), given)
+        init(self, *args, **given)
+
+    return checked
 
 
 class _Parser(argparse.ArgumentParser):

@@ -168,8 +168,8 @@ class MaxPool(nn.Module):
 class AdaptiveAvgPool(nn.Module):
     """Averages over a fixed number of bins, torch.nn.AdaptiveAvgPool2d.
 
-    float[b, h, w, c] -> float[b, *output_size, c]; see `adaptive_avg_pool`. One number
-    stands for both sizes.
+    float[b, h, w, c] -> float[b, rows, columns, c], where `output_size` is both numbers
+    or one for both; see `adaptive_avg_pool`.
     """
 
     output_size: int | tuple[int, int]
@@ -183,7 +183,7 @@ class AdaptiveAvgPool(nn.Module):
 def adaptive_avg_pool(x: jax.Array, output_size: tuple[int, int]) -> jax.Array:
     """Average over the bins of torch.nn.AdaptiveAvgPool2d.
 
-    float[b, h, w, c] -> float[b, *output_size, c], for h and w of any size. On an axis
+    float[b, h, w, c] -> float[b, rows, columns, c], for h and w of any size. On an axis
     of n pixels and k bins, bin i reaches from floor(i·n/k) to ceil((i+1)·n/k), so bins
     may overlap, and n may be smaller than k. If n equals k, the axis is unchanged.
     """

@@ -153,7 +153,7 @@ def evaluate_split(
 ) -> tuple[Score, np.ndarray]:
     """Return the mean score and the predictions, int32[count], of `count` examples.
 
-    `load` yields the `Batch`es of an order of examples. Each example counts once; the
+    `load` yields each `Batch` of an order of examples. Each example counts once; the
     padding of the last batch is ignored.
 
     >>> import jaxlab, optax
