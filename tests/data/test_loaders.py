@@ -28,7 +28,9 @@ def test_an_order_visits_every_example_once_and_differs_by_seed_and_epoch():
     np.testing.assert_array_equal(kept, orders[0])
 
 
-@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_batches_are_those_from_memory(both, workers):
     whole, files = both
     order = epoch_order(12, seed=0, epoch=1)

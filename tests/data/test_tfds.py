@@ -111,6 +111,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.stress
 @needs_originals
 @pytest.mark.slow
 def test_fashion_mnist_is_prepared_and_its_pixels_are_the_original_files(tmp_path):
@@ -279,6 +280,7 @@ def test_a_damaged_original_fails_its_checksum(tmp_path):
     assert list(tmp_path.rglob("dataset_info.json")) == []
 
 
+@pytest.mark.slow
 def test_offline_and_not_prepared_names_three_ways_out(tmp_path):
     process = command(
         *("--dataset", "fashion_mnist", "--data-dir", tmp_path, "--offline"),
@@ -364,6 +366,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_of_dataset_ends_in_one_line_without_a_connection(tmp_path):
     script = [sys.executable, "-m", "tests.stress", "tfds", "--quick", *ENDINGS]
     process = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)

@@ -1,6 +1,7 @@
 """Test the confusion matrix and the content of its figure."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxlab.figures.confusion import confusion_matrix, draw_confusion
@@ -27,6 +28,7 @@ def test_the_confusion_picture_names_classes_counts_and_axes(tmp_path):
         assert min(picture.size) > 400
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_a_picture_that_memory_holds(tmp_path):
     labels = np.arange(1000)
     names = [f"class {n}" for n in labels]

@@ -22,6 +22,7 @@ NAMES = {
     "not UTF-8": "a\udcff",
     "another script": "猫",
 }
+QUICK = ("mathematics", "not UTF-8")
 
 
 def figures(name):
@@ -35,7 +36,13 @@ def figures(name):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=kind, marks=() if kind in QUICK else pytest.mark.slow)
+        for kind, name in NAMES.items()
+    ],
+)
 def test_any_name_is_text_and_leaves_space_for_the_axes(name, tmp_path):
     for figure in figures(name):
         figure.savefig(tmp_path / "a.png")  # a warning would be an error here

@@ -113,7 +113,6 @@ def assert_every_layer_equal(dtype, sizes, num_classes=10, weights="random", **w
         assert same_top1, size
 
 
-DTYPES = ["float32", "float64"]
 # These cases are slow, because each size and dtype is a large program to compile.
 LARGE = [
     pytest.param(dtype, size, marks=mark)
@@ -135,11 +134,22 @@ def test_every_layer_of_a_narrow_copy_equals_torchvision_at_every_size(dtype):
     assert_every_layer_equal(dtype, SIZES, **NARROW)
 
 
+# Each head in one precision, and under stress in both.
+HEADS = [
+    pytest.param(dtype, classes, marks=() if is_quick else pytest.mark.stress)
+    for dtype, classes, is_quick in (
+        ("float64", 10, True),
+        ("float32", 1000, True),
+        ("float32", 10, False),
+        ("float64", 1000, False),
+    )
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [10, 1000])
 @pytest.mark.parametrize("weights", ["random", "imagenet-conv"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_layer_equals_torchvision(dtype, weights, num_classes):
+@pytest.mark.parametrize("dtype, num_classes", HEADS)
+def test_every_layer_equals_torchvision(dtype, num_classes, weights):
     assert_every_layer_equal(dtype, SIZES[:1], num_classes, weights)
 
 

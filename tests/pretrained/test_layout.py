@@ -238,8 +238,8 @@ def test_what_does_not_fit_is_named_all_at_once(make, messages):
     [
         ("resnet18", "a ResNet"),
         ("vgg11", "a VGG"),
-        ("vgg16", "a VGG"),
-        ("vgg16_bn", "a VGG with batch"),
+        pytest.param("vgg16", "a VGG", marks=pytest.mark.slow),
+        pytest.param("vgg16_bn", "a VGG with batch", marks=pytest.mark.slow),
         ("densenet121", "a DenseNet"),
         ("squeezenet1_0", "a SqueezeNet"),
         ("mobilenet_v2", "a MobileNet v2"),
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_named_all_at_once(make, messages):
         ("googlenet", "a GoogLeNet"),
         ("inception_v3", "an Inception v3"),
         ("shufflenet_v2_x1_0", "a ShuffleNet"),
-        ("vit_b_16", "a vision transformer"),
+        pytest.param("vit_b_16", "a vision transformer", marks=pytest.mark.slow),
     ],
 )
 def test_another_architecture_is_named(architecture, named):
@@ -375,6 +375,7 @@ def test_a_network_is_recognised_by_its_keys_and_shapes():
     assert recognised({**shapes_of("alexnet"), "more": (1,)}) == []
 
 
+@pytest.mark.slow
 def test_variables_of_a_network_by_its_name():
     variables = to_variables(full(), "alexnet")
     assert variables.keys() == {"params"}

@@ -87,6 +87,7 @@ def state_dicts(draw):
     return tensors
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(state_dicts(), st.sampled_from(FORMATS))
 def test_any_tensors_are_read_bit_for_bit(tensors, form):
@@ -175,6 +176,7 @@ def test_only_contiguous_float32_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("form", FORMATS)
 def test_reading_needs_the_file_s_size_and_a_little(tmp_path, form):
@@ -915,7 +917,14 @@ def test_the_mutants_do_execute_where_pickle_reads_them():
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet_v2_l", "efficientnet_b7", "densenet201", "vit_h_14"]
+    "name",
+    [
+        "densenet201",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("efficientnet_v2_l", "efficientnet_b7", "vit_h_14")
+        ),
+    ],
 )
 @pytest.mark.parametrize("form", FORMATS)
 def test_torchvision_s_longest_state_dicts_are_within_the_limits(name, form):

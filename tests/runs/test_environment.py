@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import AlexNet, Classifier, Preprocess, environment, overfit, runtime
+from jaxlab import AlexNet, Classifier, Preprocess, environment, overfit
 from jaxlab.training import fit
 from tests.conftest import ROOT, assert_one_line, random_params
 from tests.runs.conftest import command
@@ -68,6 +68,7 @@ def as_variable(value):
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+@pytest.mark.slow
 def test_hostile_variables_give_the_same_bytes(model, tmp_path):
     out = tmp_path / "run"
     variables = {name.upper(): as_variable(value) for name, value in HOSTILE.items()}
@@ -114,7 +115,7 @@ def test_settings_of_the_caller_give_the_same_bytes_and_are_left_alone(
 def test_without_pinning_such_a_setting_gives_other_bytes(
     name, model, narrowed, set_in_python, recompiled, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(runtime, "pinned", contextlib.nullcontext)
+    monkeypatch.setattr(environment, "pinned", contextlib.nullcontext)
     set_in_python({name: HOSTILE[name]})
     code = command(monkeypatch, tmp_path / "run", "--epochs", 1)
     same = code == 0 and (tmp_path / "run" / MODEL).read_bytes() == model
@@ -155,16 +156,31 @@ def test_other_compiler_flags_are_recorded_and_said_on_resume(
             "maybe",
             "JAX_ENABLE_X64: JAX does not accept 'maybe'",
         ),
-        ("JAX_NUM_CPU_DEVICES", "x", "JAX_NUM_CPU_DEVICES: JAX does not accept 'x'"),
+        pytest.param(
+            "JAX_NUM_CPU_DEVICES",
+            "x",
+            "JAX_NUM_CPU_DEVICES: JAX does not accept 'x'",
+            marks=pytest.mark.slow,
+        ),
         ("JAX_PLATFORMS", "gpuu", "JAX_PLATFORMS: 'gpuu' is not one of cpu, gpu, cuda"),
-        ("JAX_PLATFORM_NAME", "cpuu", "JAX_PLATFORM_NAME: 'cpuu' is not one of cpu"),
+        pytest.param(
+            "JAX_PLATFORM_NAME",
+            "cpuu",
+            "JAX_PLATFORM_NAME: 'cpuu' is not one of cpu",
+            marks=pytest.mark.slow,
+        ),
         (
             "XLA_FLAGS",
             "--xla_nope",
             "XLA_FLAGS: XLA does not accept '--xla_nope': Unknown flag in XLA_FLAGS: "
             "--xla_nope; unset it",
         ),
-        ("XLA_FLAGS", "fast", "XLA does not accept 'fast': Could not open file"),
+        pytest.param(
+            "XLA_FLAGS",
+            "fast",
+            "XLA does not accept 'fast': Could not open file",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_value_of_a_variable_is_one_line(name, value, message):

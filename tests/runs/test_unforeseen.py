@@ -166,6 +166,7 @@ def test_an_interruption_says_what_is_saved_and_how_to_go_on(
     assert (out / "confusion.png").exists()
 
 
+@pytest.mark.slow
 def test_an_interruption_in_python_is_logged(narrowed, monkeypatch, tmp_path, capsys):
     out = tmp_path / "run"
     stop = functools.partial(os.kill, os.getpid(), signal.SIGINT)

@@ -2,6 +2,8 @@
 
 import inspect
 
+import pytest
+
 from jaxlab.runs import writer
 from jaxlab.runs.writer import RunWriter, SilentWriter
 from tests.runs.conftest import command
@@ -20,6 +22,7 @@ def test_the_silent_twin_has_every_method():
     assert public(SilentWriter) == public(RunWriter)
 
 
+@pytest.mark.slow
 def test_a_silent_run_is_the_same_run_and_leaves_nothing(
     narrowed, monkeypatch, tmp_path, capsys
 ):

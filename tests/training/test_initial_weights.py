@@ -71,6 +71,7 @@ def assert_equal(ours, theirs, layers):
 BACKBONE = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7"]
 
 
+@pytest.mark.slow
 def test_a_torchvision_file_is_fine_tuned_with_a_new_head(run, whole):
     out, folder = run
     saved = converted(load_file(folder / "model.safetensors"))

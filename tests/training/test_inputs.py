@@ -159,6 +159,7 @@ def test_a_layer_of_which_a_part_is_trained_is_not_stored(narrow):
     assert batch.inputs.shape == (2, 3, 3, 12)  # of conv2's output
 
 
+@pytest.mark.slow
 def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypatch):
     """Storing the outputs of trained layers is refused, and would change the result.
 

@@ -90,7 +90,9 @@ def operations_of(step, arguments, platform):
     return tuple(lowered.as_text().count(f"stablehlo.{name}") for name in names)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    "platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("freeze", FREEZE)
 def test_other_devices_get_plain_operations_and_no_gradient_of_frozen_layers(
     freeze, platform
