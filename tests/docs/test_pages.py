@@ -1,0 +1,59 @@
+"""Test what the first page promises: length, words, links and figures."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def sentences(text):
+    """Return the sentences of a page's prose, each as its words."""
+    text = FENCE.sub("", text)
+    lines = [re.sub(r"^(#+|- )", ". ", line) for line in text.splitlines()]
+    text = "\n".join(line for line in lines if not line.startswith("|"))
+    parts = re.split(r"[.:!?](?:\s|$)|\n\n", text)
+    return [part.split() for part in parts if part.split()]
+
+
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) <= 180
+    assert len(README.split()) <= 1500
+    longest = max(sentences(README), key=len)
+    assert len(longest) <= 30, " ".join(longest)
+    assert not re.findall(r"\b(kill|fuzz|cache|exit code)", README, re.IGNORECASE)
+
+
+def test_a_long_sentence_is_noticed():
+    text = (
+        "# Title\n\n" + "word " * 31 + "end. Short.\n\n```\n" + "code " * 99 + "\n```\n"
+    )
+    assert max(map(len, sentences(text))) == 32
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_within_the_repository_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text()))
+    inside = [link for link in links if "://" not in link]
+    assert not [link for link in inside if not (page.parent / link).exists()]
+
+
+def test_the_log_on_the_first_page_is_that_of_the_run_in_its_pictures():
+    log = (ROOT / "docs" / "first-run" / "log.txt").read_text("utf-8").splitlines()
+    (block,) = re.findall(
+        r"^```\n(mnist5k: .*?)^```$", README, re.DOTALL | re.MULTILINE
+    )
+    lines = block.splitlines()
+    assert len(lines) == 8 and [line for line in lines if line not in log] == []
+
+
+def test_each_ratio_on_the_first_page_was_measured():
+    table = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    ratios = re.findall(r"\d+\.\d+×", README)
+    assert len(ratios) >= 6
+    assert [ratio for ratio in ratios if f"**{ratio}**" not in table] == []
