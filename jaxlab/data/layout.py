@@ -164,10 +164,7 @@ def _refuse_what_is_unclear(
     if twice:
         problem = f"{' and '.join(twice[0])} are the same split"
     elif others:
-        problem = (
-            f"holds {listed(others)} beside {', '.join(named)}; move what is no split "
-            "to another folder"
-        )
+        problem = f"holds {listed(others)} beside {', '.join(named)}"
     elif empty:
         problem = f"{listed(empty)} holds no class folders, and so no labels"
     elif "train" not in by_split:
