@@ -2,12 +2,9 @@
 
 project = "jaxlab"
 author = "the jaxlab authors"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "jaxlab"
-exclude_patterns = ["**/.ipynb_checkpoints"]
-# The notebooks are executed by the tests, and their outputs are stored in them.
-nb_execution_mode = "off"
 myst_heading_anchors = 3  # links to a page's sections
 default_role = "code"  # docstrings mark code with single backticks
 autodoc_typehints = "none"  # docstrings give shapes and dtypes, which types do not

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxlab.errors import UsageError, did_you_mean, shown
+from jaxlab.errors import UsageError, closest, shown
 from pretrained.errors import one_line
 
 # The packages whose versions can change a result.
@@ -66,13 +66,14 @@ def warn_of_misspelt_variables(log: Callable[[str], None]) -> None:
 
     known = [setting.upper() for setting in jax.config.values]
     for name in os.environ:
+        if not name.startswith("JAX_") or name in known:
+            continue
         # JAX has variables that are no settings, so only what looks misspelt is named.
-        if name.startswith("JAX_") and name not in known:
-            guess = did_you_mean(name, known).removeprefix("; ")
-            if guess.startswith("did"):
-                log(
-                    f"warning: {name}: JAX has no such variable and ignores it; {guess}"
-                )
+        if meant := closest(name, known):
+            log(
+                f"warning: {name}: JAX has no such variable and ignores it; did you "
+                f"mean {meant}?"
+            )
 
 
 @functools.cache

@@ -164,6 +164,14 @@ def did_you_mean(
     >>> did_you_mean("--dropout", ["--out"])
     '; see --help'
     """
+    meant = closest(name, known, synonyms)
+    return "; see --help" if meant is None else f"; did you mean {meant}?"
+
+
+def closest(
+    name: str, known: Sequence[str], synonyms: Mapping[str, str] = {}
+) -> str | None:
+    """Return the known name that was probably meant; see `did_you_mean`."""
     name = name.split("=")[0]
     meant = {each: each for each in known}
     meant = {**synonyms, **meant}
@@ -178,8 +186,8 @@ def did_you_mean(
         is_opposite = typed in (f"un{letters}", f"no{letters}")
         if not is_close or is_opposite or _has_another_word(name, found):
             continue
-        return f"; did you mean {meant[found]}?"
-    return "; see --help"
+        return meant[found]
+    return None
 
 
 def _has_another_word(name: str, found: str) -> bool:

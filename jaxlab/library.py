@@ -138,7 +138,9 @@ def _refuse_a_size(source: str, image_size: int | None, crop: bool | None) -> No
     """Raise UsageError for arguments that resize images which keep their size."""
     if image_size is None and crop is None:
         return
-    size = 224 if image_size is None else image_size
+    from jaxlab.data.preprocess import Preprocess
+
+    size = Preprocess.image_size if image_size is None else image_size
     ending = "" if crop is None else f", crop={crop}"
     raise UsageError(
         f"{'crop' if image_size is None else 'image_size'}: cannot be combined with "

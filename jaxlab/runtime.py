@@ -235,41 +235,37 @@ def _keep_compiled_programs(log: Callable[[str], None]) -> None:
         warnings.filterwarnings("ignore", pattern.pattern)
     # JAX adds its options to the config at run time, so the config's type lacks them.
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    variable = "JAXLAB_HOME" if chosen is None else "JAX_COMPILATION_CACHE_DIR"
-    folder = Path("compiled" if chosen is None else chosen)
     try:
-        if chosen is not None:
-            if "://" not in chosen:  # else a folder of a cloud, which JAX can write to
-                _require_writable(folder)
-            return
-        folder = cache_folder() / folder
-        # Only the owner may write here, because the programs are executed.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with cosmetic():
-            folder.chmod(0o700)
-        if not _is_own(folder):
-            raise PermissionError(errno.EPERM, "others can write to it")
-        remove_unfinished(folder)
+        if chosen is None:
+            values = str(_own_folder()), COMPILED_BYTES, 0.0
+            for name, value in zip(CACHE_SETTINGS, values, strict=True):
+                jax.config.update(name, value)
+        elif "://" not in chosen:  # else a folder of a cloud, which JAX can write to
+            Path(chosen).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=chosen):  # is it writable?
+                pass
     except OSError as error:
+        variable = "JAXLAB_HOME" if chosen is None else "JAX_COMPILATION_CACHE_DIR"
+        where = chosen or error.filename or "the cache folder"
         log(
             one_line(
-                f"warning: {error.filename or folder}: {error.strerror}; compiled "
-                "programs are not saved for the next run; set "
-                f"{variable} to a writable folder"
+                f"warning: {where}: {error.strerror}; compiled programs are not saved "
+                f"for the next run; set {variable} to a writable folder"
             )
         )
-        return
-    for name, value in zip(
-        CACHE_SETTINGS, (str(folder), COMPILED_BYTES, 0.0), strict=True
-    ):
-        jax.config.update(name, value)
 
 
-def _require_writable(folder: Path) -> None:
-    """Create the folder if it does not exist; raise OSError if it is not writable."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+def _own_folder() -> Path:
+    """Return the folder of compiled programs in the cache folder, ready for use."""
+    folder = cache_folder() / "compiled"
+    # Only the owner may write here, because the programs are executed.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with cosmetic():
+        folder.chmod(0o700)
+    if not _is_own(folder):
+        raise PermissionError(errno.EPERM, "others can write to it", str(folder))
+    remove_unfinished(folder)
+    return folder
 
 
 def _is_own(folder: Path) -> bool:

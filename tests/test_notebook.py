@@ -91,7 +91,8 @@ def test_the_readme_is_a_script(tmp_path):
     assert process.stderr == ""
     history, run, answer = process.stdout.splitlines()[-3:]
     assert history.startswith("History(2 epochs, train accuracy ")
-    assert run.startswith("Run(") and re.fullmatch(r"(\(?\[?\('\d', .*\)\])", answer)
+    assert re.fullmatch(r"Run\('\S+/runs/\S+', 1 epoch, test accuracy 0\.\d+ .*\)", run)
+    assert re.fullmatch(r"\[\('\d', .*\)\]", answer)
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def load_folder(
             f"--group: {root} is split into folders already, which stay as they are; "
             "leave it out"
         )
+    # Before every picture is decoded, and not only when the pictures are split.
     check_fractions(roots, test_fraction, validation_fraction)
     exclusion = Exclusion(root, exclude)
     class_names, files, problems = _scan(root, roots, exclusion, log)

@@ -59,8 +59,9 @@ def load(
     None, and `exclude` for everything else. All other arguments are those of
     `load_folder` and `load_tfds`, whose docstrings also list what is raised.
     """
-    looks_so = os.path.isdir(name) or name.startswith((".", "~", os.sep))
-    is_folder = looks_so and name != EMBEDDED
+    is_folder = name != EMBEDDED and (
+        os.path.isdir(name) or name.startswith((".", "~", os.sep))
+    )
     if exclude is not None and not is_folder:
         raise UsageError(
             f"--exclude: {name} is not a folder, and has no files to leave out; pass "

@@ -204,7 +204,7 @@ def _kind_of_tiff(content: bytes) -> str:
         tags.load(file)
         bits = "+".join(map(str, tags.get(258, (1,))))
         sample_format = tags.get(339, (1,))[0]
-    except (*_DAMAGE, TypeError):
+    except _DAMAGE:
         return "its tags cannot be read"
     return (
         f"samples of {bits} bits, SampleFormat {sample_format}, "

@@ -52,7 +52,7 @@ def test_noise_resizes_to_pillows_pixels_up_and_down(shape):
 
 # Each size compiles its own operations, which takes about a second.
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 12, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))
 def test_any_size_resizes_to_pillows_pixels(height, width, new_height, new_width):
     image = noise(height, width, 1)
