@@ -198,7 +198,8 @@ def create_model(
     Raises UsageError for a wrong argument, WeightsError for unusable weights.
 
     >>> import jax.numpy as jnp
-    >>> model, variables = create_model("alexnet", num_classes=10, hidden=8)
+    >>> widths = {"channels": (4, 4, 4, 4, 4), "hidden": 8}
+    >>> model, variables = create_model("alexnet", num_classes=10, **widths)
     >>> model.apply(variables, jnp.zeros((1, 63, 63, 3)), train=False).shape
     (1, 10)
     """

@@ -204,6 +204,30 @@ def x64():
         yield
 
 
+@contextlib.contextmanager
+def compiled_quickly():
+    """Turn most of XLA's optimisations off: programs compile in a third of the time."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def slow_is_compiled_quickly(request):
+    """Turn most of XLA's optimisations off in a slow case of a test.
+
+    The other cases of the test, and all cases under stress, are optimised as users'
+    programs are.
+    """
+    slow = request.node.get_closest_marker("slow")
+    quickly = slow and not request.config.getoption("--stress")
+    with compiled_quickly() if quickly else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Write a placeholder instead of each figure; drawing takes a second per run."""

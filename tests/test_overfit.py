@@ -75,7 +75,7 @@ def small_splits():
         pytest.param("batchnorm+step-decay", marks=pytest.mark.stress),
     ],
 )
-def test_each_seed_equals_its_run_alone(name):
+def test_each_seed_equals_its_run_alone(name, slow_is_compiled_quickly):
     program = jax.jit(variant_program(VARIANTS[name], SHORT, 10))
     splits = small_splits()
     orders = epoch_orders(dataclasses.replace(SHORT, seeds=3), 23)
@@ -91,7 +91,7 @@ def test_each_seed_equals_its_run_alone(name):
 
 
 @pytest.mark.slow
-def test_a_cure_changes_training_and_nothing_else_does():
+def test_a_cure_changes_training_and_nothing_else_does(slow_is_compiled_quickly):
     splits = small_splits()
     orders = epoch_orders(dataclasses.replace(SHORT, seeds=1), 23)
 

@@ -19,7 +19,7 @@ from pretrained.sources import imagenet_classes
 from tests.conftest import NO_CHECKPOINTS
 from tests.data.conftest import refuse
 from tests.data.test_pictures import encoded
-from tests.stress.narrow import narrow
+from tests.stress.narrow import NARROW, narrow
 
 
 @pytest.fixture(scope="module")
@@ -247,14 +247,15 @@ def test_what_is_no_run_or_no_picture_is_told(run, tmp_path):
 
 @pytest.mark.slow
 def test_without_a_run_imagenet_answers_with_its_own_classes(
-    tmp_path, monkeypatch, capsys
+    narrowed, tmp_path, monkeypatch, capsys
 ):
     from pretrained import to_flax
     from pretrained.files import Weights
+    from pretrained.tables import alexnet
     from tests.conftest import torch_alexnet
 
-    oracle = torch_alexnet(1000)
-    params = to_flax(oracle.state_dict())
+    oracle = torch_alexnet(1000, **NARROW)
+    params = to_flax(oracle.state_dict(), alexnet(**NARROW))
     asked = []
 
     def whole_network(name, *, offline, log):

@@ -14,6 +14,9 @@ from jaxlab.data.digits import mnist5k
 from jaxlab.data.preprocess import resize_bilinear
 from tests.conftest import ROUNDOFF_FLOAT32
 
+# Outside jit, each size would compile its own operations, one by one.
+resize = jax.jit(resize_bilinear, static_argnums=(1, 2))
+
 
 def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -27,7 +30,7 @@ def pillow(image, height, width):
 
 def test_two_hundred_real_digits_resize_to_pillows_pixels():
     digits = mnist5k().train.images[:200]
-    ours = np.asarray(jax.jit(resize_bilinear, static_argnums=(1, 2))(digits, 224, 224))
+    ours = np.asarray(resize(digits, 224, 224))
     theirs = np.stack([pillow(digit, 224, 224) for digit in digits])
     assert np.count_nonzero(ours != theirs) == 0
 
@@ -46,18 +49,17 @@ def test_two_hundred_real_digits_resize_to_pillows_pixels():
 )
 def test_noise_resizes_to_pillows_pixels_up_and_down(shape):
     image = noise(*shape)
-    ours = np.asarray(resize_bilinear(image[None], 224, 224)[0])
+    ours = np.asarray(resize(image[None], 224, 224)[0])
     assert np.count_nonzero(ours != pillow(image, 224, 224)) == 0
 
 
-# Each size compiles its own operations, which takes about a second.
+# Each size is a program of its own.
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 12, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))
 def test_any_size_resizes_to_pillows_pixels(height, width, new_height, new_width):
     image = noise(height, width, 1)
-    with jax.disable_jit():
-        ours = np.asarray(resize_bilinear(image[None], new_height, new_width)[0])
+    ours = np.asarray(resize(image[None], new_height, new_width)[0])
     assert np.count_nonzero(ours != pillow(image, new_height, new_width)) == 0
 
 
@@ -89,7 +91,7 @@ def test_the_whole_chain_equals_torchvisions(size, shape):
 
 
 def test_the_result_is_float32_in_64_bit_jax_too(x64):
-    assert Preprocess(63)(noise(1, 28, 28)).dtype == jnp.float32
+    assert jax.jit(Preprocess(63))(noise(1, 28, 28)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_one_image_is_not_taken_for_a_batch(shape):
         Preprocess()(image)
     with pytest.raises(ValueError, match=message):
         Preprocess()(Image.fromarray(image.squeeze()))
-    assert Preprocess(63)(image[None]).shape == (1, 63, 63, 3)
+    assert jax.jit(Preprocess(63))(image[None]).shape == (1, 63, 63, 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,7 +132,8 @@ def test_the_crop_for_photographs_is_torchvisions(height, width, size):
 @pytest.mark.parametrize(
     "shape", [(28, 28, 1), (90, 61, 3), (64, 200, 3), (300, 70, 1)]
 )
-def test_both_halves_give_what_one_call_gives(shape, crop):
+def test_both_halves_give_what_one_call_gives(shape, crop, monkeypatch):
+    monkeypatch.setattr("jaxlab.data.preprocess.resize_bilinear", resize)
     image = noise(*shape)
     preprocess = Preprocess(64, crop=crop)
     picture = Image.fromarray(image[:, :, 0] if shape[-1] == 1 else image)

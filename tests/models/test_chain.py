@@ -19,7 +19,9 @@ CHILDREN = ["fc1", "bn1", "fc2", "fc3"]
 
 
 def variables_of(model, images):
-    return model.init(jax.random.key(0), images, train=False)
+    # Outside jit, each operation would be a program of its own.
+    init = jax.jit(functools.partial(model.init, train=False))
+    return init(jax.random.key(0), images)
 
 
 @pytest.fixture

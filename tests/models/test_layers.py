@@ -1,6 +1,7 @@
 """Test BatchNorm against torch's, dropout's rate and scale, and initial kernels."""
 
 import dataclasses
+import functools
 import inspect
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import torch
 
 from jaxlab.models import layers
 from jaxlab.models.layers import BatchNorm, uniform_fan_in
-from tests.conftest import FORWARD_FLOAT64, relative_error
+from tests.conftest import FORWARD_FLOAT64, compiled_quickly, relative_error
 
 
 class Biased(BatchNorm):
@@ -22,6 +23,18 @@ class Biased(BatchNorm):
     def __call__(self, x, *, train):
         stats = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
         return stats(x)
+
+
+def jitted(module):
+    """Return the module's init, its apply in training, and in evaluation.
+
+    Outside jit, each operation would be a program of its own.
+    """
+    return (
+        jax.jit(functools.partial(module.init, train=False)),
+        jax.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"])),
+        jax.jit(functools.partial(module.apply, train=False)),
+    )
 
 
 def running(module, steps=3):
@@ -36,25 +49,21 @@ def running(module, steps=3):
     with torch.no_grad():
         oracle.weight.copy_(torch.from_numpy(scale))
         oracle.bias.copy_(torch.from_numpy(bias))
-    variables = module.init(jax.random.key(0), batches[0], train=False)
+    init, train, evaluate = jitted(module)
+    variables = init(jax.random.key(0), batches[0])
     stats = variables["batch_stats"]
     params = jax.tree.map(
         lambda leaf: scale if leaf[0] == 1 else bias, variables["params"]
     )
     ours, theirs = [], []
     for batch in batches:
-        out, updated = module.apply(
-            {"params": params, "batch_stats": stats},
-            batch,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        out, updated = train({"params": params, "batch_stats": stats}, batch)
         stats = updated["batch_stats"]
         ours.append(out)
         theirs.append(oracle(torch.from_numpy(batch)).detach().numpy())
     oracle.eval()
     variables = {"params": params, "batch_stats": stats}
-    ours.append(module.apply(variables, batches[0], train=False))
+    ours.append(evaluate(variables, batches[0]))
     theirs.append(oracle(torch.from_numpy(batches[0])).detach().numpy())
     stats = stats.get("BatchNorm_0", stats)  # the name in the control
     ours += [stats["mean"], stats["var"]]
@@ -75,9 +84,8 @@ def test_a_biased_running_variance_fails(x64):
 
 def test_batch_norm_over_images_has_one_statistic_a_channel(x64):
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
-    module = BatchNorm()
-    variables = module.init(jax.random.key(0), x, train=False)
-    ours, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    init, train, _ = jitted(BatchNorm())
+    ours, _ = train(init(jax.random.key(0), x), x)
     theirs = torch.nn.BatchNorm2d(5).double()(torch.from_numpy(x).permute(0, 3, 1, 2))
     theirs = theirs.permute(0, 2, 3, 1).detach().numpy()
     assert relative_error(ours, theirs) <= FORWARD_FLOAT64
@@ -91,13 +99,11 @@ def test_examples_that_fill_a_batch_up_are_not_counted(x64):
     weights = jnp.array([1.0] * 7 + [0.0] * 3)
     oracle = torch.nn.BatchNorm2d(5).double()
     theirs = oracle(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    module = BatchNorm()
-    variables = module.init(jax.random.key(0), x, train=False)
+    init, train, _ = jitted(BatchNorm())
+    variables = init(jax.random.key(0), x)
 
     def errors(**kwargs):
-        ours, updated = module.apply(
-            variables, padded, train=True, mutable=["batch_stats"], **kwargs
-        )
+        ours, updated = train(variables, padded, **kwargs)
         stats = updated["batch_stats"]
         return [
             relative_error(ours[:7], theirs.detach().numpy()),
@@ -123,8 +129,9 @@ def test_batch_norm_refuses_one_value_a_channel_as_torch_does():
 def test_fresh_kernels_are_the_numbers_that_jax_draws_in_their_shape(dtype, x64):
     key, shape = jax.random.key(3), (3, 5, 7, 11)
     bound = 75**-0.5
-    kernel = uniform_fan_in(75)(key, shape, jnp.dtype(dtype))
-    drawn = jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+    with compiled_quickly():
+        kernel = uniform_fan_in(75)(key, shape, jnp.dtype(dtype))
+        drawn = jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
     np.testing.assert_array_equal(kernel, drawn)
 
 
@@ -190,7 +197,7 @@ def test_every_layer_has_torch_s_defaults():
 def test_max_pool_is_torch_s_with_torch_s_stride(arguments):
     x = np.random.default_rng(0).standard_normal((2, 11, 10, 3)).astype(np.float32)
     theirs = torch.nn.MaxPool2d(*arguments)(torch.from_numpy(x).permute(0, 3, 1, 2))
-    ours = layers.MaxPool(*arguments).apply({}, x)
+    ours = jax.jit(layers.MaxPool(*arguments).apply)({}, x)
     np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1))
 
 
@@ -199,5 +206,5 @@ def test_an_adaptive_pool_takes_one_size_as_torch_s_does(size):
     x = np.random.default_rng(0).standard_normal((2, 7, 5, 3))
     theirs = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(x).permute(0, 3, 1, 2))
     with jax.enable_x64(True):
-        ours = layers.AdaptiveAvgPool(size).apply({}, x)
+        ours = jax.jit(layers.AdaptiveAvgPool(size).apply)({}, x)
     assert relative_error(ours, theirs.permute(0, 2, 3, 1)) <= FORWARD_FLOAT64

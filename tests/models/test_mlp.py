@@ -170,7 +170,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("name, optimizer", CASES)
-def test_forty_steps_equal_torchs(name, optimizer, x64):
+def test_forty_steps_equal_torchs(name, optimizer, x64, slow_is_compiled_quickly):
     variant = VARIANTS[name]
     oracle = torch_mlp(variant)
     start = as_variables(oracle.state_dict())
@@ -216,7 +216,9 @@ def test_a_biased_running_variance_fails_the_bar(monkeypatch, x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_l2_in_the_loss_is_twice_that_decay_in_the_optimiser(optimizer, x64):
+def test_l2_in_the_loss_is_twice_that_decay_in_the_optimiser(
+    optimizer, x64, slow_is_compiled_quickly
+):
     variant = VARIANTS["l2"]
     start = as_variables(torch_mlp(variant).state_dict())
     by_loss = our_run(start, variant, optimizer)

@@ -58,7 +58,7 @@ def convolutions(shape, dtype, ours=ops.conv):
         for name in CONVOLUTIONS
     ],
 )
-def test_convolution_and_its_gradients_equal_xlas(name, x64):
+def test_convolution_and_its_gradients_equal_xlas(name, x64, slow_is_compiled_quickly):
     assert max(convolutions(CONVOLUTIONS[name], np.float64)) <= FORWARD_FLOAT64
 
 

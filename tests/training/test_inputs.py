@@ -124,7 +124,9 @@ def narrow(tmp_path, x64):
         for depth in range(len(LAYERS))
     ],
 )
-def test_training_on_stored_outputs_is_training_on_images(depth, narrow):
+def test_training_on_stored_outputs_is_training_on_images(
+    depth, narrow, slow_is_compiled_quickly
+):
     trainable = narrow.trainable(LAYERS[:depth])
     found = narrow.train(narrow.stored(trainable), trainable)
     assert_same_training(found, narrow.train(narrow.images, trainable))

@@ -198,7 +198,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("freeze, optimizer", CASES)
-def test_thirty_steps_equal_torchs(freeze, optimizer, tmp_path, x64):
+def test_thirty_steps_equal_torchs(
+    freeze, optimizer, tmp_path, x64, slow_is_compiled_quickly
+):
     assert_same_trajectory(narrow(), freeze, optimizer, tmp_path)
 
 
@@ -248,7 +250,7 @@ def test_thirty_steps_with_dropout_equal_torchs_with_the_same_masks(x64):
 
 
 @pytest.mark.slow
-def test_wrong_optimizers_fail_the_bar(x64):
+def test_wrong_optimizers_fail_the_bar(x64, slow_is_compiled_quickly):
     """Negative controls: decoupled weight decay, late step decay, unfrozen layers."""
     case = narrow()
     start = case.params(case.torch.state_dict())
