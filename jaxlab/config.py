@@ -64,8 +64,9 @@ class Config:
 
     dataset: str = flag(
         "mnist5k",
-        "mnist5k (embedded), the name of a TensorFlow Datasets (TFDS) dataset such as "
-        "mnist or fashion_mnist, or a folder with one subfolder per class",
+        "mnist5k (embedded), mnist or fashion_mnist (downloaded once), the name of a "
+        "TensorFlow Datasets (TFDS) dataset, a folder with one subfolder per class, or "
+        "a folder with the four IDX files of a data set like MNIST",
         group="data",
         synonyms=("data", "data-path", "path", "images", "folder", "ds", "root")
         + ("dataset-name", "data-root", "image-dir", "img-dir", "image-folder")
@@ -116,7 +117,7 @@ class Config:
     )
     train_size: int | None = flag(
         None,
-        "images to train on; always the same class-balanced subset",
+        "images to train on; always the same, chosen by --order",
         at_least=1,
         synonyms=("num-train", "n-train", "train-num-samples", "max-train-samples"),
         default_help="all",
@@ -124,12 +125,13 @@ class Config:
     )
     test_size: int | None = flag(
         None,
-        "images to test on; always the same class-balanced subset",
+        "images to test on; always the same, chosen by --order",
         at_least=1,
         synonyms=("num-test", "max-test-samples"),
         default_help="all",
         on_resume=RESOLVED_FROM_DATA,
     )
+    order: str = flags.order()
     image_size: int = flag(
         224,
         "side of the square input images in pixels",

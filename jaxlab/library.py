@@ -20,6 +20,7 @@ def load_data(
     test_size: int | None = None,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
+    order: str = "balanced",
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
@@ -34,8 +35,10 @@ def load_data(
 ) -> Dataset:
     """Return images with labels: `data.train`, `data.test` and `data.class_names`.
 
-    `source` is "mnist5k" (5,000 embedded digits), a folder with one subfolder of
-    pictures per class, the name of a TensorFlow Datasets dataset, or arrays:
+    `source` is "mnist5k" (5,000 embedded digits), "mnist" or "fashion_mnist" (from the
+    original files in `data_dir`, else downloaded once), a folder with the four IDX
+    files of a data set like them, a folder with one subfolder of pictures per class,
+    the name of a TensorFlow Datasets dataset, or arrays:
     `(images, labels)` or `((images, labels), (test images, test labels))`, with images
     uint8[n, h, w], [n, h, w, 1] or [n, h, w, 3], labels int[n] counted from 0, and the
     `class_names` in that order. A split has `images` uint8[n, h, w, c] and `labels`
@@ -45,9 +48,11 @@ def load_data(
     examples; then `validation_fraction` of the training examples, if it is not 0, or if
     the data have such a split: `data.validation`. Pictures of a folder in whose paths
     the regular expression `group` finds the same text stay together. `train_size` and
-    `test_size` choose a fixed, class-balanced part. The pictures of a folder are
-    resized to `image_size`, by default 224, after a centre crop with `crop`; images of
-    one size, as arrays and mnist5k are, keep it, and are refused with these arguments.
+    `test_size` choose a fixed part, which is class-balanced, or with `order="file"` the
+    first images in the source's own order; then the last ones are held out. `data.note`
+    says what was chosen. The pictures of a folder are resized to `image_size`, by
+    default 224, after a centre crop with `crop`; images of one size, as arrays and
+    mnist5k are, keep it, and are refused with these arguments.
     `data_dir`, `manual_dir` and `offline` are those of the command, as are `exclude`, a
     file that lists pictures to leave out of a folder, and `check`, which prints such a
     list of all unusable pictures before the error.
@@ -56,6 +61,7 @@ def load_data(
     if a download is needed and impossible.
 
     >>> load_data("mnist5k", train_size=200)
+    mnist5k: training images: a class-balanced choice of 200 of 4,000, 20 of each class
     Dataset(mnist5k: 200 training, 1,000 test images, uint8[28, 28, 1], 10 classes)
     >>> import numpy as np
     >>> images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10) % 2
@@ -69,6 +75,7 @@ def load_data(
         "dataset": source if is_name else "mnist5k",
         "train_size": train_size,
         "test_size": test_size,
+        "order": order,
         "test_fraction": test_fraction,
         "validation_fraction": validation_fraction,
         "group": group,
@@ -114,6 +121,7 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         preprocess,
         train_size=config.train_size,
         test_size=config.test_size,
+        order=config.order,
         test_fraction=config.test_fraction,
         validation_fraction=config.validation_fraction,
         group=config.group,
@@ -124,6 +132,7 @@ def load_of(config: Config, preprocess: Any, console: terminal.Console) -> Datas
         check=config.check,
         progress=console.progress,
         log=console.log,
+        shown=console.shown,
     )
 
 
@@ -171,6 +180,7 @@ def _load_pair(
         validation_fraction=config.validation_fraction,
         train_size=config.train_size,
         test_size=config.test_size,
+        order=config.order,
     )
 
 

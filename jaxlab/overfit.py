@@ -80,19 +80,21 @@ class Config:
     )
     dataset: str = flag(
         "mnist5k",
-        "mnist5k (embedded), or the name of a TensorFlow Datasets (TFDS) dataset such "
-        "as fashion_mnist",
+        "mnist5k (embedded), mnist or fashion_mnist (downloaded once), the name of a "
+        "TensorFlow Datasets (TFDS) dataset, or a folder with the four IDX files of a "
+        "data set like MNIST",
         group="data",
     )
     train_size: int = flag(
-        200, "images to train on, a fixed class-balanced choice", at_least=1
+        200, "images to train on; always the same, chosen by --order", at_least=1
     )
     test_size: int | None = flag(
         None,
-        "images to test on, a fixed class-balanced choice",
+        "images to test on; always the same, chosen by --order",
         at_least=1,
         default_help="all",
     )
+    order: str = flags.order()
     data_dir: str | None = flags.data_dir()
     manual_dir: str | None = flags.manual_dir()
     out: str | None = flag(
@@ -157,6 +159,7 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
         None,
         train_size=config.train_size,
         test_size=config.test_size,
+        order=config.order,
         data_dir=config.data_dir,
         manual_dir=config.manual_dir,
         offline=config.offline,
@@ -185,9 +188,10 @@ def _lab(
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
         for name, split in (("train", data.train), ("test", data.test))
     }
+    note = f"; {data.note}" if data.note else ""
     terminal.log(
         f"{data.name}: {data.sizes_text()}, {counted(config.seeds, 'seed')}, "
-        f"{counted(config.epochs, 'epoch')}, on {device}"
+        f"{counted(config.epochs, 'epoch')}, on {device}{note}"
     )
     print(VARIANT_HEADER, flush=True)
     results = {}

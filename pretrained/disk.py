@@ -106,6 +106,20 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     raise NotRegular(errno.EINVAL, "not a regular file", str(path))
 
 
+def mistaken_for(head: bytes, get_again: str) -> str | None:
+    """Return what a file is instead of the one expected, by its first bytes.
+
+    The remedy follows, which is `get_again` for most; None if nothing is recognised.
+    """
+    if not head:
+        return f"is empty; {get_again}"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return f"is an HTML page, perhaps from a failed download; {get_again}"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git-LFS pointer, not the file itself; run git lfs pull"
+    return None
+
+
 class NotRegular(OSError):
     """Raised for a pipe or a device where a regular file is needed."""
 

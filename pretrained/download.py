@@ -24,7 +24,7 @@ import filelock
 
 from pretrained.disk import PARTIAL, acquire, cache_folder, cosmetic
 from pretrained.errors import DownloadError, IntegrityError, one_line, printable
-from pretrained.sources import Source
+from pretrained.sources import DataFile, Source
 
 if TYPE_CHECKING:
     import requests
@@ -36,13 +36,13 @@ BACKOFF = 1.0  # seconds before the second attempt, doubled before each further 
 _CHUNK = 1 << 16  # bytes; at most this many are lost if the connection breaks
 
 
-def cached_path(source: Source) -> Path:
+def cached_path(source: Source | DataFile) -> Path:
     """Return the path of a published file in the cache; it need not exist yet."""
-    return cache_folder() / "weights" / source.file_name
+    return cache_folder() / source.folder / source.file_name
 
 
 def open_published(
-    source: Source, *, offline: bool = False, log: bool = True
+    source: Source | DataFile, *, offline: bool = False, log: bool = True
 ) -> BinaryIO:
     """Open a published file in the cache after checking its SHA-256.
 
@@ -78,13 +78,17 @@ def open_published(
                 say(f"{path}: is damaged; downloading it again")
             partial = path.with_name(path.name + PARTIAL)
             say(
-                f"downloading {source.title}: {source.bytes / 1e6:,.0f} MB from "
+                f"downloading {source.title}: {_size_text(source.bytes)} from "
                 f"{urlsplit(source.url).hostname} to {path}"
             )
             _download(source, partial, path, log)
             os.replace(partial, path)
         say(f"{path}: complete, with the published SHA-256")
     return open_published(source, offline=True)
+
+
+def _size_text(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
 
 
 def _to_stderr(line: str) -> None:
@@ -120,7 +124,7 @@ def _cache_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_good(path: Path, source: Source) -> BufferedReader | None:
+def _open_good(path: Path, source: Source | DataFile) -> BufferedReader | None:
     """Return the open file, or None if it is missing or is not the published one."""
     if not path.is_file():
         return None
@@ -137,7 +141,9 @@ def _sha256(file: BufferedReader) -> str:
     return digest
 
 
-def _download(source: Source, partial: Path, path: Path, shown: bool) -> None:
+def _download(
+    source: Source | DataFile, partial: Path, path: Path, shown: bool
+) -> None:
     """Download the published bytes to `partial`, in at most `ATTEMPTS` attempts.
 
     A progress bar is displayed if it is `shown` and stderr is a terminal.
@@ -198,7 +204,7 @@ class _Again(Exception):
 _ELSEWHERE = "try another network, because a login page may have replaced the file"
 
 
-def _transfer(source: Source, partial: Path, shown: bool) -> None:
+def _transfer(source: Source | DataFile, partial: Path, shown: bool) -> None:
     """Append the missing bytes to `partial`, until it has the published size."""
     import requests
     from tqdm import tqdm
@@ -254,7 +260,7 @@ def _transfer(source: Source, partial: Path, shown: bool) -> None:
 
 
 def _start_of_body(
-    response: "requests.Response", source: Source, held: int, partial: Path
+    response: "requests.Response", source: Source | DataFile, held: int, partial: Path
 ) -> int:
     """Return the file offset at which the body starts, or raise if it is unusable."""
     answer = f"{response.status_code} {str(response.reason)[:80]}"

@@ -1,4 +1,4 @@
-"""The published weights files: the URL, size, hash and accuracy of each."""
+"""The published files: the URL, size and hash of each, and of weights the accuracy."""
 
 import importlib.resources
 from typing import NamedTuple
@@ -17,6 +17,26 @@ class Source(NamedTuple):
     preprocessing: str
     licence: str
     superseded: tuple[str, ...] = ()  # names of older files with the same weights
+
+    @property
+    def file_name(self) -> str:
+        """Return the last component of the URL; the file has this name in the cache."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of the cache in which the file is kept."""
+        return "weights"
+
+
+class DataFile(NamedTuple):
+    """A published file of a data set, kept in this `folder` of the cache."""
+
+    title: str
+    url: str
+    bytes: int
+    sha256: str
+    folder: str
 
     @property
     def file_name(self) -> str:

@@ -17,7 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pretrained.disk import NotRegular, atomic_write_weights, open_regular
+from pretrained.disk import (
+    NotRegular,
+    atomic_write_weights,
+    mistaken_for,
+    open_regular,
+)
 from pretrained.errors import WeightsError, one_line
 from pretrained.misfit import inner_state_dict
 from pretrained.sources import SOURCES
@@ -104,16 +109,11 @@ def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
 
 def _what_it_is(head: bytes, size: int, name: str) -> str:
     """Describe a file that is not in one of torch's formats, and name the remedy."""
-    text = head.lstrip().lower()
     for source in SOURCES.values():
         if name in source.superseded:
             return f"is an outdated file; get {source.file_name} from {source.url}"
-    if not head:
-        return f"is empty; {GET_AGAIN}"
-    if text.startswith((b"<!doctype", b"<html")):
-        return f"is an HTML page, perhaps from a failed download; {GET_AGAIN}"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git-LFS pointer, not the file itself; run git lfs pull"
+    if (mistaken := mistaken_for(head, GET_AGAIN)) is not None:
+        return mistaken
     if head[257:262] == b"ustar":
         return "is a tar archive, torch's format before 2018; load it in torch and " + (
             SAVE_AGAIN

@@ -75,13 +75,21 @@ def flag(
     )
 
 
-# Flags of the commands that can load a TensorFlow Datasets (TFDS) dataset.
+# Flags of the commands that load a dataset by name.
 data_dir = functools.partial(
     flag,
     None,
-    "folder of prepared TFDS datasets",
+    "folder of the original files of mnist or fashion_mnist, or of prepared TFDS "
+    "datasets",
     metavar="FOLDER",
     default_help="TFDS_DATA_DIR, else ~/tensorflow_datasets",
+)
+order = functools.partial(
+    flag,
+    "balanced",
+    "which images the sizes take: balanced (a fixed choice with as many of each class) "
+    "or file (the first in the source's own order, whose classes are rarely balanced)",
+    choices=("balanced", "file"),
 )
 manual_dir = functools.partial(
     flag,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.data.dataset import Dataset, Split
-from jaxlab.data.selection import TEST_FRACTION, split_examples
+from jaxlab.data.selection import BALANCED, TEST_FRACTION
 from jaxlab.errors import UsageError
 from pretrained.errors import counted
 
@@ -21,14 +21,16 @@ def load_arrays(
     validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
+    order: str = BALANCED,
 ) -> Dataset:
     """Return images uint8[n, h, w], [n, h, w, 1] or [n, h, w, 3] with labels int[n].
 
     Labels count from 0; `class_names` has a name for each, by default its number. The
     test split is `test`, images and labels of the same form, or else `test_fraction` of
     each class, always the same examples; then `validation_fraction` of each class is
-    held out in the same way. Raises UsageError for arrays of another shape,
-    dtype or length, and for labels without a name.
+    held out in the same way. With `order` "file" the last examples are held out, and
+    the sizes choose the first. Raises UsageError for arrays of another shape, dtype or
+    length, and for labels without a name.
     """
     images, labels = _checked("train", images, labels)
     train, held_out = Split(images, labels), None
@@ -56,27 +58,23 @@ def load_arrays(
     sources = (
         {"train": train} if held_out is None else {"train": train, "test": held_out}
     )
-    splits = {}
-    for name, (source, indices) in split_examples(
-        {name: split.labels for name, split in sources.items()},
+    data = Dataset.of_source(
+        "arrays",
+        sources,
+        tuple(map(str, class_names)),
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         train_size=train_size,
         test_size=test_size,
-    ).items():
-        if not len(indices):
+        order=order,
+    )
+    for name, split in data.splits.items():
+        if not len(split):
             raise UsageError(
                 f"labels: no class has enough examples, so none is left for the {name} "
                 "split; add examples"
             )
-        splits[name] = sources[source].take(indices)
-    return Dataset(
-        "arrays",
-        splits["train"],
-        splits["test"],
-        tuple(map(str, class_names)),
-        validation=splits.get("validation"),
-    )
+    return data
 
 
 def _checked(name: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

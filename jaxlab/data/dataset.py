@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.data.pictures import Pictures
-from jaxlab.data.selection import checked_size
+from jaxlab.data.selection import checked_size, split_examples
 from pretrained.errors import counted
 
 # A function of a total, a label and a unit that returns a context manager. Its
@@ -72,7 +72,8 @@ class Dataset:
     it and tested once. `first` takes examples of the other splits in order. If
     `resized` is True, the images have the network's input size already, or are resized
     when they are decoded. For a folder, `files` contains the path of each example's
-    file, by split. `note` says where the splits come from, if that is not obvious.
+    file, by split. `note` says where the splits come from, if that is not obvious, and
+    how a part of a split was chosen.
     """
 
     name: str
@@ -83,6 +84,37 @@ class Dataset:
     files: dict[str, list[str]] | None = None
     validation: Split | None = None
     note: str = ""
+
+    @classmethod
+    def of_source(
+        cls,
+        name: str,
+        source: Mapping[str, Split],
+        class_names: Sequence[str],
+        *,
+        resized: bool = False,
+        notes: Iterable[str] = (),
+        **how: Any,
+    ) -> "Dataset":
+        """Return the dataset that `split_examples(..., **how)` chooses from a source.
+
+        `source` are its splits; the `notes` are those about them.
+        """
+        labels = {split: part.labels for split, part in source.items()}
+        chosen = split_examples(labels, **how)
+        splits = {
+            split: source[each.source].take(each.indices)
+            for split, each in chosen.items()
+        }
+        return cls(
+            name,
+            splits["train"],
+            splits["test"],
+            tuple(class_names),
+            resized,
+            validation=splits.get("validation"),
+            note=joined([*notes, *(each.note for each in chosen.values())]),
+        )
 
     def __repr__(self) -> str:
         """Return one line: the name, the sizes, the images' form and the classes."""
@@ -122,6 +154,11 @@ class Dataset:
             _add_images(digest, split.images)
             _add_array(digest, split.labels)
         return digest.hexdigest()
+
+
+def joined(notes: Iterable[str]) -> str:
+    """Return notes as one, without those that are empty."""
+    return "; ".join(filter(None, notes))
 
 
 def _form(images: np.ndarray | Pictures) -> str:

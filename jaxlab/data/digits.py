@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlab.data.dataset import Dataset, Split
-from jaxlab.data.selection import SPLIT_SEED, balanced_order
+from jaxlab.data.selection import SPLIT_SEED, balanced_order, last_part
 from jaxlab.errors import InputError
 from pretrained.errors import install
 
@@ -64,7 +64,9 @@ def mnist5k(validation_fraction: float = 0.0) -> Dataset:
         )
     if not validation_fraction:
         return data
-    held_out = min(max(round(validation_fraction * TRAIN_SIZE), 1), TRAIN_SIZE - 1)
-    rest = np.arange(TRAIN_SIZE - held_out)
-    last = np.arange(TRAIN_SIZE - held_out, TRAIN_SIZE)
-    return replace(data, train=data.train.take(rest), validation=data.train.take(last))
+    is_last = last_part(TRAIN_SIZE, validation_fraction)
+    return replace(
+        data,
+        train=data.train.take(np.flatnonzero(~is_last)),
+        validation=data.train.take(np.flatnonzero(is_last)),
+    )

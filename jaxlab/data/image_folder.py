@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.data.dataset import Dataset, ProgressBar, Split, no_progress
+from jaxlab.data.dataset import Dataset, ProgressBar, Split, joined, no_progress
 from jaxlab.data.duplicates import log_duplicates, look
 from jaxlab.data.exclude import Exclusion, lines_of
 from jaxlab.data.files import (
@@ -103,7 +103,7 @@ def load_folder(
     groups = None
     if group is not None:
         groups = groups_of(root, names, labels, class_names, group, log)
-    splits = _split(
+    splits, notes = _split(
         root,
         files,
         labels,
@@ -138,34 +138,32 @@ def load_folder(
         class_names=class_names,
         resized=True,
         files={name: [names[i] for i in indices] for name, indices in splits.items()},
-        note=_note(root, roots),
+        note=joined([_note(root, roots), *notes]),
     )
 
 
 def _split(
     root: Path, files: Sequence[_File], labels: np.ndarray, **how: Any
-) -> dict[str, np.ndarray]:
-    """Return the indices, int64[k], of each split; `how` is for `split_examples`.
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the indices, int64[k], of each split, and notes about their choice.
 
-    Raises InputError for a split without pictures.
+    `how` is for `split_examples`. Raises InputError for a split without pictures.
     """
     members = defaultdict(list)
     for i, file in enumerate(files):
         members[file.split or "train"].append(i)
     sources = {name: np.array(indices) for name, indices in members.items()}
-    splits = {
-        name: sources[source][indices]
-        for name, (source, indices) in split_examples(
-            {name: labels[indices] for name, indices in sources.items()}, **how
-        ).items()
-    }
+    chosen = split_examples(
+        {name: labels[indices] for name, indices in sources.items()}, **how
+    )
+    splits = {name: sources[c.source][c.indices] for name, c in chosen.items()}
     for name, indices in splits.items():
         if not len(indices):
             raise InputError(
                 f"{root}: no picture is left for the {name} split; add pictures, at "
                 "least two in each class"
             )
-    return splits
+    return splits, [each.note for each in chosen.values()]
 
 
 def _scan(

@@ -1,10 +1,11 @@
 """The choice of the examples to train on, to validate and to test with.
 
-It is always the same: it depends on the images alone, not on how they are stored or on
-a run's seed.
+It is always the same: the balanced one depends on the images alone, not on how they are
+stored, and none on a run's seed.
 """
 
 from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from pretrained.errors import counted
 TEST_FRACTION = 0.2  # of the examples of each class, if there is no test split
 SPLIT_SEED = 0  # seed of the split and the selection, independent of a run's seed
 VALIDATION_SEED = 1  # the same for the validation split
+# The values of `--order`: a class-balanced choice, or the first in the source's order.
+BALANCED, FILE = "balanced", "file"
 
 
 def checked_size(asked: int | None, available: int, flag: str) -> int:
@@ -158,6 +161,24 @@ def _grouped_split(
     return chosen[group_of]
 
 
+def last_part(count: int, fraction: float) -> np.ndarray:
+    """Return bool[n], True for the last `fraction` of the examples, to hold out.
+
+    The number is rounded, but of two or more examples at least one is on either side.
+    """
+    held_out = np.zeros(count, bool)
+    held_out[count - min(max(round(fraction * count), 1), count - 1) :] = True
+    return held_out
+
+
+class Chosen(NamedTuple):
+    """The examples of a split, and how they were chosen."""
+
+    source: str  # the split of the source that they come from
+    indices: np.ndarray  # int64[k], in that split
+    note: str = ""  # how a size chose them; "" if all were taken
+
+
 def split_examples(
     labels: Mapping[str, np.ndarray],
     *,
@@ -166,38 +187,80 @@ def split_examples(
     validation_fraction: float = 0.0,
     train_size: int | None = None,
     test_size: int | None = None,
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Return the name of the source's split and the indices, int64[k], of each split.
+    order: str = BALANCED,
+) -> dict[str, Chosen]:
+    """Return the examples of each split: "train", perhaps "validation", and "test".
 
-    `labels` are those of the splits of a source, int[n], in `content_order`: "train",
-    and perhaps "validation" and "test". A test split that is missing is held out of
-    "train", `test_fraction` of each class; then `validation_fraction` of the rest is
-    held out, if it is not 0. `groups`, int[n], are those of "train" that must stay on
-    one side of both. Then the sizes choose from what is left.
+    `labels` are those of the splits of a source, int[n], of the same names. With
+    `order` "balanced" they are in `content_order`: a test split that is missing is held
+    out of "train", `test_fraction` of each class; then `validation_fraction` of the
+    rest is held out, if it is not 0. `groups`, int[n], are those of "train" that must
+    stay on one side of both. Then the sizes choose from what is left by
+    `balanced_choice`.
+
+    With `order` "file" they are in the order of the source: the last `test_fraction` of
+    "train" are held out, then the last `validation_fraction` of the rest, and the sizes
+    choose the first of what is left. There are no groups.
 
     Raises UsageError if a split has fewer examples than its size, or if a fraction is
     asked for of a split that exists already.
     """
     check_fractions(labels, test_fraction, validation_fraction)
+
+    def held_out_of(rest: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+        if order == FILE:
+            return last_part(len(rest), fraction)
+        together = None if groups is None else groups[rest]
+        return stratified_split(labels["train"][rest], fraction, seed, together)
+
     rest = np.arange(len(labels["train"]))
-    splits = {name: (name, np.arange(len(labels[name]))) for name in labels}
-    if "test" not in labels:
-        held_out = stratified_split(labels["train"], test_fraction, groups=groups)
-        splits["test"] = "train", rest[held_out]
-        rest = rest[~held_out]
-    if validation_fraction:
-        held_out = stratified_split(
-            labels["train"][rest],
-            validation_fraction,
-            VALIDATION_SEED,
-            None if groups is None else groups[rest],
-        )
-        splits["validation"] = "train", rest[held_out]
-        rest = rest[~held_out]
-    splits["train"] = "train", rest
+    splits = {name: Chosen(name, np.arange(len(labels[name]))) for name in labels}
+    for name, fraction, seed in (
+        ("test", test_fraction, SPLIT_SEED),
+        ("validation", validation_fraction, VALIDATION_SEED),
+    ):
+        if name not in labels and fraction:
+            held_out = held_out_of(rest, fraction, seed)
+            note = f"{name} images: the last of the training images"
+            splits[name] = Chosen(
+                "train", rest[held_out], note if order == FILE else ""
+            )
+            rest = rest[~held_out]
+    splits["train"] = Chosen("train", rest)
     for name, size in (("train", train_size), ("test", test_size)):
-        source, indices = splits[name]
-        chosen = balanced_choice(labels[source][indices], size, f"--{name}-size")
-        splits[name] = source, indices[chosen]
-    order = ("train", "validation", "test")
-    return {name: splits[name] for name in order if name in splits}
+        source, indices, note = splits[name]
+        available = labels[source][indices]
+        if order == FILE:
+            picked = np.arange(checked_size(size, len(indices), f"--{name}-size"))
+        else:
+            picked = balanced_choice(available, size, f"--{name}-size")
+        note = choice_note(name, available, available[picked], order) or note
+        splits[name] = Chosen(source, indices[picked], note)
+    names = ("train", "validation", "test")
+    return {name: splits[name] for name in names if name in splits}
+
+
+def choice_note(
+    split: str, available: np.ndarray, chosen: np.ndarray, order: str
+) -> str:
+    """Return what a choice of examples is, from their labels; "" if it is all of them.
+
+    It names the smallest and the largest number of examples of a class.
+
+    >>> choice_note("train", np.arange(100) % 10, np.arange(20) % 10, "balanced")
+    'training images: a class-balanced choice of 20 of 100, 2 of each class'
+    >>> choice_note("test", np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 1]), "file")
+    "test images: the first 4 of 5 in the source's order, 1 to 3 of each class"
+    """
+    if len(chosen) == len(available):
+        return ""
+    counts = np.bincount(chosen, minlength=available.max() + 1)[np.unique(available)]
+    least, most = counts.min(), counts.max()
+    of_each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    name = {"train": "training"}.get(split, split)
+    sizes = f"{len(chosen):,} of {len(available):,}"
+    if order == FILE:
+        what = f"the first {sizes} in the source's order"
+    else:
+        what = f"a class-balanced choice of {sizes}"
+    return f"{name} images: {what}, {of_each} of each class"

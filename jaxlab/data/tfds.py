@@ -22,7 +22,7 @@ from jaxlab.data.pictures import (
     pixel_digest,
 )
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.data.selection import content_order, split_examples
+from jaxlab.data.selection import content_order
 from jaxlab.data.tfds_builder import open_builder, shape_and_classes, tfds
 from jaxlab.data.tfds_prepare import is_prepared, prepare
 from jaxlab.errors import InputError, UsageError
@@ -95,22 +95,16 @@ def load_tfds(
     if "validation" in parts and "test" not in parts:
         notes.append("tests on its validation split")
         parts["test"] = parts.pop("validation")
-    chosen = split_examples(
-        {split: part.labels for split, part in parts.items()},
+    return Dataset.of_source(
+        name,
+        parts,
+        class_names,
+        resized=resized,
+        notes=[", ".join(notes)],
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         train_size=train_size,
         test_size=test_size,
-    )
-    taken = {split: parts[of].take(indices) for split, (of, indices) in chosen.items()}
-    return Dataset(
-        name,
-        taken["train"],
-        taken["test"],
-        class_names,
-        resized,
-        validation=taken.get("validation"),
-        note=", ".join(notes),
     )
 
 

@@ -141,7 +141,7 @@ def fit(
     the loss is not finite.
 
     >>> import jaxlab
-    >>> data = jaxlab.load_data("mnist5k", train_size=20, test_size=10)
+    >>> data = jaxlab.load_data("mnist5k", train_size=20, test_size=10, log=False)
     >>> history = fit(jaxlab.MLP(features=(8, 8)), data, epochs=2, log=False)
     >>> [row["epoch"] for row in history.rows], sorted(history.variables["params"])
     ([1, 2], ['fc1', 'fc2', 'fc3'])

@@ -57,7 +57,7 @@ def test_the_validation_split_keeps_groups_together_too():
         test_fraction=0.2,
         validation_fraction=0.25,
     )
-    sides = [set(groups[indices]) for _, indices in splits.values()]
+    sides = [set(groups[indices]) for _, indices, _ in splits.values()]
     assert len(sides) == 3 and sum(map(len, sides)) == len(set.union(*sides)) == 20
 
 

@@ -24,12 +24,15 @@ from jaxlab import finetune, overfit
 from jaxlab.data import pictures, tfds, tfds_builder, tfds_prepare
 from jaxlab.data.dataset import Split
 from jaxlab.data.digits import mnist5k
+from jaxlab.data.load import load
 from jaxlab.data.loaders import Streamed
+from jaxlab.data.mnist_files import NAMES
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.data.selection import content_order
 from jaxlab.data.tfds import load_tfds
 from jaxlab.errors import InputError, NetworkError, UsageError
 from tests.conftest import NO_CHECKPOINTS, ROOT, assert_one_line, command
+from tests.data.test_idx import idx_bytes
 
 ORIGINALS = ROOT.parent / "shared" / "data" / "fashion_mnist"
 needs_originals = pytest.mark.skipif(
@@ -126,6 +129,10 @@ def test_fashion_mnist_is_prepared_and_its_pixels_are_the_original_files(tmp_pat
     assert np.bincount(test.labels).tolist() == [1000] * 10
     theirs = content_order(map(pictures.pixel_digest, original))
     np.testing.assert_array_equal(test.images, original[theirs])
+    by_tfds = load("fashion_mnist", None, data_dir=str(tmp_path))
+    by_files = load("fashion_mnist", None, data_dir=str(ORIGINALS))
+    assert by_tfds.fingerprint() == by_files.fingerprint()
+    assert by_tfds.class_names == by_files.class_names
 
 
 @needs_originals
@@ -151,6 +158,42 @@ def test_it_is_prepared_once_by_two_processes_after_another_was_killed(
     told = [out for out, _ in results if "preparing it under" in out]
     assert len(told) == 1  # the other process waited
     assert incomplete(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Write the digits of `prepared` as IDX files, in another order."""
+    folder = tmp_path_factory.mktemp("original files")
+    digits = mnist5k().first(300, 200)
+    for name, split in digits.splits.items():
+        order = np.random.default_rng(0).permutation(len(split))
+        images, labels = split.images[order, :, :, 0], split.labels[order]
+        for file, array in zip(
+            NAMES[name], (images, labels.astype(np.uint8)), strict=True
+        ):
+            (folder / file).write_bytes(idx_bytes(array))
+    return folder
+
+
+def test_the_original_files_give_the_dataset_that_tfds_prepared(prepared, original):
+    """So the runs that began with one of them go on with the other."""
+    for how in (
+        {},
+        {"train_size": 100, "test_size": 60},
+        {"train_size": 50, "validation_fraction": 0.1},
+    ):
+        by_tfds = load("mnist", None, data_dir=str(prepared), **how)
+        by_files = load("mnist", None, data_dir=str(original), **how)
+        assert by_tfds.fingerprint() == by_files.fingerprint()
+        assert by_tfds.class_names == by_files.class_names
+        assert "not the published files" in by_files.note
+        assert "not the published files" not in by_tfds.note
+    # The files decide wherever both are, unless they are those of something else.
+    both = load("mnist", None, data_dir=str(prepared), manual_dir=str(original))
+    assert "not the published files" in both.note
+    # TFDS has lost the order of the files.
+    with pytest.raises(NetworkError, match="not in the cache"):
+        load("mnist", None, data_dir=str(prepared), order="file", offline=True)
 
 
 def test_what_is_prepared_is_only_read(prepared):
@@ -283,7 +326,7 @@ def test_a_damaged_original_fails_its_checksum(tmp_path):
 @pytest.mark.slow
 def test_offline_and_not_prepared_names_three_ways_out(tmp_path):
     process = command(
-        *("--dataset", "fashion_mnist", "--data-dir", tmp_path, "--offline"),
+        *("--dataset", "kmnist", "--data-dir", tmp_path, "--offline"),
         *("--manual-dir", tmp_path),
         cwd=tmp_path,
     )
@@ -423,7 +466,10 @@ def test_without_the_package_the_remedy_is_named(monkeypatch, tmp_path):
         lambda name: None if name == "tensorflow_datasets" else find(name),
     )
     with pytest.raises(InputError, match=r"pip install -e '.\[tfds\]'"):
-        finetune.main(["--dataset", "mnist", "--out", str(tmp_path / "run")])
+        finetune.main(["--dataset", "cifar10", "--out", str(tmp_path / "run")])
+    # Two data sets are read without it, and their names are still understood.
+    with pytest.raises(UsageError, match="did you mean fashion_mnist"):
+        finetune.main(["--dataset", "FashionMNIST", "--out", str(tmp_path / "run")])
 
 
 def test_the_lab_takes_no_folder(tmp_path):
