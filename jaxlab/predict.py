@@ -3,7 +3,8 @@
 Pictures are files, folders (searched recursively, but for what systems and programs
 leave there) or patterns such as "*.jpg". They are preprocessed exactly as in the run,
 and the predictions use the run's class names. With --weights imagenet, torchvision's
-published weights are used instead of a run, with ImageNet's 1,000 class names.
+published weights are used instead of a run, with ImageNet's 1,000 class names. With
+--test-index, the run's own test images are classified, beside their true classes.
 """
 # It is one file so that the command can be read from its arguments to its answers.
 
@@ -26,7 +27,7 @@ import numpy as np
 from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
-from jaxlab.errors import InputError, UsageError
+from jaxlab.errors import InputError, UsageError, shown
 from jaxlab.runs import folder as run_folder
 from pretrained import stages
 from pretrained.errors import one_line, printable
@@ -51,6 +52,14 @@ class Config:
         "published weights to use instead of a run",
         choices=("imagenet",),
         default_help="the run's",
+    )
+    test_index: str | None = flag(
+        None,
+        "test images of the run to classify instead of pictures: their places in its "
+        "test split, counted from 0, separated by commas",
+        metavar="N,…",
+        default_help="none",
+        synonyms=("index", "test-image", "test-images"),
     )
     top: int = flag(
         3,
@@ -88,8 +97,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"RUN: missing before {source}; pass the folder of a run first, or "
             "--weights imagenet"
         )
+    if config.test_index is not None:
+        indices = _indices(config.test_index)
+        if patterns or config.weights is not None:
+            other = "--weights" if config.weights is not None else "pictures"
+            raise UsageError(
+                f"--test-index: cannot be combined with {other}; pass one of them"
+            )
+        return _predict_tested(config, source, indices)
     if not patterns:
-        raise UsageError("pictures: missing; pass files, folders or patterns")
+        raise UsageError(
+            "pictures: missing; pass files, folders or patterns, or --test-index"
+        )
     stages.begin("starting JAX")
     runtime.set_up()
     bad: list[str] = []
@@ -102,19 +121,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages.begin("reading the network")
     classifier = Classifier.load(source, offline=config.offline)
 
-    write = _writer(config)
-    shown = len(paths) if len(paths) >= BAR_FROM else 0
+    write = _writer(config, ("file",))
+    total_shown = len(paths) if len(paths) >= BAR_FROM else 0
     stages.begin("predicting")
     stages.describe_saved(
         lambda: "what is printed is complete; pass the other pictures"
     )
-    with terminal.progress_bar(shown, "pictures", "picture") as bar:
+    with terminal.progress_bar(total_shown, "pictures", "picture") as bar:
         for path, probabilities in predict(
             classifier, paths, bad.append, unusual.append
         ):
-            order = np.argsort(-probabilities, kind="stable")[: config.top]
-            names = classifier.class_names
-            write(path, [(names[i], float(probabilities[i])) for i in order])
+            write((path,), _best(classifier, probabilities, config.top))
             bar.update()
     for line in [*unusual, *bad]:
         warning = one_line(line.removeprefix("warning: "))
@@ -125,6 +142,48 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"pictures: {len(bad):,} of {total:,} could not be read{others}; check the "
             "files and folders named above"
         )
+
+
+def _indices(text: str) -> list[int]:
+    """Return the numbers in a text such as "0,17"; raise UsageError for others."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdecimal() and len(part) < 19):
+            raise UsageError(
+                f"--test-index: {shown(part)} is not a place in the test split; pass "
+                "whole numbers from 0 on, separated by commas, such as 0,17"
+            )
+    return [int(part) for part in parts]
+
+
+def _predict_tested(config: Config, source: str, indices: Sequence[int]) -> None:
+    """Classify test images of a run, and print predictions beside true classes."""
+    stages.begin("starting JAX")
+    runtime.set_up()
+    from jaxlab.classifier import Classifier
+    from jaxlab.tested import tested_images
+
+    stages.begin("reading the network")
+    classifier = Classifier.load(source, offline=config.offline)
+    stages.begin("loading the data")
+    console = terminal.SILENT._replace(progress=terminal.progress_bar, shown=True)
+    images, true_classes = tested_images(
+        source, classifier, indices, offline=config.offline, console=console
+    )
+    stages.begin("predicting")
+    write = _writer(config, ("test_index", "true_class"))
+    for index, true_class, row in zip(
+        indices, true_classes, classifier.forward(images), strict=True
+    ):
+        write((index, true_class), _best(classifier, row, config.top))
+
+
+def _best(
+    classifier: Any, probabilities: np.ndarray, top: int
+) -> list[tuple[str, float]]:
+    """Return the most probable classes of a picture, and their probabilities."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [(classifier.class_names[i], float(probabilities[i])) for i in order]
 
 
 def predict(
@@ -256,28 +315,45 @@ def _unlistable(pattern: str) -> list[Any]:
     return sorted(set(found))
 
 
-def _writer(config: Config) -> Any:
-    """Return a function `(path, answers)` that prints one picture's predictions."""
+def _writer(config: Config, columns: Sequence[str]) -> Any:
+    """Return a function `(values, answers)` that prints one picture's predictions.
+
+    `columns` are what the values are: the picture's file, or its place in the test
+    split and its true class.
+    """
     if config.csv:
         table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(["file", "rank", "class", "probability"])
+        table.writerow([*columns, "rank", "class", "probability"])
         return functools.partial(_write_csv, table)
-    return _write_json if config.json else _write_text
+    return functools.partial(_write_json if config.json else _write_text, columns)
 
 
-def _write_csv(table: Any, path: Path, answers: list[tuple[str, float]]) -> None:
+def _write_csv(
+    table: Any, values: Sequence[Any], answers: list[tuple[str, float]]
+) -> None:
     for rank, (name, probability) in enumerate(answers, 1):
-        table.writerow([path, rank, name, f"{probability:.6f}"])
+        table.writerow([*values, rank, name, f"{probability:.6f}"])
 
 
-def _write_json(path: Path, answers: list[tuple[str, float]]) -> None:
+def _write_json(
+    columns: Sequence[str], values: Sequence[Any], answers: list[tuple[str, float]]
+) -> None:
+    about = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in zip(columns, values, strict=True)
+    }
     top = [{"class": name, "probability": p} for name, p in answers]
-    print(json.dumps({"file": str(path), "top": top}))
+    print(json.dumps({**about, "top": top}))
 
 
-def _write_text(path: Path, answers: list[tuple[str, float]]) -> None:
+def _write_text(
+    columns: Sequence[str], values: Sequence[Any], answers: list[tuple[str, float]]
+) -> None:
     answer = "  ".join(f"{name} {probability:.1%}" for name, probability in answers)
-    print(f"{printable(str(path))}  {printable(answer)}")
+    what = str(values[0])
+    if columns[0] == "test_index":
+        what = f"test image {values[0]} (true class {values[1]})"
+    print(f"{printable(what)}  {printable(answer)}")
 
 
 if __name__ == "__main__":

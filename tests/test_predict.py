@@ -6,6 +6,7 @@ It is one file because most of these tests ask the same finished run.
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jaxlab import finetune, predict
+from jaxlab.classifier import Classifier
+from jaxlab.data import pictures
 from jaxlab.data.digits import mnist5k
 from jaxlab.errors import InputError, UsageError
 from pretrained.sources import imagenet_classes
@@ -125,6 +128,106 @@ def test_the_table_the_json_and_the_csv_agree(run, capsys):
     predict.main([str(folder), str(picture), "--top", "99", "--csv"])
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert abs(sum(float(row[3]) for row in rows[1:]) - 1) < 1e-4 and len(rows) == 11
+
+
+def test_test_images_are_answered_beside_their_true_classes(run, capsys):
+    folder, _ = run
+    test = mnist5k().first(None, 100).test
+    found = answers(folder, "--test-index", "0,17,99", capsys=capsys)
+    assert [x["test_index"] for x in found] == [0, 17, 99]
+    assert [x["true_class"] for x in found] == [
+        str(test.labels[i]) for i in (0, 17, 99)
+    ]
+    # They are the answers that the classifier gives for these images.
+    classifier = Classifier.load(folder)
+    for x, i in zip(found, (0, 17, 99), strict=True):
+        expected = classifier.predict(test.images[i], top=3)
+        assert [(each["class"], each["probability"]) for each in x["top"]] == expected
+    predict.main([str(folder), "--test-index", "17", "--top", "1"])
+    best = found[1]["top"][0]
+    assert capsys.readouterr().out == (
+        f"test image 17 (true class {test.labels[17]})  "
+        f"{best['class']} {best['probability']:.1%}\n"
+    )
+    model = str(folder / "model.safetensors")
+    predict.main([model, "--test-index", " 17, 17", "--csv", "--top", "1"])
+    head, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert head == ["test_index", "true_class", "rank", "class", "probability"]
+    answer = ["17", str(test.labels[17]), "1", best["class"]]
+    assert [row[:4] for row in rows] == [answer, answer]
+
+
+def test_all_test_images_give_the_run_s_accuracy(run, capsys):
+    folder, _ = run
+    indices = ",".join(map(str, range(100)))
+    found = answers(folder, "--test-index", indices, "--top", "1", capsys=capsys)
+    right = [x["top"][0]["class"] == x["true_class"] for x in found]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert np.mean(right) == json.loads(lines[-1])["test_accuracy"]
+
+
+def test_test_images_that_are_not_there_are_refused(run, tmp_path):
+    folder, digits = map(str, run)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+
+    def changed(*keys, value):
+        """Write the copy's config.json with one change; return the folder."""
+        content = json.loads(json.dumps(config))
+        parent = content
+        for key in keys[:-1]:
+            parent = parent[key]
+        parent[keys[-1]] = value
+        (copy / "config.json").write_text(json.dumps(content))
+        return str(copy)
+
+    for arguments, message, code in (
+        ([folder, "--test-index", "100"], "100 is out of range; .* at most 99", 2),
+        ([folder, "--test-index", "-1"], "'-1' is not a place in the test split;", 2),
+        ([folder, "--test-index", "1,,2"], "'' is not a place in the test split;", 2),
+        ([folder, "--test-index", "1", digits], "combined with pictures", 2),
+        (["--weights", "imagenet", "--test-index", "1", "x"], "combined with weig", 2),
+        ([folder, "--index", "1"], "did you mean test_index", 2),
+        (
+            [changed("dataset", "sha256", value="0"), "--test-index", "1"],
+            "the images of mnist5k differ from those of the run; restore them",
+            3,
+        ),
+    ):
+        with pytest.raises((UsageError, InputError), match=message) as caught:
+            predict.main(arguments)
+        assert caught.value.exit_code == code
+    for keys, value, message in (
+        (("class_names",), ["a"], "the classes are 0, 1, .*, but the run has a; res"),
+        (("settings", "dataset"), str(tmp_path / "no"), "cannot be loaded: .*/no"),
+        (("settings", "lr"), -1, "cannot be loaded: lr: -1 is out of range"),
+        (("versions",), {}, "config.json: cannot be read: was not written by jaxlab"),
+    ):
+        with pytest.raises((UsageError, InputError), match=message):
+            predict.main([changed(*keys, value=value), "--test-index", "1"])
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        predict.main([str(copy / "model.safetensors"), "--test-index", "1"])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_test_images_of_a_folder_are_those_of_the_run(
+    in_memory, trained, narrowed, narrow_weights, tmp_path, monkeypatch, capsys
+):
+    _, digits = trained
+    if not in_memory:
+        monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
+    job = ["--dataset", str(digits), "--image-size", "63", "--crop", "--epochs", "1"]
+    job += ["--weights", narrow_weights, "--out", str(tmp_path / "run")]
+    finetune.main([*job, *NO_CHECKPOINTS])
+    capsys.readouterr()
+    files = json.loads((tmp_path / "run" / "split.json").read_text())["test"]
+    by_index = answers(tmp_path / "run", "--test-index", "0,3", capsys=capsys)
+    paths = [digits / files[i] for i in (0, 3)]
+    by_file = answers(tmp_path / "run", *paths, capsys=capsys)
+    assert [x["top"] for x in by_index] == [x["top"] for x in by_file]
+    assert [x["true_class"] for x in by_index] == [path.parent.name for path in paths]
 
 
 def test_flags_may_stand_between_the_run_and_the_pictures(run, capsys):

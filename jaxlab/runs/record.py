@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxlab.data.files import nfc
 from jaxlab.metrics import patience_ended
 
 
@@ -108,6 +109,18 @@ class Record:
             "mean": tuple(said["mean"]),
             "std": tuple(said["std"]),
         }
+
+    def mismatch(self, data: Any) -> str | None:
+        """Return how a dataset differs from the run's; None if it is the same."""
+        names = [nfc(name) for name in self.class_names]
+        if names != list(data.class_names):
+            return (
+                f"the classes are {', '.join(data.class_names)}, but the run has "
+                f"{', '.join(self.class_names)}"
+            )
+        if self.sha256 != data.fingerprint():
+            return f"the images of {data.name} differ from those of the run"
+        return None
 
     def environments(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield an event and an environment for each process of the run, in order.

@@ -16,7 +16,6 @@ from jaxlab.config import (
     fields_that,
     resolved,
 )
-from jaxlab.data.files import nfc
 from jaxlab.errors import CheckpointError, UsageError
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import record
@@ -38,12 +37,9 @@ def complete(given: Mapping[str, Any]) -> Resolved:
         return resolved(config)
     record_file = Path(config.out) / run_folder.CONFIG
     found = record.read_record(record_file)
-    then = _settings(found)
-    known = {
-        field.name: then[field.name] for field in fields(Config) if field.name in then
-    }
+    then = settings_of(found)
     try:
-        complete_config = resolved(Config(**{**known, **given}))
+        complete_config = resolved(Config(**{**then, **given}))
     except UsageError as error:
         raise UsageError(f"--resume: {record_file}: {error.text}") from error
     check_settings(complete_config, then, None)
@@ -60,11 +56,11 @@ def complete(given: Mapping[str, Any]) -> Resolved:
     return complete_config
 
 
-def _settings(found: Record | None) -> dict[str, Any]:
+def settings_of(found: Record | None) -> dict[str, Any]:
     """Return the settings that a resumed run restores; none if nothing has begun."""
     then = found.settings if found else {}
-    own = fields_that(PER_PROCESS)
-    return {name: value for name, value in then.items() if name not in own}
+    restored = {field.name for field in fields(Config)} - fields_that(PER_PROCESS)
+    return {name: value for name, value in then.items() if name in restored}
 
 
 def open_record(config: Config, folder: Path, data: Any) -> Record | None:
@@ -159,16 +155,10 @@ def checkpoint_to_resume(
 
 def check_data(then: Record, data: Any) -> None:
     """Raise CheckpointError if images or classes differ from the run's."""
-    names = [nfc(name) for name in then.class_names]
-    if names != list(data.class_names):
+    difference = then.mismatch(data)
+    if difference is not None:
         raise CheckpointError(
-            f"--resume: the classes are {', '.join(data.class_names)}, but the run has "
-            f"{', '.join(then.class_names)}; start another run"
-        )
-    if then.sha256 != data.fingerprint():
-        raise CheckpointError(
-            f"--resume: the images of {data.name} differ from those of the run; "
-            "restore them, or start another run"
+            f"--resume: {difference}; restore them, or start another run"
         )
 
 

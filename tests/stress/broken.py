@@ -128,9 +128,9 @@ LINES = [
         "runs/test_checkpoint.py",
     ),
     Line(
-        "jaxlab/runs/resume.py",
-        "if then.sha256 != data.fingerprint():",
-        "if not then.sha256:",
+        "jaxlab/runs/record.py",
+        "if self.sha256 != data.fingerprint():",
+        "if not self.sha256:",
         "runs/test_resume.py",
     ),
     Line(
@@ -178,8 +178,8 @@ LINES = [
     ),
     Line(
         "jaxlab/predict.py",
-        'order = np.argsort(-probabilities, kind="stable")[: config.top]',
-        'order = np.argsort(probabilities, kind="stable")[: config.top]',
+        'order = np.argsort(-probabilities, kind="stable")[:top]',
+        'order = np.argsort(probabilities, kind="stable")[:top]',
         "test_predict.py",
     ),
     Line(
@@ -214,9 +214,21 @@ LINES = [
     ),
     Line(
         "jaxlab/data/selection.py",
-        'held_out = stratified_split(labels["train"], test_fraction, groups=groups)',
-        'held_out = ~stratified_split(labels["train"], test_fraction, groups=groups)',
+        'return stratified_split(labels["train"][rest], fraction, seed, together)',
+        'return ~stratified_split(labels["train"][rest], fraction, seed, together)',
         "data/test_image_folder.py",
+    ),
+    Line(
+        "jaxlab/data/idx.py",
+        "if held != header + expected:",
+        "if held < header + expected:",
+        "data/test_idx.py",
+    ),
+    Line(
+        "jaxlab/data/mnist.py",
+        "if sha256(contents[file]) != about.content",
+        "if not about.content",
+        "data/test_idx.py",
     ),
     Line(
         "jaxlab/data/files.py",
