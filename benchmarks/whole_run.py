@@ -5,7 +5,7 @@
 Three runs of five epochs take turns: `python -m jaxlab.finetune` with an empty cache
 folder, the same command again, and `python -m benchmarks.harness.peers`, eager, with
 its fastest memory layout, Adam and loader. Ours also writes checkpoints, weights,
-curves and a confusion matrix; PyTorch's side writes its weights. All runs of ours must
+and pictures; PyTorch's side writes its weights. All runs of ours must
 write byte-identical weights.
 """
 

@@ -55,7 +55,8 @@ class Run:
     def __post_init__(self):
         """Make the folder independent of the working directory."""
         object.__setattr__(self, "folder", self.folder.absolute())
-        object.__setattr__(self, "history", Rows(self.history))
+        if not isinstance(self.history, Rows):
+            object.__setattr__(self, "history", Rows(self.history))
 
     @property
     def test_accuracy(self) -> float:
@@ -172,6 +173,8 @@ def fine_tune(
         except signals.Stopped:
             console.log(terminal.interruption())
             raise
+        finally:
+            terminal.show_status("")
 
 
 def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
@@ -190,12 +193,12 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         hint = f"; pass a larger {more} to continue" if has_steps else ""
         console.log(f"the run is finished{hint}")
         if not missing and not resume.is_of_other_data(folder, config):
-            return _finished(rows, folder, config.test_size or 0, console)
+            return _finished(rows, folder, config, console)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
-    stages.begin("starting JAX")
+    console.wait("starting JAX")
     device = runtime.set_up(console.log, owns_process=owns_process)
-    stages.begin("loading the data")
+    console.wait("loading the data")
     from jaxlab.data.preprocess import Preprocess
     from jaxlab.library import load_of
 
@@ -215,7 +218,7 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         batch_size=min(config.batch_size, len(data.train)),
     )
     task = Task(config, folder, data, preprocess, device, console)
-    stages.begin("preparing the run")
+    console.wait("preparing the run")
     with (
         run_folder.locked(folder, console.log),
         environment.pinned(),
@@ -229,7 +232,7 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
         if rows and missing:
             return _draw_missing(task, rows, missing)
         if rows:
-            return _finished(rows, folder, len(data.test), console)
+            return _finished(rows, folder, config, console)
         return _run(task, then)
 
 
@@ -246,13 +249,14 @@ class Task(NamedTuple):
 
 def _run(task: Task, then: Record | None) -> Run:
     """Train in the locked folder; `then` is the record of the run to resume, if any."""
+    from jaxlab.runs import figures
     from jaxlab.runs.checkpoint import CheckpointManager
-    from jaxlab.runs.figures import draw
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training.fit import run_epochs
     from jaxlab.training.job import class_weights, job_of, network_of
 
-    config, folder, data, preprocess, _, console = task
+    config, folder, data, preprocess, device, console = task
+    console.log(_data_line(data, f", on {device}"))
     weights = class_weights(data, config.class_weights, console.log)
     network = network_of(config, data)
     checkpoints = CheckpointManager(
@@ -262,7 +266,10 @@ def _run(task: Task, then: Record | None) -> Run:
     _warn_of_low_rate(config, console)
     stages.describe_saved(functools.partial(_how_to_resume, task, checkpoints))
     writer = RunWriter(
-        folder, checkpoints if config.checkpoint_every else None, console.log
+        folder,
+        checkpoints if config.checkpoint_every else None,
+        console.log,
+        functools.partial(figures.curves, config, data),
     )
     needed = _begin(task, network, start, writer, checkpoints)
     features = _feature_store(task, needed) if config.feature_cache else None
@@ -280,14 +287,15 @@ def _run(task: Task, then: Record | None) -> Run:
         )
         state, rows, predictions = run_epochs(job, start.state, start.progress, writer)
         signals.check()
-        stages.begin("writing the model")
+        console.wait("writing the model")
         _write_model(task, writer, state)
     stages.describe_saved(functools.partial(_how_to_draw, task))
-    draw(writer, config, data, rows, predictions)
+    console.wait("drawing the pictures")
+    figures.draw(writer, config, data, preprocess, rows, predictions)
     console.log(
         f"compilation: {clock.compile_seconds:.1f} s, not included in the times above"
     )
-    return _finished(rows, folder, len(data.test), console)
+    return _finished(rows, folder, config, console)
 
 
 def _write_model(task: Task, writer: Any, state: Any) -> None:
@@ -326,7 +334,6 @@ def _begin(
     writer.begin(start.record, start.progress.rows, data.files)
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
-    log(_data_line(data, f", on {task.device}"))
     origins = start.record.weights["layers"]
     table = layer_table(start.state.params, network.trainable, origins)
     for line in [*describe(start.record.weights).splitlines(), *table.splitlines()]:
@@ -373,13 +380,14 @@ def _feature_store(task: Task, needed: int) -> Any:
 
 
 def _finished(
-    rows: list[dict[str, float]], folder: Path, test_images: int, console: Console
+    rows: list[dict[str, float]], folder: Path, config: Resolved, console: Console
 ) -> Run:
     model, sha256 = folder / run_folder.MODEL, None
     if model.exists():  # a process with a SilentWriter has none
         with open(model, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    run = Run(folder, rows, sha256, test_images)
+    rows = Rows(rows, ARCHITECTURES[config.model].has_dropout)
+    run = Run(folder, rows, sha256, config.test_size or 0)
     console.log(f"test_accuracy={run.test_accuracy:.4f} run={folder}")
     return run
 
@@ -440,6 +448,8 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     if then is not None and config.resume is not None:
         saved = resume.checkpoint_to_resume(checkpoints, config.resume, log)
     if then is None or saved is None:
+        name = "random" if config.weights == "none" else config.weights
+        console.wait("preparing the weights", f"weights: {name}")
         params, weights = initial_params(
             ARCHITECTURES[config.model],
             network.model,
@@ -468,30 +478,31 @@ def _draw_missing(task: Task, rows: list[dict[str, float]], missing: list[str]) 
     """Draw the missing figures of a finished run, from its model and its metrics."""
     import jax.numpy as jnp
 
-    from jaxlab.runs.figures import draw
+    from jaxlab.runs import figures
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training import inputs
     from jaxlab.training.epoch import evaluate_split
     from jaxlab.training.initial_weights import whole_network
-    from jaxlab.training.job import network_of
-    from jaxlab.training.step import TrainState, make_eval_step
+    from jaxlab.training.job import eval_step_of, network_of
+    from jaxlab.training.step import TrainState
 
     config, folder, data = task.config, task.folder, task.data
     stages.describe_saved(functools.partial(_how_to_draw, task))
-    stages.begin("evaluating")
+    task.console.wait("evaluating")
     model = network_of(config, data).model
     params = whole_network(str(folder / run_folder.MODEL), config.model).params
     test = inputs.image_inputs(model, data, task.preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
-        make_eval_step(test.apply_fn),
+        eval_step_of(test.apply_fn),
         TrainState(params, {}, (), jnp.int32(0)),
         test.load,
         count=len(data.test),
         batch_size=inputs.FORWARD_BATCH,
     )
     writer = RunWriter(folder, None, task.console.log)
-    draw(writer, config, data, rows, predictions, missing)
-    return _finished(rows, folder, len(data.test), task.console)
+    preprocess = task.preprocess
+    figures.draw(writer, config, data, preprocess, rows, predictions, missing)
+    return _finished(rows, folder, config, task.console)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def accuracy_text(accuracy: float, count: int) -> str:
+def accuracy_text(accuracy: float, count: int, *, aligned: bool = False) -> str:
     """Return an accuracy; where it was measured on few images, with what it is worth.
+
+    If `aligned`, texts of the same `count` have the same length.
 
     >>> accuracy_text(57 / 58, 58)
     'accuracy 0.9828 (57 of 58; 90.9–99.7 %)'
@@ -66,5 +68,8 @@ def accuracy_text(accuracy: float, count: int) -> str:
     if count >= FEW or count < 1:  # a run of before says nothing of their number
         return text
     correct = round(accuracy * count)
-    low, high = wilson_interval(correct, count)
-    return f"{text} ({correct} of {count}; {100 * low:.1f}–{100 * high:.1f} %)"
+    low, high = (100 * end for end in wilson_interval(correct, count))
+    width = len(str(count)) if aligned else 0
+    of = f"{text} ({correct:>{width}} of {count}; "
+    longest = len(f"{of}99.9–100.0 %)") if aligned else 0
+    return f"{of}{low:.1f}–{high:.1f} %)".ljust(longest)

@@ -209,7 +209,8 @@ def _lab(
         "variants": results,
     }
     title = (
-        f"MLP on {counted(len(data.train), 'image')} of {data.name}, mean and range of "
+        f"MLP on {counted(len(data.train), 'image')} of {data.name}, "
+        f"{'mean and range of ' if config.seeds > 1 else ''}"
         f"{counted(config.seeds, 'seed')}"
     )
     writer = RunWriter(folder, None, terminal.log)

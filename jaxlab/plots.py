@@ -9,7 +9,7 @@ import numpy as np
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.figures.confusion import draw_confusion
-from jaxlab.figures.curves import draw_curves
+from jaxlab.figures.curves import draw_curves, training_label
 from jaxlab.figures.figure import Figure
 from jaxlab.figures.images import draw_images
 from jaxlab.runs.record import Rows
@@ -20,11 +20,11 @@ def plot_curves(history: Any, title: str = "") -> Figure:
     """Return a matplotlib figure of loss and accuracy by epoch, for both splits.
 
     `history` is what `fit` or `fine_tune` returned, or its rows. With a validation
-    split its values are drawn, and the test values of the best epoch are one point. The
-    curve of a run's training split is labelled "dropout on", because it was measured
-    during the epochs; this is not known of rows that were read from a file. The last
-    test value is written beside the curve. A notebook shows the figure;
-    `.savefig("name.png")` on it writes a file.
+    split its values are drawn, the best epoch is marked, and its test values are one
+    point. The curve of a run's training split is labelled "dropout on", or "during the
+    epoch" if the network has no dropout; this is not known of rows that were read from
+    a file. The test value of the network that is kept is written beside the curve. A
+    notebook shows the figure; `.savefig("name.png")` on it writes a file.
 
     >>> row = {"epoch": 1, "train_loss": 0.7, "test_loss": 0.9}
     >>> row |= {"train_accuracy": 0.8, "test_accuracy": 0.7}
@@ -37,9 +37,9 @@ def plot_curves(history: Any, title: str = "") -> Figure:
             "history: expected what fit or fine_tune returns, or a list of its rows, "
             f"got {type(history).__name__}"
         )
-    # The training curve of fine_tune is measured during the epoch, with dropout on.
-    during = isinstance(rows, Rows)
-    return draw_curves(rows, title, "training (dropout on)" if during else "training")
+    # fine_tune measures its training curve during the epoch, and fit after it.
+    label = training_label(rows.dropout) if isinstance(rows, Rows) else "training"
+    return draw_curves(rows, title, label)
 
 
 def _are_rows(rows: Any) -> bool:
@@ -62,7 +62,8 @@ def plot_confusion(
 ) -> Figure:
     """Return a matplotlib figure of how often each class was taken for each other one.
 
-    `labels` and `predictions` are int[n], indices into `class_names`.
+    `labels` and `predictions` are int[n], indices into `class_names`. The colour of a
+    cell is its share of the row, blue for right predictions and orange for mistakes.
 
     >>> plot_confusion([0, 1, 1], [0, 1, 0], ["cat", "dog"]).axes[0].get_xlabel()
     'predicted class'
@@ -88,8 +89,8 @@ def plot_images(
 
     `images` are uint8 or float[n, h, w(, c)]; floats are scaled from [0, 1], or, with
     the `preprocess` that made them, their normalisation is undone. `labels` and
-    `predictions` are int[n]. A wrong prediction is red: "4, not 9" is a 9 that was
-    predicted as a 4. `class_names` replace the numbers of the classes.
+    `predictions` are int[n]. A wrong prediction is orange and bold: "4, not 9" is a 9
+    that was predicted as a 4. `class_names` replace the numbers of the classes.
 
     Raises UsageError for arrays of another shape, dtype or length, and for a class
     without a name.
@@ -158,11 +159,10 @@ def _pixels(images: Any, preprocess: Preprocess | None) -> np.ndarray:
             f"images: expected uint8, or floats of [0, 1] or normalised, got "
             f"{images.dtype}; convert them"
         )
-    images = images.astype(np.float32)
     if preprocess is not None:
-        std, mean = np.array([preprocess.std, preprocess.mean], np.float32)
-        images = images * std + mean
-    return np.clip(np.round(255 * images), 0, 255).astype(np.uint8)
+        return preprocess.pixels(images)
+    pixels = 255 * images.astype(np.float32)
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def _titles(

@@ -36,7 +36,7 @@ SMALL = ["--train-size", "200", "--test-size", "100", "--image-size", "63"]
 SMALL += ["--epochs", "4", "--lr-step", "4"]
 SMALL += NO_CHECKPOINTS
 FILES = {"config.json", "metrics.jsonl", "model.safetensors"}
-FILES |= {"curves.png", "confusion.png", ".lock"}
+FILES |= {"curves.png", "confusion.png", "mistakes.png", ".lock"}
 
 
 def narrow_command(*flags, before="", after=""):

@@ -164,6 +164,7 @@ def test_a_download_is_as_silent_as_its_caller(
     monkeypatch.setattr(initial_weights, "open_published", open_published)
     monkeypatch.chdir(tmp_path)
     for log in ({}, {"log": True}, {"log": False}):
+        capfd.readouterr()
         with pytest.raises(DownloadError, match="no network"):
             DOWNLOADS[name](**log)
     assert [each["log"] for each in asked] == [True, True, False]

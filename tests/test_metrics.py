@@ -40,3 +40,11 @@ def test_wilsons_interval(correct, count, low, high):
 def test_an_accuracy_of_few_images_says_of_how_many():
     assert accuracy_text(0.5, 10) == "accuracy 0.5000 (5 of 10; 23.7–76.3 %)"
     assert accuracy_text(0.5, 1000) == "accuracy 0.5000"
+
+
+def test_aligned_accuracies_have_one_length_and_say_the_same():
+    texts = [accuracy_text(n / 800, 800, aligned=True) for n in (0, 7, 80, 791, 800)]
+    assert len({len(text) for text in texts}) == 1
+    assert texts[1].rstrip() == "accuracy 0.0088 (  7 of 800; 0.4–1.8 %)"
+    assert texts[4].rstrip() == "accuracy 1.0000 (800 of 800; 99.5–100.0 %)"
+    assert accuracy_text(0.5, 1000, aligned=True) == "accuracy 0.5000"

@@ -67,14 +67,15 @@ def test_images_may_be_bfloat16():
 
 
 def labels_of(figure):
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_curves_say_how_the_training_split_was_measured(tmp_path):
-    run = Run(tmp_path, [ROW], "0" * 64, 20)
-    during = ["training (dropout on)", "test"]
-    assert labels_of(jaxlab.plot_curves(run)) == during
-    assert labels_of(jaxlab.plot_curves(run.history)) == during
-    assert labels_of(jaxlab.plot_curves(Rows([ROW, ROW])[:1])) == during
+    for dropout, when in ((True, "dropout on"), (False, "during the epoch")):
+        run = Run(tmp_path, Rows([ROW], dropout), "0" * 64, 20)
+        during = [f"training ({when})", "test"]
+        assert labels_of(jaxlab.plot_curves(run)) == during
+        assert labels_of(jaxlab.plot_curves(run.history)) == during
+        assert labels_of(jaxlab.plot_curves(Rows([ROW, ROW], dropout)[:1])) == during
     assert labels_of(jaxlab.plot_curves([ROW])) == ["training", "test"]
     assert run.history == [ROW]

@@ -50,7 +50,10 @@ def run(main: Callable[[], Any]) -> int:
 def _outcome(main: Callable[[], Any]) -> int:
     try:
         with signals.installed():
-            main()
+            try:
+                main()
+            finally:
+                show_status("")
             stages.begin("exiting")
             sys.stdout.flush()
         return 0
@@ -85,24 +88,54 @@ def _advice(error: OSError) -> str:
 
 
 def progress_bar(
-    total: int, label: str, unit: str = "image", *, shown: bool = True
+    total: int,
+    label: str,
+    unit: str = "image",
+    *,
+    shown: bool = True,
+    eta: bool = True,
 ) -> "tqdm":
-    """Return a tqdm bar on stderr, shown only on a terminal and in a notebook."""
+    """Return a tqdm bar on stderr, shown only on a terminal and in a notebook.
+
+    It ends with the time until it is full, unless `eta` is False: then the caller
+    appends the time until the end of something larger.
+    """
     from tqdm import tqdm
 
-    # tqdm itself checks for a terminal if `disable` is None.
-    disable = None if shown else True
-    if shown and "ipykernel" in sys.modules:
-        disable = False
+    show_status("")  # the bar says what is waited for
+    # With loss, accuracy and ETA appended, the bar fits 80 columns.
+    bar, ending = ("{bar:10}", ", ETA {remaining}") if eta else ("{bar:6}", "{postfix}")
     return tqdm(
         total=total,
         desc=label,
         unit=unit,
         leave=False,
-        disable=disable,
-        # With loss, accuracy and learning rate appended, the bar fits 80 columns.
-        bar_format="{desc} {percentage:3.0f}%|{bar:12}| {rate_noinv_fmt}{postfix}",
+        disable=not (shown and bars_are_shown()),
+        bar_format="{desc} {percentage:3.0f}%|" + bar + "| {rate_noinv_fmt}" + ending,
     )
+
+
+def bars_are_shown() -> bool:
+    """Return whether stderr can show lines that change: a terminal, or a notebook."""
+    try:
+        return "ipykernel" in sys.modules or sys.stderr.isatty()
+    except (AttributeError, ValueError):  # it is missing, or closed
+        return False
+
+
+_status: list["tqdm"] = []  # the status line, if one is shown
+
+
+def show_status(text: str) -> None:
+    """Show on a terminal what is waited for, until the next status or progress bar."""
+    main = threading.current_thread() is threading.main_thread()
+    with signals.deferred() if main else contextlib.nullcontext():
+        with contextlib.suppress(IndexError):  # none is shown
+            _status.pop().close()
+        if text and bars_are_shown():
+            from tqdm import tqdm
+
+            _status.append(tqdm(desc=text, bar_format="{desc}", leave=False))
 
 
 def log(line: str) -> None:
@@ -133,6 +166,18 @@ class Console(NamedTuple):
     log: Callable[[str], None]
     progress: Callable[..., Any]
     shown: bool = True
+
+    def wait(self, stage: str, line: str | None = None) -> None:
+        """Begin a stage, and say so: in a status line, or by a `line` if there is none.
+
+        A line is logged only if one is given: before the line about the data, which is
+        the first one, there is none.
+        """
+        stages.begin(stage)
+        if self.shown and bars_are_shown():
+            show_status(f"{line or stage} …")
+        elif line is not None:
+            self.log(f"{line} …")
 
 
 SHELL = Console(log, progress_bar)

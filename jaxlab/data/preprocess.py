@@ -91,6 +91,15 @@ class Preprocess:
         # Grey is broadcast to three channels here: resizing one channel is cheaper.
         return (x - jnp.float32(self.mean)) / jnp.float32(self.std)
 
+    def pixels(self, inputs: jax.Array) -> np.ndarray:
+        """Undo `normalize`, to show what a network saw: float -> uint8, [b, h, w, 3].
+
+        Values outside those of pixels are clipped.
+        """
+        std, mean = np.array([self.std, self.mean], np.float32)
+        pixels = 255 * (np.asarray(inputs, np.float32) * std + mean)
+        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
     def resize(self, picture: "Image.Image") -> np.ndarray:
         """Resize a Pillow image, mode L or RGB, on the host: the first half of a call.
 

@@ -4,87 +4,148 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxlab.figures.figure import Figure, own_style
+from jaxlab.figures.fonts import wrapped
 from jaxlab.figures.text import accuracy_gap
 from jaxlab.metrics import best_epoch
+
+# From Okabe and Ito's palette, for every kind of colour vision. The curves also differ
+# in their lines and markers, and in grey.
+TRAINING: dict[str, Any] = {"color": "#0072B2", "linestyle": "--", "marker": "o"}
+MEASURED: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "s"}
+TESTED: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "*"}
+_MOST_MARKERS = 30  # epochs; the markers of more would hide the lines
+_TITLE = 12  # font size in points
+
+
+def training_label(dropout: bool) -> str:
+    """Return the label of a curve that was measured while the network was trained."""
+    return f"training ({'dropout on' if dropout else 'during the epoch'})"
 
 
 @own_style()
 def draw_curves(
-    rows: Sequence[Mapping[str, float]],
-    title: str,
-    training_label: str = "training (dropout on)",
+    rows: Sequence[Mapping[str, float]], title: str, training: str = "training"
 ) -> Figure:
     """Draw training and test loss and accuracy by epoch; `rows` are metrics.jsonl's.
 
-    With a validation split its values are drawn instead of the test split's, and the
-    test values of the best epoch are one point.
+    With a validation split its values are drawn instead of the test split's, the best
+    epoch is marked, and its test values are one point, if they are there already.
+    `training` is the label of the training curve.
     """
-    epochs = [row["epoch"] for row in rows]
     best = best_epoch(rows)
-    measured = "test" if best is None else "validation"
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    figure.suptitle(title)
-    for axes, quantity, unit, scale in zip(
-        figure.subplots(1, 2),
-        ("loss", "accuracy"),
-        ("nats", "%"),
-        (1, 100),
-        strict=True,
-    ):
-        for split, style in (("train", "o--"), (measured, "o-")):
-            values = [scale * row[f"{split}_{quantity}"] for row in rows]
-            label = training_label if split == "train" else split
-            axes.plot(epochs, values, style, label=label)
-        final = scale * rows[-1][f"test_{quantity}"]
-        if best is not None:
-            label = f"test, of the best epoch, {best}"
-            axes.plot([best], [final], "*", markersize=12, label=label)
-        axes.annotate(
-            f"{final:.1f} %" if unit == "%" else f"{final:.3f}",
-            (1, final),
-            xycoords=axes.get_yaxis_transform(),  # right of the axes, at that height
-            textcoords="offset points",
-            xytext=(4, 0),
-            va="center",
-            color="tab:orange" if best is None else "tab:green",
+    figure.suptitle("\n".join(wrapped(title, _TITLE, 8.6)), size=_TITLE)
+    panels = figure.subplots(1, 2)
+    for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
+        scale = 100 if quantity == "accuracy" else 1
+        _draw_quantity(axes, rows, quantity, scale, best, training)
+        axes.set(
+            xlabel="epoch", ylabel="accuracy (%)" if scale == 100 else "loss (nats)"
         )
-        axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
-        axes.set_xlim(epochs[0] - 0.2, epochs[-1] + 0.2)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _set_epochs(axes, [row["epoch"] for row in rows])
+        _widen(axes, scale)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _draw_quantity(
+    axes: Axes,
+    rows: Sequence[Mapping[str, float]],
+    quantity: str,
+    scale: int,
+    best: int | None,
+    training: str,
+) -> None:
+    """Draw the curves of the loss or of the accuracy, and the value of the network."""
+    epochs = [row["epoch"] for row in rows]
+    measured = "test" if best is None else "validation"
+    curves = (("train", training, TRAINING), (measured, measured, MEASURED))
+    for split, label, style in curves:
+        values = [scale * row[f"{split}_{quantity}"] for row in rows]
+        axes.plot(epochs, values, **_marked(style, len(rows)), label=label)
+    kept = rows[-1] if best is None else next(r for r in rows if r["epoch"] == best)
+    value, style = kept[f"{measured}_{quantity}"], MEASURED
+    if best is not None:
+        axes.axvline(best, color="0.4", linestyle=":", label=f"best epoch, {best}")
+        if f"test_{quantity}" in rows[-1]:
+            value, style = rows[-1][f"test_{quantity}"], TESTED
+            axes.plot(
+                [best], [scale * value], **TESTED, markersize=11, label="test, once"
+            )
+    axes.annotate(
+        f"{100 * value:.1f} %" if quantity == "accuracy" else f"{value:.3f}",
+        (1, scale * value),
+        xycoords=axes.get_yaxis_transform(),  # right of the axes, at that height
+        textcoords="offset points",
+        xytext=(4, 0),
+        va="center",
+        color=style["color"],
+    )
 
 
 @own_style()
 def draw_variants(results: Mapping[str, Any], title: str) -> Figure:
-    """Draw each variant's accuracy by epoch, as the mean and the range over seeds.
+    """Draw each variant's accuracy by epoch: the mean over seeds and, of more than one,
+    their range.
 
     `results` are the "variants" of results.json.
     """
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.2 * columns, 0.8 + 2.6 * rows), layout="constrained")
-    figure.suptitle(title)
+    size = 3.2 * columns, 0.8 + 2.6 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("\n".join(wrapped(title, _TITLE, size[0] - 0.3)), size=_TITLE)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.flat[len(results) :]:
         axes.set_visible(False)
     for axes, (name, result) in zip(panels.flat, results.items(), strict=False):
-        for split, label in (("train", "training"), ("test", "test")):
+        curves = (("train", "training", TRAINING), ("test", "test", MEASURED))
+        for split, label, style in curves:
             accuracy = 100 * np.array(result["curves"][f"{split}_accuracy"])
-            epochs = np.arange(1, accuracy.shape[1] + 1)
-            axes.plot(epochs, accuracy.mean(0), label=label)
-            axes.fill_between(epochs, accuracy.min(0), accuracy.max(0), alpha=0.25)
+            seeds, count = accuracy.shape
+            epochs = np.arange(1, count + 1)
+            marked = {**style, "marker": style["marker"] if count == 1 else ""}
+            axes.plot(epochs, accuracy.mean(0), **marked, label=label)
+            if seeds > 1:
+                low, high = accuracy.min(0), accuracy.max(0)
+                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2)
         gap = accuracy_gap(result)
-        axes.set_title(f"{name}\n{result['verdict']}, gap {gap:.1f} points", size=9)
-        axes.grid(alpha=0.3)
+        heading = f"{name}\n{result['verdict']}, gap {gap:.1f} points"
+        axes.set_title(heading, size=9)
+        _set_epochs(axes, epochs)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (%)")
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels.flat[0].legend(loc="lower right")
     return figure
+
+
+def _marked(style: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """Return a curve's style, without markers where they would hide the line."""
+    marker = style["marker"] if epochs <= _MOST_MARKERS else ""
+    return {**style, "marker": marker, "markersize": 5}
+
+
+def _set_epochs(axes: Axes, epochs: Sequence[float] | np.ndarray) -> None:
+    """Show whole epochs on the horizontal axis, with some space beside them."""
+    space = max(0.3, 0.02 * (epochs[-1] - epochs[0]))
+    axes.set_xlim(epochs[0] - space, epochs[-1] + space)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+
+
+def _widen(axes: Axes, scale: int) -> None:
+    """Keep the vertical axis within what is possible, and wider than what is noise."""
+    low, high = axes.get_ylim()
+    if (short := 0.02 * scale - (high - low)) > 0:
+        low, high = low - short / 2, high + short / 2
+    if scale == 100:
+        high = min(high, 101)
+    axes.set_ylim(max(low, -0.01 * scale), high)
+    axes.ticklabel_format(axis="y", useOffset=False)

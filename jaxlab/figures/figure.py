@@ -10,10 +10,10 @@ import matplotlib
 from matplotlib import figure
 from matplotlib.text import Text
 
-from jaxlab.figures.fonts import fonts_for
+from jaxlab.figures.fonts import MISSING, fonts_for
 from pretrained.errors import printable
 
-_LONGEST = 30  # letters of a name; longer ones would leave no space for the axes
+_LONGEST = 80  # letters of a name; longer ones are no names that a class has
 
 
 class Figure(figure.Figure):
@@ -29,7 +29,7 @@ class Figure(figure.Figure):
     def savefig(self, *args: Any, **keywords: Any) -> None:
         """Write the figure in its own style, with fonts for the letters it contains."""
         with own_style(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            warnings.filterwarnings("ignore", MISSING)
             missing = ""
             for text in self.findobj(Text):
                 fonts, lacking = fonts_for(text.get_text())
@@ -62,6 +62,6 @@ def own_style() -> Iterator[None]:
 
 
 def shown(name: str) -> str:
-    """Return a user's name as figures show it: printable, and at most 30 letters."""
+    """Return a user's name as figures show it: printable, and at most 80 letters."""
     name = printable(str(name))
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

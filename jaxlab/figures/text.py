@@ -38,12 +38,16 @@ VARIANT_HEADER = (
 
 
 def variant_line(name: str, result: Mapping[str, Any]) -> str:
-    """Return a variant's row of the table: mean ± standard deviation over seeds."""
+    """Return a variant's row of the table: mean ± standard deviation over seeds.
+
+    One seed has no deviation, and its values stand alone.
+    """
     curves = {key: np.array(values) for key, values in result["curves"].items()}
 
     def final(key, scale, digits):
         values = scale * curves[key][:, -1]
-        return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+        deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{deviation}"
 
     perfect = curves["train_accuracy"] == 1
     # Each seed's first epoch with a training accuracy of 100 %, if there is one.

@@ -45,6 +45,11 @@ class Architecture(NamedTuple):
         return children(TABLES[self.name])
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether training differs from evaluation by dropout of a rate above 0."""
+        return bool(self.dropout) and self.fields.get("dropout_rate", 1) > 0
+
+    @property
     def head(self) -> str:
         """The last child, whose outputs are the logits."""
         return self.children[-1]

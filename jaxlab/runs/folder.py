@@ -17,13 +17,16 @@ from pretrained import disk, stages
 from pretrained.console import ERROR_LOG
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
-CURVES, CONFUSION, SPLIT = "curves.png", "confusion.png", "split.json"
+CURVES, CONFUSION, MISTAKES = "curves.png", "confusion.png", "mistakes.png"
+PICTURES = (CURVES, CONFUSION, MISTAKES)  # of a finished run
+SPLIT = "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 # The first two identify a run's folder, so they are deleted last.
 _FILES = (
     *(CONFIG, RESULTS, METRICS, MODEL),
-    *(CURVES, CONFUSION, SPLIT, OVERFIT, ERROR_LOG),
+    *PICTURES,
+    *(SPLIT, OVERFIT, ERROR_LOG),
 )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,19 @@ class Rows(list[dict[str, float]]):
     """The rows of a run's metrics.jsonl; a slice has the same type.
 
     The type tells a figure that their training loss and accuracy were measured during
-    the epoch, with dropout on, in contrast to those of `jaxlab.fit`.
+    the epoch, in contrast to those of `jaxlab.fit`; `dropout` says whether the network
+    had dropout then.
     """
+
+    def __init__(self, rows: Iterable[dict[str, float]] = (), dropout: bool = False):
+        """Copy the rows."""
+        super().__init__(rows)
+        self.dropout = dropout
 
     def __getitem__(self, index: Any) -> Any:
         """Return a row, or for a slice the rows."""
         found = super().__getitem__(index)
-        return Rows(found) if isinstance(index, slice) else found
+        return Rows(found, self.dropout) if isinstance(index, slice) else found
 
 
 @dataclass(frozen=True)

@@ -205,5 +205,4 @@ def is_of_other_data(folder: Path, config: Config) -> bool:
 
 def missing_pictures(folder: Path) -> list[str]:
     """Return the names of the figures that are missing in the folder of a run."""
-    names = (run_folder.CURVES, run_folder.CONFUSION)
-    return [name for name in names if not (folder / name).exists()]
+    return [name for name in run_folder.PICTURES if not (folder / name).exists()]

@@ -1,13 +1,14 @@
 """Write the files of a run, in an order in which an interruption loses nothing.
 
-First the record of the run is written, then the metrics after each epoch. At the end
-only one checkpoint is kept, then the model is written, which marks the run as finished,
-and then the figures.
+First the record of the run is written, then the metrics after each epoch, and the
+curves every few seconds. At the end only one checkpoint is kept, then the model is
+written, which marks the run as finished, and then the figures.
 """
 
 import dataclasses
 import json
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
     from jaxlab.figures.figure import Figure
 
 
+# Training waits while the curves are renewed, so that they take a small share of its
+# time: at most one drawing in so many seconds, and in so many times its own length.
+_SECONDS_BETWEEN, _TIMES_BETWEEN = 5.0, 20
+
+
 class RunWriter:
     """The writer of one run, whose folder this process has locked.
 
     If `checkpoints` is None, no checkpoints are saved. At the end of a `with` block it
     waits for the checkpoint that is being written. `log` is called with each warning.
+    `curves` draws the figure of a run's rows; without it there is none until the end.
     """
 
     def __init__(
@@ -39,11 +46,15 @@ class RunWriter:
         folder: Path,
         checkpoints: CheckpointManager | None,
         log: Callable[[str], None],
+        curves: Callable[[Sequence[Mapping[str, float]]], "Figure"] | None = None,
     ):
         """Store the arguments; nothing is written yet."""
         self.folder = folder
         self.checkpoints = checkpoints
         self.log = log
+        self._curves = curves
+        self._drawn_rows = 0
+        self._next_drawing = time.monotonic() + _SECONDS_BETWEEN
 
     def begin(
         self, record: Record, rows: Sequence[Mapping[str, float]], files: Any = None
@@ -73,6 +84,30 @@ class RunWriter:
         """Write metrics.jsonl, one line per epoch."""
         self._write(run_folder.METRICS, rows_text(rows))
 
+    def renew_curves(
+        self, rows: Sequence[Mapping[str, float]], *, stopping: bool = False
+    ) -> None:
+        """Draw the curves so far, unless they were drawn a few seconds ago.
+
+        With `stopping`, only curves that are complete are not drawn again. If drawing
+        fails, a warning is logged, and it is not tried again before the end of the run.
+        """
+        began = time.monotonic()
+        if self._curves is None or len(rows) == self._drawn_rows:
+            return
+        if began < self._next_drawing and not stopping:
+            return
+        path, draw = self.folder / run_folder.CURVES, self._curves
+        with stages.stage(f"drawing {path.name}"):
+            figure, reason = _write_figure(path, lambda: draw(rows))
+        if figure is None:
+            self.log(f"warning: {path}: not renewed: {reason}; the run goes on")
+            self._curves = None
+        self._drawn_rows = len(rows)
+        now = time.monotonic()
+        pause = max(_SECONDS_BETWEEN, _TIMES_BETWEEN * (now - began))
+        self._next_drawing = now + pause
+
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
         """Save a checkpoint in a thread; see `CheckpointManager.save`."""
         if self.checkpoints is not None:
@@ -96,10 +131,13 @@ class RunWriter:
         """Wait for the last checkpoint, delete the others and write the model.
 
         Call this after everything except `draw`, because it marks the run as finished.
+        Pictures of before are removed: those of a finished run are of all its epochs.
         """
         self.wait()
         if self.checkpoints is not None:
             self.checkpoints.keep_newest()
+        for name in run_folder.PICTURES:
+            (self.folder / name).unlink(missing_ok=True)
         write_safetensors(self.folder / run_folder.MODEL, tensors, metadata)
 
     def draw(
@@ -119,16 +157,11 @@ class RunWriter:
             self._draw(self.folder / name, draw, remedy)
 
     def _draw(self, path: Path, draw: Callable[[], "Figure"], remedy: str) -> None:
-        try:
-            with atomic_write(path) as partial:
-                figure = draw()
-                figure.savefig(partial, dpi=150, format="png")
-        # An error in a drawing library must not make a finished training run fail.
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or one_line(str(error))[:200]
+        figure, reason = _write_figure(path, draw)
+        if figure is None:
             self.log(
-                f"warning: {path}: not drawn: {type(error).__name__}: {reason}; the "
-                f"run is finished without it; {remedy}"
+                f"warning: {path}: not drawn: {reason}; the run is finished "
+                f"without it; {remedy}"
             )
             return
         if figure.missing:
@@ -151,6 +184,21 @@ class RunWriter:
             write_text(partial, text)
 
 
+def _write_figure(
+    path: Path, draw: Callable[[], "Figure"]
+) -> tuple["Figure | None", str]:
+    """Draw and write a figure; return it, or None and why it was not drawn."""
+    try:
+        with atomic_write(path) as partial:
+            figure = draw()
+            figure.savefig(partial, dpi=150, format="png")
+    # An error in a drawing library must not make a training run fail.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or one_line(str(error))[:200]
+        return None, f"{type(error).__name__}: {reason}"
+    return figure, ""
+
+
 class SilentWriter:
     """A writer that writes nothing, for all processes of a run except the first."""
 
@@ -163,6 +211,9 @@ class SilentWriter:
         """Do nothing."""
 
     def write_rows(self, rows: Any) -> None:
+        """Do nothing."""
+
+    def renew_curves(self, rows: Any, *, stopping: bool = False) -> None:
         """Do nothing."""
 
     def save(self, state: Any, trainable: Any, progress: Any) -> None:

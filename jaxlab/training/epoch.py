@@ -1,6 +1,7 @@
 """Train a network for one epoch, and evaluate it on a split."""
 
 import functools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -150,11 +151,12 @@ def evaluate_split(
     *,
     count: int,
     batch_size: int,
-) -> tuple[Score, np.ndarray]:
+) -> tuple[Score, Any]:
     """Return the mean score and the predictions, int32[count], of `count` examples.
 
     `load` yields each `Batch` of an order of examples. Each example counts once; the
-    padding of the last batch is ignored.
+    padding of the last batch is ignored. With the step of `make_prediction_step`, the
+    predictions are `Predictions`.
 
     >>> import jaxlab, optax
     >>> inputs, labels = jnp.eye(3), jnp.array([0, 1, 1])
@@ -173,8 +175,11 @@ def evaluate_split(
     steps = (eval_step(state, batch) for batch in load(np.arange(count), batch_size))
     for metrics, predicted in fetch_lagged(steps):
         scores.append(metrics)
-        predictions.append(predicted[: int(metrics.count)])  # the padding is at the end
-    return _score(scores), np.concatenate(predictions)
+        examples = slice(int(metrics.count))  # the padding is at the end
+        predictions.append(jax.tree.map(operator.itemgetter(examples), predicted))
+    return _score(scores), jax.tree.map(
+        lambda *parts: np.concatenate(parts), *predictions
+    )
 
 
 def _score(metrics: list[Metrics]) -> Score:

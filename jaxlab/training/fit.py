@@ -12,7 +12,7 @@ It is one file because a run that stops at any point of it must be able to go on
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxlab.cli import signals
 from jaxlab.cli.terminal import Console
-from jaxlab.data.loaders import epoch_order
+from jaxlab.data.loaders import Batch, epoch_order
 from jaxlab.errors import JaxlabError
 from jaxlab.metrics import Row, accuracy_text, best_epoch, patience_ended
 from jaxlab.runtime import Clock
@@ -42,6 +42,11 @@ class Writer(Protocol):
     def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write the metrics of all epochs so far."""
 
+    def renew_curves(
+        self, rows: Sequence[Mapping[str, float]], *, stopping: bool = False
+    ) -> None:
+        """Draw the metrics of all epochs so far, at least before training stops."""
+
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
         """Save a checkpoint; this may return before it is written."""
 
@@ -55,6 +60,11 @@ class NoWriter:
     last_step: int | None = None
 
     def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Do nothing."""
+
+    def renew_curves(
+        self, rows: Sequence[Mapping[str, float]], *, stopping: bool = False
+    ) -> None:
         """Do nothing."""
 
     def save(self, state: Any, trainable: Any, progress: Mapping[str, Any]) -> None:
@@ -164,21 +174,21 @@ class Progress(NamedTuple):
 
 def run_epochs(
     job: Job, state: TrainState, progress: Progress, writer: Writer
-) -> tuple[TrainState, list[Row], np.ndarray]:
+) -> tuple[TrainState, list[Row], Any]:
     """Train from `progress` to the last epoch; the last save may still be running.
 
-    Returns the state, the rows of all epochs, and its predictions, int32[number of test
-    images]. With a validation split, `state` is a `ValidatedState`, and the state that
-    is returned has the variables of the best epoch. On a signal, training ends after
-    the current step, saves a checkpoint unless `job.every` is 0, and raises Stopped
-    (see `jaxlab.cli.signals`). Raises JaxlabError if a loss is not finite,
-    CheckpointError if saving fails.
+    Returns the state, the rows of all epochs, and its predictions for the test images,
+    in the form of the evaluation step. With a validation split, `state` is a
+    `ValidatedState`, and the state that is returned has the variables of the best
+    epoch. On a signal, training ends after the current step, saves a checkpoint unless
+    `job.every` is 0, and raises Stopped (see `jaxlab.cli.signals`). Raises JaxlabError
+    if a loss is not finite, CheckpointError if saving fails.
     """
     rows, step_metrics = list(progress.rows), list(progress.step_metrics)
     predictions = None
     started = job.clock() - progress.seconds
     # JAX compiles a function when it is first called.
-    stages.begin("compiling the training step")
+    job.console.wait("compiling the training step", "compilation: the training step")
     try:
         while not _has_ended(job, rows):
             epoch = len(rows)
@@ -208,6 +218,9 @@ def run_epochs(
                         progress = Progress(tuple(rows))
                         writer.save(state, job.trainable, progress.as_json())
             signals.check()
+            if not _has_ended(job, rows):
+                writer.renew_curves(rows)
+                started = job.clock()
         if isinstance(state, ValidatedState):
             return _test_the_best(job, state, rows, writer)
     except NotFinite as error:
@@ -218,6 +231,7 @@ def run_epochs(
             progress = Progress(tuple(rows), tuple(step_metrics), seconds)
             writer.save(state, job.trainable, progress.as_json())
             writer.wait()
+        writer.renew_curves(rows, stopping=True)
         raise
     if predictions is None:  # no epoch was left to train
         _, predictions = _evaluate(job, state, "test")
@@ -230,7 +244,7 @@ def _has_ended(job: Job, rows: Sequence[Row]) -> bool:
 
 def _test_the_best(
     job: Job, state: ValidatedState, rows: list[Row], writer: Writer
-) -> tuple[TrainState, list[Row], np.ndarray]:
+) -> tuple[TrainState, list[Row], Any]:
     """Measure the best epoch's network on the test split, and add it to the last row.
 
     The arguments stay as they are, so that a signal can still save them.
@@ -269,8 +283,9 @@ def _train(
 ) -> tuple[TrainState, Score]:
     """Run the steps of an epoch that `step_metrics` lacks, until `stop()` is true."""
     order = epoch_order(job.counts["train"], job.seed, epoch)
-    rate = job.rate and job.rate(epoch)
-    with job.console.progress(len(order), f"epoch {epoch + 1}") as bar:
+    label = _numbered(epoch + 1, job.epochs)
+    with job.console.progress(len(order), label, eta=False) as bar:
+        bar.set_postfix_str(stages.current())  # perhaps it waits for the compiler
         bar.update(min(len(step_metrics) * job.batch_size, len(order)))
         return train_epoch(
             job.train_step,
@@ -281,7 +296,7 @@ def _train(
             key=job.key,
             step_metrics=step_metrics,
             stop=stop,
-            on_batch=functools.partial(_update_bar, bar, rate),
+            on_batch=functools.partial(_update_bar, bar, job.epochs - epoch - 1),
             pads=job.pads,
         )
 
@@ -289,12 +304,23 @@ def _train(
 def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
     if isinstance(state, ValidatedState):  # one program for both kinds of state
         state = TrainState(state.params, state.batch_stats, state.opt_state, state.step)
-    with stages.stage("evaluating"):
+    count, load = job.counts[split], job.inputs[split].load
+    label = f"evaluating {'training' if split == 'train' else split} images"
+    with (
+        stages.stage("evaluating"),
+        job.console.progress(count, label) as bar,
+    ):
+
+        def counted_load(order: np.ndarray, size: int) -> Iterator[Batch]:
+            for batch in load(order, size):
+                yield batch
+                bar.update(min(size, count - bar.n))
+
         return evaluate_split(
             job.eval_steps[split],
             state,
-            job.inputs[split].load,
-            count=job.counts[split],
+            counted_load,
+            count=count,
             batch_size=FORWARD_BATCH,
         )
 
@@ -318,23 +344,42 @@ def _is_saved(job: Job, rows: Sequence[Row]) -> bool:
 
 
 def _log_epoch(job: Job, row: Row) -> None:
+    """Log an epoch's metrics, in columns of the same width in all epochs."""
     watched = job.watched
-    accuracy = accuracy_text(row[f"{watched}_accuracy"], job.counts[watched])
-    rate = f"lr {row['learning_rate']:.2g}  " if "learning_rate" in row else ""
+    accuracy = accuracy_text(
+        row[f"{watched}_accuracy"], job.counts[watched], aligned=True
+    )
+    rate = f"lr {row['learning_rate']:<7.2g}  " if "learning_rate" in row else ""
     job.console.log(
-        f"epoch {row['epoch']}/{job.epochs}  "
-        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
-        f"{watched} loss {row[f'{watched}_loss']:.4f} {accuracy}  {rate}"
-        f"{row['examples_per_second']:,.0f} images/s"
+        f"{_numbered(row['epoch'], job.epochs)}  "
+        f"train loss {_fixed(row['train_loss'])} accuracy {row['train_accuracy']:.4f}  "
+        f"{watched} loss {_fixed(row[f'{watched}_loss'])} {accuracy}  {rate}"
+        f"{row['examples_per_second']:>6,.0f} images/s"
     )
 
 
-def _update_bar(bar: Any, rate: float | None, score: Score, count: int) -> None:
-    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%}"
-    status += "" if rate is None else f" lr {rate:.2g}"
+def _numbered(epoch: float, epochs: int) -> str:
+    """Return the number of an epoch, as wide as that of the last one."""
+    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
+
+
+def _fixed(loss: float) -> str:
+    """Return a loss in six characters, with four decimals if it is below 10."""
+    return f"{loss:.{max(0, 5 - len(str(int(loss))))}f}"
+
+
+def _update_bar(bar: Any, later: int, score: Score, count: int) -> None:
+    """Show the score of the latest steps, and the time until training ends.
+
+    `later` is the number of epochs after this one.
+    """
     stages.begin("training")
-    bar.set_postfix_str(status, refresh=False)
     bar.update(count)
+    status = f"loss {score.loss:.3f} acc {score.accuracy:.1%}"
+    if rate := bar.format_dict["rate"]:
+        seconds = (bar.total - bar.n + later * bar.total) / rate
+        status += f", ETA {bar.format_interval(seconds)}"
+    bar.set_postfix_str(status, refresh=False)
 
 
 def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> JaxlabError:

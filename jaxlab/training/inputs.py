@@ -106,6 +106,7 @@ def feature_inputs(
     clock: runtime.Clock,
     progress: ProgressBar,
     log: Callable[[str], None],
+    wait: Callable[[str, str], None] = lambda stage, line: stages.begin(stage),
 ) -> dict[str, Inputs]:
     """Return the stored outputs of each split, for the rest of the network.
 
@@ -114,7 +115,8 @@ def feature_inputs(
     The test split stores the output of the last of them. The training split stores that
     of the last one before the first dropout, because the output of dropout differs from
     step to step. A split without such a child keeps its images; so does a split whose
-    outputs do not fit into the store, and a warning is logged.
+    outputs do not fit into the store, and a warning is logged. `wait` is that of a
+    Console.
     """
     frozen = frozen_children(architecture.children, trainable)
     cuts = {name: architecture.stored(frozen, name) for name in data.splits}
@@ -127,8 +129,9 @@ def feature_inputs(
         "preprocessing": dataclasses.asdict(preprocess),
         "versions": environment.versions(),
     }
-    stages.begin("computing features")
-    with progress(sum(map(len, to_store.values())), "features", "image") as bar:
+    count = sum(map(len, to_store.values()))
+    wait("computing features", f"features: {counted(count, 'image')}")
+    with progress(count, "features", "image") as bar:
         for name, split in to_store.items():
             started, layers = clock(), cuts[name]
             load, whole = of_images[name]

@@ -128,8 +128,8 @@ def train_step_of(
 
 @runtime.shared
 def eval_step_of(apply_fn: Callable) -> Callable:
-    """Return `make_eval_step`'s step, which is compiled once for each function."""
-    return step.make_eval_step(apply_fn)
+    """Return `make_prediction_step`'s step, compiled once for each function."""
+    return step.make_prediction_step(apply_fn)
 
 
 def eval_steps_of(split_inputs: Mapping[str, Inputs]) -> dict[str, Callable]:
@@ -169,6 +169,7 @@ def job_of(
             clock=clock,
             progress=console.progress,
             log=console.log,
+            wait=console.wait,
         )
     frozen = inputs.frozen_children(architecture.children, network.trainable)
     return Job(

@@ -59,6 +59,13 @@ class Metrics(NamedTuple):
     count: jax.Array | np.ndarray | np.floating  # type: ignore[assignment]
 
 
+class Predictions(NamedTuple):
+    """The predicted class of each example, int32[n], and its probability, float[n]."""
+
+    classes: Any
+    probabilities: Any
+
+
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, batch_stats: Any = None
 ) -> TrainState:
@@ -246,13 +253,35 @@ def make_eval_step(
     ([0, 1], 0.5)
     """
 
+    return _eval_step(apply_fn, _classes)
+
+
+def make_prediction_step(
+    apply_fn: Callable,
+) -> Callable[[TrainState, Batch], tuple[Metrics, Predictions]]:
+    """Return the step of `make_eval_step`, which returns `Predictions` instead."""
+    return _eval_step(apply_fn, _predictions)
+
+
+def _classes(logits: jax.Array) -> jax.Array:
+    return logits.argmax(-1).astype(jnp.int32)
+
+
+def _predictions(logits: jax.Array) -> Predictions:
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return Predictions(_classes(logits), jax.nn.softmax(logits).max(-1))
+
+
+def _eval_step(apply_fn: Callable, predict: Callable[[jax.Array], Any]) -> Callable:
+    """Return the jitted step `(state, batch) -> (metrics, predict(logits))`."""
+
     def eval_step(state, batch):
         logits = apply_fn(
             {"params": state.params, "batch_stats": state.batch_stats},
             batch.inputs,
             train=False,
         )
-        return _metrics(logits, batch), logits.argmax(-1).astype(jnp.int32)
+        return _metrics(logits, batch), predict(logits)
 
     jitted = jax.jit(eval_step)
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxlab.cli import terminal
 from jaxlab.errors import InputError, UsageError
-from pretrained import IntegrityError
+from pretrained import IntegrityError, stages
 
 
 def raising(error):
@@ -63,14 +63,8 @@ def test_too_many_open_files_are_said(capsys):
     assert "/a: Too many open files; raise the limit" in capsys.readouterr().err
 
 
-def test_a_terminal_of_80_columns_shows_the_whole_bar():
-    script = (
-        "from jaxlab.cli import terminal\n"
-        "with terminal.progress_bar(4000, 'epoch 10') as bar:\n"
-        "    bar.set_postfix_str('loss 0.123 acc 98.7% lr 0.0001', refresh=False)\n"
-        "    bar.update(2000)\n"
-        "    bar.refresh()\n"
-    )
+def on_a_terminal(script):
+    """Return what a script shows on a terminal of 80 columns."""
     parent, child = pty.openpty()
     termios.tcsetwinsize(child, (24, 80))
     subprocess.run([sys.executable, "-c", script], stderr=child, check=True)
@@ -78,8 +72,68 @@ def test_a_terminal_of_80_columns_shows_the_whole_bar():
     shown = os.read(parent, 10_000).decode()
     os.close(child)
     os.close(parent)
-    assert " 50%|" in shown
-    assert "loss 0.123 acc 98.7% lr 0.0001" in shown
+    return shown
+
+
+# The widest bar of a run: 200 epochs, a high rate and hours to go.
+EPOCH_BAR = """
+from jaxlab.cli import terminal
+from jaxlab.training import fit
+from jaxlab.training.epoch import Score
+with terminal.progress_bar(4000, "epoch  12/200", eta=False) as bar:
+    bar._ema_dn, bar._ema_dt = (lambda *_: 41.0), (lambda *_: 0.03)
+    fit._update_bar(bar, 18_800, Score(12.345, 1.0), 2000)
+    bar.refresh()
+"""
+
+
+def test_a_terminal_of_80_columns_shows_the_whole_bar():
+    shown = on_a_terminal(EPOCH_BAR)
+    line = shown.rpartition("epoch  12/200")[1:]
+    line = "".join(line).partition("\r")[0]
+    assert " 50%|" in line and line.endswith("loss 12.345 acc 100.0%, ETA 15:17:05")
+    assert len(line) <= 80
+
+
+def test_bars_of_other_work_end_with_the_time_until_they_are_full():
+    shown = on_a_terminal(
+        "from jaxlab.cli import terminal\n"
+        "with terminal.progress_bar(4000, 'features') as bar:\n"
+        "    bar.update(2000)\n"
+        "    bar.refresh()\n"
+    )
+    assert " 50%|" in shown and ", ETA 00:00" in shown
+
+
+WAITING = """
+from jaxlab.cli import terminal
+terminal.SHELL.wait("starting JAX")
+terminal.SHELL.wait("compiling the training step", "compilation: the training step")
+with terminal.progress_bar(10, "epoch 1/2"):
+    pass
+terminal.SHELL.wait("writing the model")
+terminal.show_status("")
+"""
+
+
+def test_a_terminal_shows_what_a_command_waits_for_in_one_line():
+    shown = on_a_terminal(WAITING)
+    texts = [part.strip() for part in shown.split("\r") if part.strip()]
+    assert [text.partition("|")[0] for text in texts] == [
+        "starting JAX …",
+        "compilation: the training step …",
+        "epoch 1/2   0%",
+        "writing the model …",
+    ]
+    assert "\n" not in shown
+
+
+def test_elsewhere_there_is_a_line_only_for_what_is_named_so(capsys):
+    terminal.SHELL.wait("starting JAX")  # the line about the data is the first one
+    terminal.SHELL.wait("computing features", "features: 5 images")
+    terminal.SILENT.wait("computing features", "features: 5 images")
+    assert capsys.readouterr() == ("features: 5 images …\n", "")
+    assert stages.current() == "computing features"
 
 
 class Full(io.StringIO):

@@ -130,7 +130,7 @@ def test_a_broken_matplotlib_costs_the_pictures_only(
         patch.setitem(sys.modules, "matplotlib", None)  # its import fails
         assert command(patch, out, "--epochs", 1) == 0
     said = capsys.readouterr()
-    names = ["curves.png", "confusion.png"]
+    names = ["curves.png", "confusion.png", "mistakes.png"]
     assert [line.split(": ")[1] for line in said.err.splitlines()] == [
         str(out / name) for name in names
     ]

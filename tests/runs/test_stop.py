@@ -43,6 +43,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(
     saved = CheckpointManager(out / "checkpoints", 2, print).steps()
     assert saved[0] == step and f"saved step {step}\n" in said.out
     assert not (out / "model.safetensors").exists()
+    assert (out / "curves.png").exists() == (step >= STEPS)
     assert command(monkeypatch, out, "--resume") == 0
     assert f"resumed from step {step}\n" in capsys.readouterr().out
     assert results(out) == whole

@@ -178,7 +178,9 @@ class Watcher:
             case "written", run_folder.MODEL:
                 if self.reached(EXPORT):
                     die_half_written(path)
-            case "whole", run_folder.CURVES:
+            case "whole", run_folder.CURVES if path.with_name(
+                run_folder.MODEL
+            ).exists():
                 if self.reached(PICTURE):
                     die()
 

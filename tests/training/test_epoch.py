@@ -8,6 +8,7 @@ from jaxlab import make_eval_step
 from jaxlab.data.loaders import InMemory, epoch_order
 from jaxlab.training import epoch
 from jaxlab.training.epoch import evaluate_split, train_epoch
+from jaxlab.training.step import make_prediction_step
 from tests.training.linear import linear_job
 
 
@@ -58,6 +59,23 @@ def test_steps_give_the_same_bits_by_one_and_by_many(monkeypatch):
         np.testing.assert_allclose(found_score, score, rtol=tolerance)
         for ours, theirs in zip(found, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_predictions_have_the_probability_of_the_predicted_class():
+    model, _, state, inputs, labels = linear_job()
+    sizes = {"count": 10, "batch_size": 4}
+    load = InMemory(inputs, labels)
+    steps = [make_eval_step(model.apply), make_prediction_step(model.apply)]
+    (score, classes), (same_score, predictions) = (
+        evaluate_split(step, state, load, **sizes) for step in steps
+    )
+    logits = np.asarray(model.apply({"params": state.params}, inputs, train=False))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert same_score == pytest.approx(score, rel=1e-6)
+    np.testing.assert_array_equal(predictions.classes, classes)
+    np.testing.assert_allclose(
+        predictions.probabilities, probabilities.max(-1), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 64])
