@@ -1,11 +1,13 @@
-"""python -m jaxlab.overfit: over-fit a small MLP and compare remedies.
+"""python -m jaxlab.overfit: over-fit a small MLP and compare cures.
 
-An MLP with two hidden layers trains on 200 images without a remedy, with L2, L1,
-dropout, batch normalisation or a step-decayed learning rate, and with two combinations.
+An MLP with two hidden layers trains on 200 images without a cure, with L2, L1, dropout,
+batch normalisation or a step-decayed learning rate, and with any combination of them.
+The run's folder then has every seed's curves in results.json, the figure overfit.png,
+and in models/ the network of each variant's first seed, for `jaxlab.predict`.
+
 All seeds of a variant are one compiled program: `vmap` over seeds of a `scan` over
-epochs of a `scan` over steps.
-
-It is one file because the lab is read as a whole: variants, settings, training, files.
+epochs of a `scan` over steps. It is one file because the lab is read as a whole:
+settings, training, files.
 """
 
 import dataclasses
@@ -15,43 +17,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxlab import environment, runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
-from jaxlab.errors import UsageError, did_you_mean
+from jaxlab.errors import UsageError, shown
+from jaxlab.models.widths import whole_numbers
 from jaxlab.runs import folder as run_folder
+from jaxlab.training.variants import BASELINE, VARIANTS, Variant, variants_of
+from jaxlab.verdict import RULE, verdict
 from pretrained import stages
 from pretrained.errors import counted
 
-
-class Variant(NamedTuple):
-    """The remedies that are used. Their strengths are flags, equal for all variants."""
-
-    l2: bool = False
-    l1: bool = False
-    step_decay: bool = False
-    dropout: bool = False
-    batch_norm: bool = False
-
-
-VARIANTS = {
-    "baseline": Variant(),
-    "l2": Variant(l2=True),
-    "l1": Variant(l1=True),
-    "step-decay": Variant(step_decay=True),
-    "dropout": Variant(dropout=True),
-    "batchnorm": Variant(batch_norm=True),
-    "dropout+step-decay": Variant(dropout=True, step_decay=True),
-    "batchnorm+step-decay": Variant(batch_norm=True, step_decay=True),
-}
-RULE = (
-    "under-fits: mean training accuracy below 95 %; over-fits: at least 95 % and "
-    "more than 5 points above the mean test accuracy; balanced: all other cases"
-)
+MOST_HIDDEN = 4  # layers
 
 
 @dataclass(frozen=True)
@@ -59,9 +40,23 @@ class Config:
     """The flags of the command and their defaults."""
 
     variants: str = flag(
-        "all", "comma-separated names: " + ", ".join(VARIANTS), group="comparison"
+        "all",
+        "comma-separated variants: baseline (no cure), any combination of l2, l1, "
+        "step-decay, dropout and batchnorm, such as dropout+l2, or all: "
+        + ", ".join(VARIANTS),
+        group="comparison",
+        metavar="NAMES",
     )
     seeds: int = flag(10, "runs of each variant, one per seed", at_least=1)
+    hidden: str = flag(
+        "512,128",
+        "units of each hidden layer, of one to four; batchnorm and dropout act between "
+        "them",
+        group="network",
+        metavar="N,N",
+        synonyms=("features", "hidden-sizes", "hidden-size", "hidden-layers")
+        + ("hidden-units", "hidden-dims", "widths", "width", "layers", "units"),
+    )
     epochs: int = flag(
         40, "passes over the training images", group="training", at_least=1
     )
@@ -70,7 +65,7 @@ class Config:
     lr: float = flag(1e-4, "learning rate", above=0)
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
     lr_step: int = flag(
-        20, "step-decay: epochs between decays", group="remedies", at_least=1
+        20, "step-decay: epochs between decays", group="cures", at_least=1
     )
     lr_gamma: float = flag(0.1, "step-decay: factor of each decay", above=0, at_most=1)
     l2: float = flag(1e-3, "l2: the λ of λ·Σw² in the loss", at_least=0)
@@ -109,8 +104,24 @@ class Config:
     debug: bool = flag(False, "show tracebacks")
 
     def __post_init__(self):
-        """Check every argument."""
+        """Check every argument and their combination."""
         flags.validate(self)
+        _check_combination(self)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The units of the hidden layers; raises UsageError if they are invalid."""
+        words = [word.strip() for word in self.hidden.split(",")]
+        units = [int(word) if word.isdecimal() else word for word in words]
+        try:
+            if len(units) <= MOST_HIDDEN:
+                return whole_numbers("--hidden", units)
+        except UsageError:  # its message shows a list, which nobody has written
+            pass
+        raise UsageError(
+            f"--hidden: expected one to {MOST_HIDDEN} whole numbers of at least 1, got "
+            f"{shown(self.hidden)}; pass them separated by commas, such as 512,128"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -119,41 +130,44 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises JaxlabError with the message that the user sees.
     """
     given = flags.parse(Config, argv, prog="python -m jaxlab.overfit", about=__doc__)
-    config = Config(**given)
-    return overfit(config, _chosen(config))
+    return overfit(Config(**given))
 
 
-def _chosen(config: Config) -> dict[str, Variant]:
-    """Return the requested variants.
+def _check_combination(config: Config) -> None:
+    """Raise UsageError for unknown variants, and for those that are impossible.
 
-    Raises UsageError for an unknown name, and for batchnorm with a batch of one image.
+    Batch normalisation needs batches of several images. It and dropout act behind each
+    hidden layer but the last.
     """
-    names = list(VARIANTS) if config.variants == "all" else config.variants.split(",")
-    for name in names:
-        if name not in VARIANTS:
-            near = did_you_mean(name, list(VARIANTS))
-            raise UsageError(f"--variants: unknown variant {name!r}{near}")
-    chosen = {name: VARIANTS[name] for name in names}
+    variants = variants_of(config.variants)
+    possible = [n for n, v in variants.items() if not (v.batch_norm or v.dropout)]
+    if len(config.features) < 2 and len(possible) < len(variants):
+        others = ",".join(possible) or BASELINE
+        raise UsageError(
+            f"--hidden: {shown(config.hidden)} is one hidden layer, and dropout and "
+            f"batchnorm act between two; pass two widths, or --variants {others}"
+        )
     last = config.train_size % config.batch_size or config.batch_size
-    if min(last, config.train_size) == 1 and any(v.batch_norm for v in chosen.values()):
+    is_single = min(last, config.train_size) == 1
+    if is_single and any(variant.batch_norm for variant in variants.values()):
         raise UsageError(
             f"--batch-size: {config.batch_size} leaves a batch of one image, for which "
             "batch normalisation has no variance; pass another batch size, or leave "
             "batchnorm out of --variants"
         )
-    return chosen
 
 
-def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
+def overfit(config: Config) -> dict[str, Any]:
     """Run the lab, print and write its results, and return results.json's content."""
     folder = run_folder.resolve_folder(config.out, config.overwrite)
 
     # JAX is imported here, so that `--help` and a mistyped flag do not wait for it.
-    stages.begin("starting JAX")
+    console = terminal.SHELL
+    console.wait("starting JAX")
     device = runtime.set_up()
     from jaxlab.data.load import load
 
-    stages.begin("loading the data")
+    console.wait("loading the data")
     data = load(
         config.dataset,
         None,
@@ -167,40 +181,48 @@ def overfit(config: Config, variants: dict[str, Variant]) -> dict[str, Any]:
     )
     with run_folder.locked(folder, terminal.log), environment.pinned():
         run_folder.remove_run(folder)
-        return _lab(config, variants, data, device, folder)
+        return _lab(config, data, device, folder, console)
 
 
 def _lab(
     config: Config,
-    variants: dict[str, Variant],
     data: Any,
     device: str,
     folder: Path,
+    console: terminal.Console,
 ) -> dict[str, Any]:
     """Train every variant, print the table, write the files; return the results."""
     import jax.numpy as jnp
 
-    from jaxlab.figures.text import VARIANT_HEADER, variant_line
+    from jaxlab.figures.text import risen_line, variant_header, variant_line
     from jaxlab.runs.figures import draw_lab
     from jaxlab.runs.writer import RunWriter
 
+    variants = variants_of(config.variants)
     splits = {
         name: (jnp.asarray(split.images) / 255.0, jnp.asarray(split.labels))
         for name, split in (("train", data.train), ("test", data.test))
     }
+    inputs = int(np.prod(data.train.images.shape[1:]))
+    sizes = (inputs, *config.features, len(data.class_names))
+    network = f"MLP {'-'.join(map(str, sizes))}"
     note = f"; {data.note}" if data.note else ""
-    terminal.log(
-        f"{data.name}: {data.sizes_text()}, {counted(config.seeds, 'seed')}, "
+    console.log(
+        f"{data.name}: {data.sizes_text()}, {network}, "
+        f"{counted(len(variants), 'variant')}, {counted(config.seeds, 'seed')}, "
         f"{counted(config.epochs, 'epoch')}, on {device}{note}"
     )
-    print(VARIANT_HEADER, flush=True)
+    width = max(map(len, (*variants, BASELINE)))
+    console.log(variant_header(width))
     results = {}
-    with terminal.progress_bar(len(variants), "variants", unit="variant") as bar:
-        for name, variant in variants.items():
-            results[name] = _train(variant, config, len(data.class_names), splits)
-            bar.write(variant_line(name, results[name]), file=sys.stdout)
-            bar.update()
-    print(f"\n{RULE}")
+    for name, variant in variants.items():
+        results[name] = _train(name, variant, config, sizes[-1], splits, console)
+        console.log(variant_line(name, results[name], width))
+    console.log("")
+    console.log(RULE)
+    for name, result in results.items():
+        if line := risen_line(name, result):
+            console.log(line)
     content = {
         "settings": dataclasses.asdict(config),
         "dataset": {"name": data.name, "sha256": data.fingerprint()},
@@ -208,53 +230,55 @@ def _lab(
         "rule": RULE,
         "variants": results,
     }
-    title = (
-        f"MLP on {counted(len(data.train), 'image')} of {data.name}, "
-        f"{'mean and range of ' if config.seeds > 1 else ''}"
-        f"{counted(config.seeds, 'seed')}"
-    )
-    writer = RunWriter(folder, None, terminal.log)
-    stages.begin("writing the results")
+    title = f"{network} on {counted(len(data.train), 'image')} of {data.name}"
+    if config.seeds > 1:
+        title += f"\nmean and standard deviation of {config.seeds} seeds"
+    writer = RunWriter(folder, None, console.log)
+    console.wait("writing the results")
     writer.write_json(run_folder.RESULTS, content)
     stages.describe_saved(lambda: f"the results are in {folder}, without a picture")
+    console.wait("drawing the picture")
     draw_lab(writer, results, title)
-    terminal.log(f"run={folder}")
+    console.log(f"run={folder}")
     return content
 
 
 def _train(
-    variant: Variant, config: Config, num_classes: int, splits: Any
+    name: str,
+    variant: Variant,
+    config: Config,
+    num_classes: int,
+    splits: Any,
+    console: terminal.Console,
 ) -> dict[str, Any]:
     """Train all seeds of a variant; return its verdict, curves and seconds."""
     import jax
     import jax.numpy as jnp
 
-    stages.begin("compiling")
+    runs = f"{name}, {counted(config.seeds, 'seed')}"
+    compiling = f"compiling the training of {runs}"
+    console.wait(compiling, compiling)
     started = time.perf_counter()
     seeds = jnp.arange(config.seeds)
     orders = epoch_orders(config, len(splits["train"][1]))
     program = jax.jit(variant_program(variant, config, num_classes))
     compiled_program = program.lower(seeds, orders, splits).compile()
     compiled = time.perf_counter()
-    stages.begin("training")
+    console.wait(f"training {runs}, {counted(config.epochs, 'epoch')}")
     curves = jax.device_get(compiled_program(seeds, orders, splits))
     finished = time.perf_counter()
+    found = verdict(curves)
     return {
-        "verdict": verdict(
-            curves["train_accuracy"][:, -1].mean(),
-            curves["test_accuracy"][:, -1].mean(),
-        ),
+        "verdict": found.word,
+        "lowest_test_loss": {
+            "mean": found.lowest,
+            "epoch": found.epoch,
+            "has_risen": found.has_risen,
+        },
         "seconds": finished - compiled,
         "compile_seconds": compiled - started,
         "curves": {key: values.tolist() for key, values in curves.items()},
     }
-
-
-def verdict(train_accuracy: float, test_accuracy: float) -> str:
-    """Return the verdict of RULE for mean accuracies in [0, 1] after the last epoch."""
-    if train_accuracy < 0.95:
-        return "under-fits"
-    return "over-fits" if train_accuracy - test_accuracy > 0.05 else "balanced"
 
 
 def epoch_orders(config: Config, count: int) -> np.ndarray:
@@ -289,6 +313,7 @@ def variant_program(
     from jaxlab.training.step import init_state, make_eval_step
 
     model = MLP(
+        features=config.features,
         num_classes=num_classes,
         dropout_rate=config.dropout_rate if variant.dropout else 0.0,
         batch_norm=variant.batch_norm,

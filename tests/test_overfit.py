@@ -12,16 +12,10 @@ import pytest
 from PIL import Image
 
 from jaxlab import MLP
-from jaxlab.figures import curves
-from jaxlab.overfit import (
-    RULE,
-    VARIANTS,
-    Config,
-    epoch_orders,
-    main,
-    variant_program,
-    verdict,
-)
+from jaxlab.figures import variants
+from jaxlab.overfit import Config, epoch_orders, main, variant_program
+from jaxlab.training.variants import VARIANTS
+from jaxlab.verdict import RULE
 
 SMALL = ["--seeds", "2", "--epochs", "3", "--train-size", "50", "--test-size", "40"]
 
@@ -155,24 +149,68 @@ def test_files_hold_every_seeds_curves_and_a_picture(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
-    [
-        (1.0, 0.8, "over-fits"),
-        (0.94, 0.5, "under-fits"),
-        (0.95, 0.92, "balanced"),
-        (0.99, 0.93, "over-fits"),
-    ],
-)
-def test_the_verdict_follows_the_stated_rule(train, test, expected):
-    assert verdict(train, test) == expected
+# The narrowest and shortest run: its programs are small, and it trains for a moment.
+NARROW = ["--hidden", "8,8", "--train-size", "20", "--test-size", "30"]
+NARROW += ["--epochs", "2", "--seeds", "1"]
+
+
+def test_a_row_of_one_seed_has_no_deviation_and_the_rule_is_said(tmp_path, capsys):
+    out = tmp_path / "run"
+    names = "dropout + l2, l2+dropout,batchnorm"
+    results = main([*NARROW, "--variants", names, "--out", str(out)])
+    assert list(results["variants"]) == ["dropout+l2", "batchnorm"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "mnist5k: 20 training, 30 test images, MLP 784-8-8-10, 2 variants, 1 seed, "
+        "2 epochs, on cpu"
+    )
+    assert lines[1].split()[:5] == ["variant", "train", "acc", "%", "test"]
+    # Not on a terminal, a line for each variant says what is waited for.
+    assert lines[2] == "compiling the training of dropout+l2, 1 seed …"
+    assert lines[4] == "compiling the training of batchnorm, 1 seed …"
+    for line, name in ((lines[3], "dropout+l2"), (lines[5], "batchnorm")):
+        assert line.split()[0] == name and "±" not in line
+        assert line.endswith(results["variants"][name]["verdict"])
+        lowest = results["variants"][name]["lowest_test_loss"]
+        test_loss = np.mean(results["variants"][name]["curves"]["test_loss"], 0)
+        assert lowest["mean"] == pytest.approx(test_loss.min())
+        assert lowest["epoch"] == test_loss.argmin() + 1
+        assert f"{lowest['mean']:.3f} ({lowest['epoch']})" in line
+    assert lines[6:8] == ["", RULE]
+    assert lines[-1] == f"run={out}"
+
+
+@pytest.mark.slow
+def test_a_network_that_is_too_small_under_fits(tmp_path):
+    flags = ["--hidden", "4,4", "--seeds", "2", "--test-size", "100"]
+    results = main([*flags, "--variants", "baseline", "--out", str(tmp_path / "run")])
+    assert results["variants"]["baseline"]["verdict"] == "under-fits"
+
+
+@pytest.mark.slow
+def test_a_test_loss_that_rises_is_told_with_its_start(tmp_path, capsys):
+    flags = ["--lr", "1e-3", "--seeds", "2", "--epochs", "60", "--test-size", "200"]
+    results = main([*flags, "--variants", "baseline", "--out", str(tmp_path / "run")])
+    lowest = results["variants"]["baseline"]["lowest_test_loss"]
+    assert lowest["has_risen"] and 3 < lowest["epoch"] < 20
+    start = f"{lowest['mean']:.3f} at epoch {lowest['epoch']}"
+    line = f"baseline: the test loss rose from {start} to "
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--variants", "drpout"], "unknown variant 'drpout'; did you mean dropout?"),
-        (["--variants", ""], "unknown variant ''"),
+        (["--variants", "l2+drpout"], "unknown cure 'drpout' in 'l2+drpout'; did you"),
+        (["--hidden", "4,x"], "--hidden: expected one to 4 whole numbers of at least"),
+        (["--hidden", "4,0"], "1, got '4,0'; pass them separated by commas, such as"),
+        (["--hidden", "4,4,4,4,4"], "--hidden: expected one to 4 whole numbers"),
+        (
+            ["--hidden", "4"],
+            "--hidden: '4' is one hidden layer, and dropout and batchnorm act between "
+            "two; pass two widths, or --variants baseline,l2,l1,step-decay",
+        ),
         (
             ["--seeds", "0"],
             "--seeds: 0 is out of range; pass a number that is at least 1",
@@ -205,10 +243,9 @@ def test_a_batch_of_one_is_fine_without_batch_norm(tmp_path):
 
 
 def test_a_picture_that_fails_is_a_warning(run_here, monkeypatch, tmp_path):
-    monkeypatch.setattr(curves, "draw_variants", raising_value_error)
+    monkeypatch.setattr(variants, "draw_variants", raising_value_error)
     out = tmp_path / "run"
-    flags = ["--train-size", 20, "--test-size", 10, "--epochs", 1, "--seeds", 1]
-    done = run_here(main, *flags, "--variants", "baseline", "--out", out)
+    done = run_here(main, *NARROW, "--variants", "baseline", "--out", out)
     assert done.returncode == 0
     assert done.stderr == (
         f"warning: {out / 'overfit.png'}: not drawn: ValueError: odd; the run is "

@@ -1,15 +1,13 @@
-"""Figures of loss and accuracy by epoch, for a run and for `jaxlab.overfit`."""
+"""The figure of a run's loss and accuracy by epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxlab.figures.figure import Figure, own_style
 from jaxlab.figures.fonts import wrapped
-from jaxlab.figures.text import accuracy_gap
 from jaxlab.metrics import best_epoch
 
 # From Okabe and Ito's palette, for every kind of colour vision. The curves also differ
@@ -18,7 +16,7 @@ TRAINING: dict[str, Any] = {"color": "#0072B2", "linestyle": "--", "marker": "o"
 MEASURED: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "s"}
 TESTED: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "*"}
 _MOST_MARKERS = 30  # epochs; the markers of more would hide the lines
-_TITLE = 12  # font size in points
+TITLE_SIZE = 12  # in points
 
 
 def training_label(dropout: bool) -> str:
@@ -38,7 +36,7 @@ def draw_curves(
     """
     best = best_epoch(rows)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    figure.suptitle("\n".join(wrapped(title, _TITLE, 8.6)), size=_TITLE)
+    figure.suptitle("\n".join(wrapped(title, TITLE_SIZE, 8.6)), size=TITLE_SIZE)
     panels = figure.subplots(1, 2)
     for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
         scale = 100 if quantity == "accuracy" else 1
@@ -46,7 +44,7 @@ def draw_curves(
         axes.set(
             xlabel="epoch", ylabel="accuracy (%)" if scale == 100 else "loss (nats)"
         )
-        _set_epochs(axes, [row["epoch"] for row in rows])
+        set_epochs(axes, [row["epoch"] for row in rows])
         _widen(axes, scale)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -88,51 +86,13 @@ def _draw_quantity(
     )
 
 
-@own_style()
-def draw_variants(results: Mapping[str, Any], title: str) -> Figure:
-    """Draw each variant's accuracy by epoch: the mean over seeds and, of more than one,
-    their range.
-
-    `results` are the "variants" of results.json.
-    """
-    columns = min(4, len(results))
-    rows = -(-len(results) // columns)
-    size = 3.2 * columns, 0.8 + 2.6 * rows
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle("\n".join(wrapped(title, _TITLE, size[0] - 0.3)), size=_TITLE)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in panels.flat[len(results) :]:
-        axes.set_visible(False)
-    for axes, (name, result) in zip(panels.flat, results.items(), strict=False):
-        curves = (("train", "training", TRAINING), ("test", "test", MEASURED))
-        for split, label, style in curves:
-            accuracy = 100 * np.array(result["curves"][f"{split}_accuracy"])
-            seeds, count = accuracy.shape
-            epochs = np.arange(1, count + 1)
-            marked = {**style, "marker": style["marker"] if count == 1 else ""}
-            axes.plot(epochs, accuracy.mean(0), **marked, label=label)
-            if seeds > 1:
-                low, high = accuracy.min(0), accuracy.max(0)
-                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2)
-        gap = accuracy_gap(result)
-        heading = f"{name}\n{result['verdict']}, gap {gap:.1f} points"
-        axes.set_title(heading, size=9)
-        _set_epochs(axes, epochs)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy (%)")
-    for axes in panels[-1]:
-        axes.set_xlabel("epoch")
-    panels.flat[0].legend(loc="lower right")
-    return figure
-
-
 def _marked(style: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """Return a curve's style, without markers where they would hide the line."""
     marker = style["marker"] if epochs <= _MOST_MARKERS else ""
     return {**style, "marker": marker, "markersize": 5}
 
 
-def _set_epochs(axes: Axes, epochs: Sequence[float] | np.ndarray) -> None:
+def set_epochs(axes: Axes, epochs: Sequence[float]) -> None:
     """Show whole epochs on the horizontal axis, with some space beside them."""
     space = max(0.3, 0.02 * (epochs[-1] - epochs[0]))
     axes.set_xlim(epochs[0] - space, epochs[-1] + space)

@@ -31,16 +31,29 @@ def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-VARIANT_HEADER = (
-    f"{'variant':<22}{'train acc %':>13}{'test acc %':>13}{'gap':>6}"
-    f"{'train loss':>16}{'test loss':>16}{'100 % at':>10}{'s':>7}  verdict"
-)
+# The columns of the lab's table behind the name, and their widths.
+_COLUMNS = {
+    "train acc %": 13,
+    "test acc %": 13,
+    "gap": 6,
+    "train loss": 15,
+    "test loss": 15,
+    "lowest (ep.)": 14,
+    "100 % at": 10,
+    "s": 6,
+}
 
 
-def variant_line(name: str, result: Mapping[str, Any]) -> str:
+def variant_header(width: int) -> str:
+    """Return the header of the lab's table, with `width` letters for the names."""
+    names = "".join(f"{name:>{size}}" for name, size in _COLUMNS.items())
+    return f"{'variant':<{width}}{names}  verdict"
+
+
+def variant_line(name: str, result: Mapping[str, Any], width: int) -> str:
     """Return a variant's row of the table: mean ± standard deviation over seeds.
 
-    One seed has no deviation, and its values stand alone.
+    One seed has no deviation. `result` is an entry of "variants" in results.json.
     """
     curves = {key: np.array(values) for key, values in result["curves"].items()}
 
@@ -49,22 +62,37 @@ def variant_line(name: str, result: Mapping[str, Any]) -> str:
         deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
         return f"{values.mean():.{digits}f}{deviation}"
 
+    gap = final_mean(result, "train_accuracy") - final_mean(result, "test_accuracy")
     perfect = curves["train_accuracy"] == 1
     # Each seed's first epoch with a training accuracy of 100 %, if there is one.
     reached = perfect.argmax(axis=1)[perfect.any(axis=1)] + 1
-    at = f"{reached.mean():.0f}" if len(reached) == len(perfect) else "-"
+    lowest = result["lowest_test_loss"]
+    cells = (
+        final("train_accuracy", 100, 1),
+        final("test_accuracy", 100, 1),
+        f"{100 * gap:.1f}",
+        final("train_loss", 1, 3),
+        final("test_loss", 1, 3),
+        f"{lowest['mean']:.3f} ({lowest['epoch']})",
+        f"{reached.mean():.0f}" if len(reached) == len(perfect) else "-",
+        f"{result['seconds']:.1f}",
+    )
+    sizes = _COLUMNS.values()
+    row = "".join(f"{cell:>{size}}" for cell, size in zip(cells, sizes, strict=True))
+    return f"{name:<{width}}{row}  {result['verdict']}"
+
+
+def risen_line(name: str, result: Mapping[str, Any]) -> str | None:
+    """Return from where a variant's test loss has risen; None unless it clearly has."""
+    lowest = result["lowest_test_loss"]
+    if not lowest["has_risen"]:
+        return None
     return (
-        f"{name:<22}{final('train_accuracy', 100, 1):>13}"
-        f"{final('test_accuracy', 100, 1):>13}{accuracy_gap(result):>6.1f}"
-        f"{final('train_loss', 1, 3):>16}{final('test_loss', 1, 3):>16}"
-        f"{at:>10}{result['seconds']:>7.1f}  {result['verdict']}"
+        f"{name}: the test loss rose from {lowest['mean']:.3f} at epoch "
+        f"{lowest['epoch']} to {final_mean(result, 'test_loss'):.3f}"
     )
 
 
-def accuracy_gap(result: Mapping[str, Any]) -> float:
-    """Return mean training minus mean test accuracy after the last epoch, in points."""
-    train, test = (
-        np.array(result["curves"][f"{split}_accuracy"])[:, -1].mean()
-        for split in ("train", "test")
-    )
-    return 100 * float(train - test)
+def final_mean(result: Mapping[str, Any], key: str) -> float:
+    """Return the mean over seeds after the last epoch, such as of "test_loss"."""
+    return float(np.array(result["curves"][key])[:, -1].mean())

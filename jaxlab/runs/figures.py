@@ -129,7 +129,7 @@ def draw_lab(writer: RunWriter, results: Mapping[str, Any], title: str) -> None:
     """Draw the figure of the lab from the "variants" of its results."""
 
     def variants() -> Any:
-        from jaxlab.figures.curves import draw_variants
+        from jaxlab.figures.variants import draw_variants
 
         return draw_variants(results, title)
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.figures.curves import draw_curves, draw_variants, training_label
-from jaxlab.figures.text import variant_line
+from jaxlab.figures.curves import draw_curves, training_label
 from jaxlab.models.architecture import ARCHITECTURES
 
 
@@ -114,21 +113,3 @@ def test_the_label_says_dropout_where_the_network_has_it(name, fields):
 def test_without_dropout_the_label_has_no_dropout():
     assert training_label(True) == "training (dropout on)"
     assert training_label(False) == "training (during the epoch)"
-
-
-def result_of(seeds):
-    curves = {
-        f"{split}_{quantity}": [[0.5, 0.75]] * seeds
-        for split in ("train", "test")
-        for quantity in ("loss", "accuracy")
-    }
-    return {"curves": curves, "verdict": "balanced", "seconds": 1.0}
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_one_seed_has_neither_a_deviation_nor_a_range(seeds):
-    line = variant_line("baseline", result_of(seeds))
-    assert ("±" in line) == (seeds > 1)
-    assert "75.0" in line
-    axes = draw_variants({"baseline": result_of(seeds)}, "title").axes[0]
-    assert len(axes.collections) == (2 if seeds > 1 else 0)

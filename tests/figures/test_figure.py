@@ -7,13 +7,15 @@ from PIL import Image
 
 from jaxlab.figures import fonts
 from jaxlab.figures.confusion import draw_confusion
-from jaxlab.figures.curves import draw_curves, draw_variants
+from jaxlab.figures.curves import draw_curves
 from jaxlab.figures.images import draw_images
+from jaxlab.figures.variants import draw_variants
 
 ROW = {"epoch": 1, "train_loss": 0.7, "test_loss": 0.9}
 ROW |= {"train_accuracy": 0.8, "test_accuracy": 0.7}
-CURVES = {f"{split}_accuracy": [[0.5]] for split in ("train", "test")}
-RESULT = {"curves": CURVES, "verdict": "balanced"}
+CURVES = {key: [[value]] for key, value in ROW.items() if key != "epoch"}
+LOWEST = {"mean": 0.9, "epoch": 1, "has_risen": False}
+RESULT = {"curves": CURVES, "verdict": "balanced", "lowest_test_loss": LOWEST}
 NAMES = {
     "mathematics": "$a_x^$",
     "TeX": r"\frac{ % & # ~",
