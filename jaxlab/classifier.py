@@ -4,12 +4,13 @@ It is one file because reading a classifier, preparing a picture and predicting 
 on the same description.
 """
 
+import contextlib
 import functools
 import json
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,14 @@ class Classifier:
         preprocess: Preprocess,
         precision: str = "float32",
         sha256: str | None = None,
+        fields: Mapping[str, Any] | None = None,
     ):
         """Put the variables on the device.
 
         `architecture` is a name of ARCHITECTURES, `variables` the tree of its module
         for as many classes as there are `class_names`, `precision` the dtype of the
-        computation, and `sha256` that of the file that the variables were read from.
+        computation, `sha256` that of the file that the variables were read from, and
+        `fields` are arguments of the module that its architecture leaves free.
         """
         self.architecture = architecture
         self.class_names = tuple(class_names)
@@ -79,7 +82,7 @@ class Classifier:
         self.sha256 = sha256
         self._variables = jax.device_put(variables)
         self._model = ARCHITECTURES[architecture].build(
-            len(self.class_names), dtype=jnp.dtype(precision)
+            len(self.class_names), dtype=jnp.dtype(precision), **(fields or {})
         )
 
     @classmethod
@@ -88,7 +91,8 @@ class Classifier:
     ) -> "Classifier":
         """Return the classifier of a run, of its file of weights, or of published ones.
 
-        `source` is the folder of a finished run, a copy of its `model.safetensors`, or
+        `source` is the folder of a finished run, a copy of its `model.safetensors`, a
+        model of the lab, such as `models/dropout.safetensors` in its folder, or
         "imagenet": torchvision's AlexNet with the 1,000 classes of ImageNet, which is
         downloaded once unless `offline`. `log=False` prints nothing.
 
@@ -108,21 +112,12 @@ class Classifier:
             )
         path = Path(expanded("source", os.fspath(source)))
         if path.is_dir():
-            path = path / run_folder.MODEL
-            if not path.exists():
-                raise InputError(
-                    f"{source}: contains no {run_folder.MODEL}; pass the folder of a "
-                    "finished run"
-                )
-        weights = read_weights(path)
-        name, class_names, preprocess, precision = _description(path, weights)
+            path = run_folder.model_file(path)
+        weights = read_weights(path, described=functools.partial(_network, path))
         return cls(
-            name,
-            {"params": weights.params},
-            class_names,
-            preprocess,
-            precision,
-            weights.sha256,
+            variables=weights.variables,
+            sha256=weights.sha256,
+            **_description(path, weights),
         )
 
     def predict(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Any]:
@@ -157,16 +152,17 @@ class Classifier:
         return self.forward(prepared)
 
     def prepare(self, picture: Picture) -> np.ndarray:
-        """Return a picture as the network's input before normalisation: uint8[s, s, 3].
+        """Return a picture as the network's input before normalisation: uint8[s, s, c].
 
-        `s` is the image size of the preprocessing. Raises as `predict` does.
+        `s` is the image size of the preprocessing, and c its channels, 3 or 1. Raises
+        as `predict` does.
         """
         return self.preprocess.resize(_image(picture))
 
     def forward(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return the probabilities of prepared pictures, float32[n, classes].
 
-        Each is uint8[s, s, 3], as `prepare` returns it.
+        Each is uint8[s, s, c], as `prepare` returns it.
         """
         rows, start = [], 0
         with environment.pinned():
@@ -200,10 +196,17 @@ def metadata(
     class_names: Sequence[str],
     preprocess: Preprocess,
     precision: str,
+    fields: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return the metadata with which a file of weights is a classifier by itself."""
+    """Return the metadata with which a file of weights is a classifier by itself.
+
+    The arguments are those of Classifier.
+    """
+    network: dict[str, Any] = {"name": architecture, "precision": precision}
+    if fields:
+        network["fields"] = dict(fields)
     about = {
-        "architecture": {"name": architecture, "precision": precision},
+        "architecture": network,
         "class_names": list(class_names),
         "preprocessing": {
             "image_size": preprocess.image_size,
@@ -215,41 +218,73 @@ def metadata(
     return {METADATA: json.dumps(about, sort_keys=True)}
 
 
-def _description(
-    path: Path, weights: Weights
-) -> tuple[str, list[str], Preprocess, str]:
-    """Return a file's architecture, class names, preprocessing and precision.
+def _network(path: Path, metadata: Mapping[str, str]) -> tuple[str, Any] | None:
+    """Return the name and the key table of the network that a file describes.
 
-    Raises InputError if its description is missing, or does not fit its weights.
+    None if it describes none. Raises InputError if the description is invalid.
+    """
+    if METADATA not in metadata:
+        return None
+    with _invalid_named(path):
+        about = json.loads(metadata[METADATA])
+        network = ARCHITECTURES[about["architecture"]["name"]]
+        preprocess = _preprocess(about)
+        size, channels = preprocess.image_size, preprocess.channels
+        fields = about["architecture"].get("fields", {})
+        return network.name, network.table((size, size, channels), **fields)
+
+
+def _description(path: Path, weights: Weights) -> dict[str, Any]:
+    """Return a file's architecture, class names, preprocessing, precision and fields.
+
+    The keys are arguments of Classifier. Raises InputError if the description is
+    missing, or does not fit the weights.
     """
     about = _about(path, weights)
-    try:
-        name = about["architecture"]["name"]
-        precision = about["architecture"]["precision"]
-        class_names = [nfc(str(name)) for name in about["class_names"]]
-        arguments: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in about["preprocessing"].items()
+    with _invalid_named(path):
+        network = about["architecture"]
+        jnp.dtype(network["precision"])
+        description = {
+            "architecture": ARCHITECTURES[network["name"]].name,
+            "class_names": [nfc(str(name)) for name in about["class_names"]],
+            "preprocess": _preprocess(about),
+            "precision": network["precision"],
+            "fields": network.get("fields", {}),
         }
-        preprocess = Preprocess(**arguments)
-        jnp.dtype(precision)
-        head = weights.params[ARCHITECTURES[name].head]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    head = list(weights.params)[-1]
+    classes = len(weights.params[head]["bias"])
+    named = len(description["class_names"])
+    if classes != named:
+        raise InputError(
+            f"{path}: the network has {counted(classes, 'class')}, but {named} are "
+            "named; pass another run"
+        )
+    return description
+
+
+def _preprocess(about: Mapping[str, Any]) -> Preprocess:
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in about["preprocessing"].items()
+    }
+    return Preprocess(**arguments)
+
+
+@contextlib.contextmanager
+def _invalid_named(path: Path) -> Iterator[None]:
+    """Raise InputError, which names the file, if a description is invalid."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: its description of the network is invalid: {error}; pass "
             "another run"
         ) from error
-    if len(head["bias"]) != len(class_names):
-        raise InputError(
-            f"{path}: the network has {counted(len(head['bias']), 'class')}, but "
-            f"{len(class_names)} are named; pass another run"
-        )
-    return name, class_names, preprocess, precision
 
 
 def _about(path: Path, weights: Weights) -> Any:
     """Return the description in a file's metadata, or in an older run's config.json."""
-    try:
+    with _invalid_named(path):
         if METADATA in weights.metadata:
             return json.loads(weights.metadata[METADATA])
         config = path.with_name(run_folder.CONFIG)
@@ -260,11 +295,6 @@ def _about(path: Path, weights: Weights) -> Any:
                 "class_names": record.class_names,
                 "preprocessing": record.preprocess_arguments(),
             }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: its description of the network is invalid: {error}; pass another "
-            "run"
-        ) from error
     raise InputError(
         f"{path}: contains no class names; pass the folder of a run, or its "
         f"{run_folder.MODEL}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean, shown
-from jaxlab.models.architecture import ARCHITECTURES, FREEZE
+from jaxlab.models.architecture import ARCHITECTURES, FINE_TUNED, FREEZE
 from pretrained.errors import counted
 
 WEIGHTS = ("imagenet-conv", "imagenet", "none")
@@ -29,7 +29,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("step", "cosine", "constant")
 LR_GAMMA = 0.1
 LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
-MIN_IMAGE_SIZE = min(each.min_image_size for each in ARCHITECTURES.values())
+MIN_IMAGE_SIZE = min(ARCHITECTURES[name].min_image_size for name in FINE_TUNED)
 MAX_IMAGE_SIZE = 2048  # above this, the first layer needs over 10 GB for a batch
 
 LAST = "last"  # the value of --resume without a step
@@ -155,12 +155,12 @@ class Config:
         "alexnet",
         "network",
         group="network",
-        choices=tuple(ARCHITECTURES),
+        choices=FINE_TUNED,
         synonyms=("arch", "architecture", "network", "backbone", "model-name")
         + ("model-name-or-path",),
         value_synonyms={
             f"{prefix}{name}": name
-            for name in ARCHITECTURES
+            for name in FINE_TUNED
             for prefix in ("torchvision.models.", "models.", "torchvision/")
         },
     )
@@ -171,7 +171,7 @@ class Config:
         "all layers randomly initialised; or a .pth or .safetensors file",
         metavar="NAME|FILE",
         default_help=", ".join(
-            f"{a.weights} for {a.name}" for a in ARCHITECTURES.values()
+            f"{ARCHITECTURES[name].weights} for {name}" for name in FINE_TUNED
         ),
         synonyms=("pretrained", "checkpoint", "init", "ckpt", "load")
         + ("pretrained-path", "initial-checkpoint", "pretrained-weights")

@@ -9,7 +9,7 @@ from jaxlab.cli import flags, terminal
 from jaxlab.config import Config, resolved
 from jaxlab.data.dataset import Dataset
 from jaxlab.errors import UsageError, did_you_mean, help_of
-from jaxlab.models.architecture import ARCHITECTURES
+from jaxlab.models.architecture import ARCHITECTURES, FINE_TUNED
 
 
 @help_of("load_data")
@@ -213,11 +213,10 @@ def create_model(
     >>> model.apply(variables, jnp.zeros((1, 63, 63, 3)), train=False).shape
     (1, 10)
     """
-    if name not in ARCHITECTURES:
-        known = list(ARCHITECTURES)
+    if name not in FINE_TUNED:
         raise UsageError(
-            f"name: {name!r} is not one of {', '.join(known)}"
-            f"{did_you_mean(str(name), known)}"
+            f"name: {name!r} is not one of {', '.join(FINE_TUNED)}"
+            f"{did_you_mean(str(name), FINE_TUNED)}"
         )
     given: dict[str, Any] = {"weights": weights, "seed": seed}  # checked by Config
     config = resolved(Config(model=name, freeze="none", **given))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from jaxlab.verdict import RULE, verdict
 from pretrained import stages
 from pretrained.errors import counted
 
+if TYPE_CHECKING:
+    from jaxlab.runs.writer import RunWriter
+
+NETWORK = "mlp"  # in ARCHITECTURES
 MOST_HIDDEN = 4  # layers
 
 
@@ -214,9 +218,11 @@ def _lab(
     )
     width = max(map(len, (*variants, BASELINE)))
     console.log(variant_header(width))
-    results = {}
+    results, models = {}, {}
     for name, variant in variants.items():
-        results[name] = _train(name, variant, config, sizes[-1], splits, console)
+        results[name], models[name] = _train(
+            name, variant, config, sizes[-1], splits, console
+        )
         console.log(variant_line(name, results[name], width))
     console.log("")
     console.log(RULE)
@@ -236,6 +242,11 @@ def _lab(
     writer = RunWriter(folder, None, console.log)
     console.wait("writing the results")
     writer.write_json(run_folder.RESULTS, content)
+    stages.describe_saved(
+        lambda: f"the results are in {folder}, without all models and the picture"
+    )
+    console.wait("writing the models")
+    _write_models(writer, config, variants, models, data)
     stages.describe_saved(lambda: f"the results are in {folder}, without a picture")
     console.wait("drawing the picture")
     draw_lab(writer, results, title)
@@ -250,8 +261,11 @@ def _train(
     num_classes: int,
     splits: Any,
     console: terminal.Console,
-) -> dict[str, Any]:
-    """Train all seeds of a variant; return its verdict, curves and seconds."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train all seeds of a variant.
+
+    Returns its verdict, curves and seconds, and the variables of its first seed.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -265,10 +279,10 @@ def _train(
     compiled_program = program.lower(seeds, orders, splits).compile()
     compiled = time.perf_counter()
     console.wait(f"training {runs}, {counted(config.epochs, 'epoch')}")
-    curves = jax.device_get(compiled_program(seeds, orders, splits))
+    curves, variables = jax.device_get(compiled_program(seeds, orders, splits))
     finished = time.perf_counter()
     found = verdict(curves)
-    return {
+    result = {
         "verdict": found.word,
         "lowest_test_loss": {
             "mean": found.lowest,
@@ -279,6 +293,43 @@ def _train(
         "compile_seconds": compiled - started,
         "curves": {key: values.tolist() for key, values in curves.items()},
     }
+    return result, variables
+
+
+def _write_models(
+    writer: "RunWriter",
+    config: Config,
+    variants: dict[str, Variant],
+    models: dict[str, Any],
+    data: Any,
+) -> None:
+    """Write the network of each variant's first seed; log what they are.
+
+    A file says by itself how its network is built and what it was trained on.
+    """
+    from jaxlab.classifier import metadata
+    from jaxlab.data.preprocess import Preprocess
+    from jaxlab.models.architecture import ARCHITECTURES
+    from pretrained.layout import state_dict_of
+
+    image = data.train.images.shape[1:]  # height, width, channels
+    if image[0] != image[1]:
+        writer.log(
+            f"warning: {run_folder.MODELS}: not written: images of {image[0]}×"
+            f"{image[1]} are not square, and pictures are predicted as squares"
+        )
+        return
+    # Pixels are scaled to [0, 1], and not normalised.
+    as_trained = Preprocess(image[0], mean=(0.0,) * image[2], std=(1.0,) * image[2])
+    for name, variables in models.items():
+        fields = {"features": config.features, "batch_norm": variants[name].batch_norm}
+        table = ARCHITECTURES[NETWORK].table(image, **fields)
+        about = metadata(NETWORK, data.class_names, as_trained, "float32", fields)
+        writer.write_variant(name, state_dict_of(variables, table), about)
+    writer.log(
+        f"models: the network of the first seed of each variant, in "
+        f"{writer.folder / run_folder.MODELS}"
+    )
 
 
 def epoch_orders(config: Config, count: int) -> np.ndarray:
@@ -296,14 +347,15 @@ def epoch_orders(config: Config, count: int) -> np.ndarray:
 
 def variant_program(
     variant: Variant, config: Config, num_classes: int
-) -> Callable[[Any, Any, Any], dict[str, Any]]:
-    """Return `(seeds int[s], orders, splits) -> curves`, a pure function for jit.
+) -> Callable[[Any, Any, Any], tuple[dict[str, Any], dict[str, Any]]]:
+    """Return `(seeds int[s], orders, splits) -> (curves, variables)`, for jit.
 
     `orders` are those of `epoch_orders`; `splits` maps "train" and "test" to (images
     float[n, ...], labels int32[n]). The curves are float[s, epochs]: `loss` and
     `accuracy` of both splits, such as `train_loss`, measured in eval mode after each
-    epoch. Seeds differ in their initial weights, the order of the images and dropout,
-    and each is the training that `jaxlab.fit` does with the same seed.
+    epoch. `variables` are those of the first seed after the last epoch. Seeds differ in
+    their initial weights, the order of the images and dropout, and each is the training
+    that `jaxlab.fit` does with the same seed. It is a pure function.
     """
     import jax
     import jax.numpy as jnp
@@ -348,9 +400,15 @@ def variant_program(
             return state, point
 
         state = init_state(variables["params"], optimizer, variables.get("batch_stats"))
-        return jax.lax.scan(epoch, state, orders)[1]
+        state, curves = jax.lax.scan(epoch, state, orders)
+        return curves, state
 
-    return jax.vmap(one_seed, in_axes=(0, 0, None))
+    def all_seeds(seeds, orders, splits):
+        curves, states = jax.vmap(one_seed, in_axes=(0, 0, None))(seeds, orders, splits)
+        first = jax.tree.map(lambda leaf: leaf[0], states)
+        return curves, {"params": first.params, **first.other_variables}
+
+    return all_seeds
 
 
 def _optimizer_and_step(

@@ -41,7 +41,7 @@ class Config:
 
     inputs: tuple[str, ...] = flag(
         (),
-        "the folder of a run or its model.safetensors, then the pictures; with "
+        "the folder of a run or the file of its model, then the pictures; with "
         "--weights, only the pictures",
         group="network and pictures",
         positional=True,
@@ -236,7 +236,7 @@ def _holds_pictures(path: str) -> bool:
 
     if not os.path.isdir(path):
         return is_picture(path)
-    is_run = os.path.exists(os.path.join(path, run_folder.CONFIG))
+    is_run = run_folder.is_run(Path(path))
     return not is_run and any(map(is_picture, os.listdir(path)))
 
 

@@ -40,7 +40,7 @@ def verdict(curves: Mapping[str, ArrayLike]) -> Verdict:
     >>> verdict(curves).word, verdict(curves).epoch
     ('over-fits', 1)
     """
-    means = {key: np.mean(values, axis=0) for key, values in curves.items()}
+    means = {key: np.asarray(values).mean(axis=0) for key, values in curves.items()}
     last = {key: float(values[-1]) for key, values in means.items()}
     # The loss of a training run that diverged is NaN, which is no minimum.
     losses = np.nan_to_num(means["test_loss"], nan=np.inf)

@@ -7,7 +7,7 @@ of torchvision or of Flax ("conv1/kernel"); names with a "/" identify Flax's.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,7 +17,16 @@ from safetensors.numpy import load
 
 from pretrained.disk import atomic_write_weights, write_tensors
 from pretrained.errors import WeightsError, one_line
-from pretrained.layout import Params, flat, flat_params, nested, recognised, to_flax
+from pretrained.layout import (
+    Params,
+    Table,
+    Variables,
+    flat,
+    flat_params,
+    nested,
+    recognised,
+    variables_of,
+)
 from pretrained.sources import Source, by_sha256
 from pretrained.tables import TABLES
 from pretrained.torchfile import open_weights, read_torch_file
@@ -27,18 +36,26 @@ from pretrained.unpickle import MAX_NAME
 class Weights(NamedTuple):
     """The parameters of a network, and where they come from.
 
-    `source` is the published file with the same SHA-256, or None if there is none.
-    `metadata` is what a safetensors file states about itself, such as its origin; it is
-    not verified.
+    `batch_stats` are the running statistics, of a network that has some. `source` is
+    the published file with the same SHA-256, or None if there is none. `metadata` is
+    what a safetensors file states about itself, such as its origin; it is not verified.
     """
 
     params: Params
-    network: str  # its name in TABLES
+    network: str  # its name in TABLES, or as the file describes it
     names: str  # the naming scheme of the file: "torch" or "flax"
     is_safetensors: bool
     sha256: str
     source: Source | None
     metadata: Mapping[str, str] = {}
+    batch_stats: Params = {}
+
+    @property
+    def variables(self) -> Variables:
+        """The tree that a Linen module's `apply` takes."""
+        if not self.batch_stats:
+            return {"params": self.params}
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def provenance(self) -> Any:
@@ -50,14 +67,18 @@ class Weights(NamedTuple):
 
 
 def read_weights(
-    path: str | os.PathLike | BinaryIO, network: str | None = None
+    path: str | os.PathLike | BinaryIO,
+    network: str | None = None,
+    described: Callable[[Mapping[str, str]], tuple[str, Table] | None] | None = None,
 ) -> Weights:
     """Read a `.pth` or `.safetensors` file with any number of classes.
 
     The format is detected from the content. `network` is the network that the file must
-    contain; by default it is detected from the names and shapes. The params are Flax's,
-    float32 and finite. Raises WeightsError if the file cannot be read or does not fit;
-    the message is one line that names the file and every tensor that does not fit.
+    contain; by default it is detected from the names and shapes. `described` maps the
+    metadata of a file to the name and the key table of the network that they describe,
+    or to None if they describe none. The params are Flax's, float32 and finite. Raises
+    WeightsError if the file cannot be read or does not fit; the message is one line
+    that names the file and every tensor that does not fit.
     """
     with open_weights(path) as (file, name):
         # typing's BinaryIO lacks `readinto`, which binary files of every class have.
@@ -72,19 +93,31 @@ def read_weights(
         else:
             tensors = read_torch_file(file)
     names = "flax" if any("/" in key for key in tensors) else "torch"
+    table = None
+    if described is not None and (found := described(metadata)) is not None:
+        network, table = found
     if network is None:
-        found = recognised({key: t.shape for key, t in tensors.items()}, names)
+        likely = recognised({key: t.shape for key, t in tensors.items()}, names)
         # If no network fits, the error lists the differences from the first one.
-        network = (found or list(TABLES))[0]
+        network = (likely or list(TABLES))[0]
+    table = table or TABLES[network]
     try:
         if names == "flax":
-            params = nested(flat_params(tensors, TABLES[network]))
+            if any(row.collection != "params" for row in table):
+                raise WeightsError(
+                    "params: the network also has running statistics; pass a file with "
+                    "torch's names"
+                )
+            variables = {"params": nested(flat_params(tensors, table))}
         else:
-            params = to_flax(tensors, TABLES[network])
+            variables = variables_of(tensors, table)
     except WeightsError as error:
         _, _, reason = str(error).partition(": ")
         raise WeightsError(f"{name}: {reason}") from None
-    for path, array in flat(params).items():
+    for path, array in flat(variables).items():
+        path = path.split("/", 1)[1]  # without its collection
+        if array.dtype == np.int32:  # a counter
+            continue
         if array.dtype != np.float32:
             raise WeightsError(
                 f"{name}: {path} is {array.dtype}, expected float32; save "
@@ -96,7 +129,16 @@ def read_weights(
                 "diverged; pass other weights"
             )
     source = by_sha256(sha256)
-    return Weights(params, network, names, is_safetensors, sha256, source, metadata)
+    return Weights(
+        variables["params"],
+        network,
+        names,
+        is_safetensors,
+        sha256,
+        source,
+        metadata,
+        variables.get("batch_stats", {}),
+    )
 
 
 def _read_safetensors(

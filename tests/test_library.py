@@ -237,7 +237,8 @@ def test_fit_is_the_lab_s_training_of_one_seed(name, model, settings, data):
         for split, part in data.splits.items()
     }
     program = jax.jit(overfit.variant_program(overfit.VARIANTS[name], config, 10))
-    curves = program(jnp.arange(2), overfit.epoch_orders(config, 40), splits)
+    orders = overfit.epoch_orders(config, 40)
+    curves, _ = program(jnp.arange(2), orders, splits)
     history = jaxlab.fit(model, data, epochs=3, lr=1e-3, seed=1, log=False, **settings)
     for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
         ours = [row[key] for row in history.rows]

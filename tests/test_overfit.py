@@ -73,9 +73,9 @@ def test_each_seed_equals_its_run_alone(name, slow_is_compiled_quickly):
     program = jax.jit(variant_program(VARIANTS[name], SHORT, 10))
     splits = small_splits()
     orders = epoch_orders(dataclasses.replace(SHORT, seeds=3), 23)
-    together = program(jnp.arange(3), orders, splits)
+    together, _ = program(jnp.arange(3), orders, splits)
     for seed in range(3):
-        alone = program(jnp.array([seed]), orders[[seed]], splits)
+        alone, _ = program(jnp.array([seed]), orders[[seed]], splits)
         for key, values in alone.items():
             # The two programs round differently, which 20 steps of Adam amplify.
             np.testing.assert_allclose(together[key][seed], values[0], rtol=1e-4)
@@ -91,8 +91,8 @@ def test_a_cure_changes_training_and_nothing_else_does(slow_is_compiled_quickly)
 
     def losses_of(variant):
         program = jax.jit(variant_program(variant, SHORT, 10))
-        losses = program(jnp.arange(1), orders, splits)["train_loss"]
-        return tuple(np.asarray(losses).ravel().tolist())
+        curves, _ = program(jnp.arange(1), orders, splits)
+        return tuple(np.asarray(curves["train_loss"]).ravel().tolist())
 
     losses = {name: losses_of(variant) for name, variant in VARIANTS.items()}
     assert len(set(losses.values())) == len(VARIANTS)
@@ -105,7 +105,7 @@ def test_the_curves_are_means_over_each_split():
     config, splits = dataclasses.replace(SHORT, epochs=1, lr=1e-30), small_splits()
     program = variant_program(VARIANTS["baseline"], config, 10)
     orders = epoch_orders(dataclasses.replace(config, seeds=1), 23)
-    curves = jax.jit(program)(jnp.arange(1), orders, splits)
+    curves, _ = jax.jit(program)(jnp.arange(1), orders, splits)
     init_key, _ = jax.random.split(jax.random.key(0))
 
     @jax.jit
@@ -144,6 +144,7 @@ def test_files_hold_every_seeds_curves_and_a_picture(tmp_path):
         assert min(picture.size) > 400
     assert {path.name for path in folder.iterdir()} == {
         "results.json",
+        "models",
         "overfit.png",
         ".lock",
     }
@@ -177,6 +178,9 @@ def test_a_row_of_one_seed_has_no_deviation_and_the_rule_is_said(tmp_path, capsy
         assert lowest["epoch"] == test_loss.argmin() + 1
         assert f"{lowest['mean']:.3f} ({lowest['epoch']})" in line
     assert lines[6:8] == ["", RULE]
+    assert lines[-2] == (
+        f"models: the network of the first seed of each variant, in {out / 'models'}"
+    )
     assert lines[-1] == f"run={out}"
 
 

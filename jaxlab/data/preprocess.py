@@ -27,23 +27,28 @@ _FRACTION_BITS = 22  # as in Pillow: 32 bits, less 8 for the pixel and 2 of head
 class Preprocess:
     """A transform from uint8 images to the network's float32 input.
 
-    It maps uint8[b, h, w] or uint8[b, h, w, 1 or 3] to float32[b, size, size, 3], where
-    size is `image_size`. Grey is repeated to three channels. The image is resized to a
-    square, scaled to [0, 1] and normalised per channel. The result equals that of
-    torchvision's ToPILImage, Resize([size, size]), ToTensor and Normalize: bit for bit
-    after the resize, up to float32 rounding at the end. With `crop`, for photographs,
-    the short side is resized to 256/224 of the size and the centre is cropped, like
-    Resize(256) and CenterCrop(224) in torchvision's evaluation. The default size, mean
-    and std are those that torchvision's ImageNet weights were trained with.
+    It maps uint8[b, h, w] or uint8[b, h, w, 1 or 3] to float32[b, size, size, c], where
+    size is `image_size` and c the length of `mean` and `std`, 3 or 1. Grey is repeated
+    to three channels; for one channel, colours become grey as in Pillow. The image is
+    resized to a square, scaled to [0, 1] and normalised per channel. The result equals
+    that of torchvision's ToPILImage, Resize([size, size]), for one channel Grayscale(),
+    ToTensor and Normalize: bit for bit after the resize, up to float32 rounding at the
+    end. With `crop`, for photographs, the short side is resized to 256/224 of the size
+    and the centre is cropped, like Resize(256) and CenterCrop(224) in torchvision's
+    evaluation. The default size, mean and std are those that torchvision's ImageNet
+    weights were trained with. A mean of 0 and a std of 1 only scale to [0, 1].
 
     >>> Preprocess()(np.zeros((2, 28, 28), np.uint8)).shape
     (2, 224, 224, 3)
+    >>> grey = Preprocess(28, mean=(0.0,), std=(1.0,))
+    >>> grey(np.full((2, 32, 32, 3), 255, np.uint8)).shape
+    (2, 28, 28, 1)
     """
 
     image_size: int = 224
     crop: bool = False
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
         """Raise ValueError if `image_size`, `mean` or `std` is invalid."""
@@ -54,8 +59,16 @@ class Preprocess:
             raise ValueError(f"image_size: expected a whole number, got {size!r}")
         if size < 1:
             raise ValueError(f"image_size: expected at least 1, got {size}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise ValueError("mean and std: expected three numbers each, no std of 0")
+        counts = len(self.mean), len(self.std)
+        if counts not in ((3, 3), (1, 1)) or not all(self.std):
+            raise ValueError(
+                "mean and std: expected three numbers each, or one, no std of 0"
+            )
+
+    @property
+    def channels(self) -> int:
+        """The channels of the network's input: 3, or 1 for grey."""
+        return len(self.mean)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Preprocess a batch.
@@ -83,7 +96,10 @@ class Preprocess:
         height, width, top, left = self._geometry(*images.shape[1:3])
         images = resize_bilinear(images, height, width)
         size = self.image_size
-        return self.normalize(images[:, top : top + size, left : left + size])
+        images = images[:, top : top + size, left : left + size]
+        if self.channels == 1 and channels == (3,):
+            images = _grey(images)
+        return self.normalize(images)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Scale and normalise images of the final size: the second half of a call."""
@@ -103,7 +119,7 @@ class Preprocess:
     def resize(self, picture: "Image.Image") -> np.ndarray:
         """Resize a Pillow image, mode L or RGB, on the host: the first half of a call.
 
-        Returns uint8[image_size, image_size, 3], with the same pixels that a call
+        Returns uint8[image_size, image_size, c], with the same pixels that a call
         computes inside jit.
         """
         width, height = picture.size
@@ -112,7 +128,8 @@ class Preprocess:
             picture = picture.resize((width, height), BILINEAR)
         size = self.image_size
         picture = picture.crop((left, top, left + size, top + size))
-        return np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(picture.convert("RGB" if self.channels == 3 else "L"))
+        return pixels.reshape(size, size, self.channels)
 
     def _geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return height and width after the resize, and top and left of the crop."""
@@ -125,6 +142,13 @@ class Preprocess:
         new_width = short if width <= height else short * width // height
         top, left = round((new_height - size) / 2), round((new_width - size) / 2)
         return new_height, new_width, top, left
+
+
+def _grey(images: jax.Array) -> jax.Array:
+    """Return uint8[..., 3] as uint8[..., 1], with the integers of Pillow's convert."""
+    weights = jnp.array([19595, 38470, 7471], jnp.int32)  # of 2^16, as in ITU-R 601
+    total = (images.astype(jnp.int32) * weights).sum(-1, keepdims=True)
+    return ((total + (1 << 15)) >> 16).astype(jnp.uint8)
 
 
 def resize_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:

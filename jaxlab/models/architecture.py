@@ -1,15 +1,15 @@
 """Facts about each network that are available without building it or importing JAX.
 
-To add a network, write a Linen module with a method `links`, add its key table to
-`pretrained.tables.TABLES`, and add an entry of the same name to `ARCHITECTURES`.
+To add a pretrained network, write a Linen module with a method `links`, add its key
+table to `pretrained.tables.TABLES`, and an entry of the same name to `ARCHITECTURES`.
 """
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pretrained.tables import TABLES, children
+from pretrained.tables import TABLES, Row, children, mlp
 
 FREEZE = ("features", "backbone", "none")  # or the name of any child but the last
 
@@ -21,23 +21,39 @@ class Architecture(NamedTuple):
     last convolutional child. `dropout` names the children with dropout before or inside
     them, whose outputs differ from step to step in training. `weights` is the default
     of `--weights`, `min_image_size` the smallest height and width in pixels.
+
+    A network with `rows` has no pretrained weights, so that it is not fine-tuned, and
+    free widths, so that it has no entry in TABLES: `rows` makes its key table from the
+    image's [h, w, c] and the fields that a file of its weights states.
     """
 
-    name: str  # key in TABLES and ARCHITECTURES
+    name: str  # key in ARCHITECTURES, and in TABLES unless there are `rows`
     module: str
     class_name: str
     min_image_size: int
-    features: str
-    dropout: tuple[str, ...]
-    weights: str
+    features: str = ""
+    dropout: tuple[str, ...] = ()
+    weights: str = "none"
     fields: Mapping[str, Any] = {}  # arguments of the module, such as widths
+    rows: Callable[..., tuple[Row, ...]] | None = None
 
     def build(self, num_classes: int, **fields: Any) -> Any:
         """Return the Linen module; `fields` take precedence over the entry's own."""
         module = importlib.import_module(self.module)
         return getattr(module, self.class_name)(
-            num_classes, **{**self.fields, **fields}
+            num_classes=num_classes, **{**self.fields, **fields}
         )
+
+    def table(self, image: tuple[int, int, int], **fields: Any) -> tuple[Row, ...]:
+        """Return the key table for images [h, w, c] and some fields of the module.
+
+        Raises TypeError or ValueError for fields that the network does not have.
+        """
+        if self.rows is not None:
+            return self.rows(image, **fields)
+        if fields:
+            raise ValueError(f"{self.name} has no free {', '.join(fields)}")
+        return TABLES[self.name]
 
     @property
     def children(self) -> list[str]:
@@ -101,4 +117,13 @@ ARCHITECTURES = {
         dropout=("fc6", "fc7"),
         weights="imagenet-conv",
     ),
+    "mlp": Architecture(
+        name="mlp",
+        module="jaxlab.models.mlp",
+        class_name="MLP",
+        min_image_size=1,
+        rows=mlp,
+    ),
 }
+# The names of the networks that are fine-tuned.
+FINE_TUNED = tuple(name for name, each in ARCHITECTURES.items() if not each.rows)

@@ -21,7 +21,8 @@ class MLP(nn.Module):
     and left out of the last hidden layer. In torch it is a Sequential of Flatten,
     Linear, BatchNorm1d, ReLU and Dropout. Parameters: `fc1, fc2, …`, each
     `{kernel [in, out], bias}`, and `bn1, …`, each `{scale, bias}`, with running `mean`,
-    `var` and `count` in `batch_stats`.
+    `var` and `count` in `batch_stats`. `dtype` is the precision of the dense layers, by
+    default the one to which parameters and input promote.
 
     With `train=True`, dropout needs `rngs={"dropout": key}` and batch normalisation
     needs `mutable=["batch_stats"]`. Raises UsageError for widths that are not whole
@@ -42,6 +43,7 @@ class MLP(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.0
     batch_norm: bool = False
+    dtype: jnp.dtype | None = None
 
     def __post_init__(self):
         """Check the widths, and make lists tuples."""
@@ -53,7 +55,7 @@ class MLP(nn.Module):
         """Create the layers."""
         self.flatten, self.relu = Flatten(), ReLU()
         for i, units in enumerate((*self.features, self.num_classes), start=1):
-            setattr(self, f"fc{i}", Dense(units))
+            setattr(self, f"fc{i}", Dense(units, dtype=self.dtype))
         for i in range(1, len(self.features)):
             if self.batch_norm:
                 setattr(self, f"bn{i}", BatchNorm())

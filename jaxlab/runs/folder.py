@@ -10,8 +10,8 @@ from pathlib import Path
 
 import filelock
 
-from jaxlab.data.files import is_of_jaxlab
-from jaxlab.errors import UsageError
+from jaxlab.data.files import is_of_jaxlab, listed
+from jaxlab.errors import InputError, UsageError
 from jaxlab.runs.record import read_record
 from pretrained import disk, stages
 from pretrained.console import ERROR_LOG
@@ -22,6 +22,7 @@ PICTURES = (CURVES, CONFUSION, MISTAKES)  # of a finished run
 SPLIT = "split.json"
 RESULTS, OVERFIT = "results.json", "overfit.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
+MODELS, WEIGHTS = "models", ".safetensors"  # a run of the lab has several models
 # The first two identify a run's folder, so they are deleted last.
 _FILES = (
     *(CONFIG, RESULTS, METRICS, MODEL),
@@ -112,6 +113,32 @@ def locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder contains a run, also one of the lab."""
+    return (folder / CONFIG).exists() or is_of_jaxlab(folder / RESULTS)
+
+
+def model_file(folder: Path) -> Path:
+    """Return the file with the model of a finished run.
+
+    Raises InputError if there is none, or if it is a run of the lab with several.
+    """
+    if (folder / MODEL).exists():
+        return folder / MODEL
+    models = sorted((folder / MODELS).glob(f"*{WEIGHTS}"))
+    if not models or not is_run(folder):
+        raise InputError(
+            f"{folder}: contains no {MODEL}; pass the folder of a finished run"
+        )
+    if len(models) > 1:
+        names = listed(path.name for path in models)
+        raise InputError(
+            f"{folder}: contains {len(models)} models; pass one of the files in "
+            f"{folder / MODELS}: {names}"
+        )
+    return models[0]
+
+
 def remove_run(folder: Path) -> None:
     """Remove an earlier run's files and checkpoints from the folder, but nothing else.
 
@@ -120,6 +147,10 @@ def remove_run(folder: Path) -> None:
     with _refusals_named(folder):
         disk.remove(folder / CHECKPOINTS)
         remove_partial_files(folder)
+        for model in (folder / MODELS).glob(f"*{WEIGHTS}"):
+            model.unlink()
+        with contextlib.suppress(OSError):  # there is none, or it has other files
+            (folder / MODELS).rmdir()
         for name in reversed(_FILES):
             (folder / name).unlink(missing_ok=True)
 
@@ -130,6 +161,8 @@ def remove_partial_files(folder: Path) -> None:
         for name in _FILES:
             for partial in folder.glob(f"{name}*{disk.PARTIAL}"):
                 disk.remove(partial)
+        for partial in (folder / MODELS).glob(f"*{WEIGHTS}*{disk.PARTIAL}"):
+            disk.remove(partial)
 
 
 def _is_content(path: Path) -> bool:

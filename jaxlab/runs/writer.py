@@ -140,6 +140,18 @@ class RunWriter:
             (self.folder / name).unlink(missing_ok=True)
         write_safetensors(self.folder / run_folder.MODEL, tensors, metadata)
 
+    def write_variant(
+        self,
+        name: str,
+        tensors: Mapping[str, np.ndarray],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write the model of a variant of the lab."""
+        folder = self.folder / run_folder.MODELS
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}{run_folder.WEIGHTS}"
+        write_safetensors(path, tensors, metadata)
+
     def draw(
         self,
         name: str,

@@ -7,13 +7,24 @@ name, never by order, and are not reshaped to make them fit.
 
 from collections.abc import Iterable
 
-# The function replaces the module of the same name as the attribute `tables.alexnet`.
+# A function replaces the module of the same name as an attribute: `tables.alexnet`.
 from pretrained.tables.alexnet import ALEXNET, alexnet
+from pretrained.tables.mlp import mlp
 from pretrained.tables.row import Row, Transform
 
+# The networks that a file is recognised as. An MLP says in the file which one it is.
 TABLES: dict[str, tuple[Row, ...]] = {"alexnet": ALEXNET}
 
-__all__ = ["ALEXNET", "TABLES", "Row", "Transform", "alexnet", "children", "head"]
+__all__ = [
+    "ALEXNET",
+    "TABLES",
+    "Row",
+    "Transform",
+    "alexnet",
+    "children",
+    "head",
+    "mlp",
+]
 
 
 def children(table: Iterable[Row]) -> list[str]:

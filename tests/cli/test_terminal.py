@@ -163,3 +163,25 @@ def test_no_setting_of_matplotlib_reaches_a_command(monkeypatch):
     assert seen == [{"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}]
     assert os.environ["MPLBACKEND"].startswith("module://")
     assert "MATPLOTLIBRC" not in os.environ
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_waited_for_is_a_status_on_a_terminal_and_else_a_line(
+    shown, monkeypatch, capsys
+):
+    monkeypatch.setattr(terminal, "bars_are_shown", lambda: shown)
+    terminal.SHELL.wait("loading the data")
+    terminal.SHELL.wait("compiling", "compiling the step")
+    terminal.SILENT.wait("training", "training for long")
+    assert stages.current() == "training"
+    terminal.show_status("")
+    written = capsys.readouterr()
+    if shown:
+        assert written.out == ""
+        assert [text.strip() for text in written.err.split("\r") if text.strip()] == [
+            "loading the data …",
+            "compiling the step …",
+        ]
+        assert written.err.endswith("\r")  # over blanks, so that nothing is left
+    else:
+        assert written.out == "compiling the step …\n" and written.err == ""

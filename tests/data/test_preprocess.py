@@ -150,3 +150,37 @@ def test_the_default_crop_is_256_and_224():
     np.testing.assert_array_equal(
         Preprocess(crop=True).resize(picture), np.asarray(by_hand)
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_channel_is_torchvisions_grayscale(channels):
+    image = noise(37, 50, channels)
+    preprocess = Preprocess(28, mean=(0.0,), std=(1.0,))
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    pixels = preprocess.resize(picture)
+    theirs = transforms.Compose(
+        [transforms.Resize([28, 28]), transforms.Grayscale(), transforms.ToTensor()]
+    )(picture).numpy()
+    assert pixels.shape == (28, 28, 1) and pixels.dtype == np.uint8
+    ours = preprocess(image[None])
+    np.testing.assert_array_equal(preprocess.normalize(pixels), ours[0])
+    found = np.moveaxis(ours[0], -1, 0)
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=ROUNDOFF_FLOAT32)
+    # Scaled to [0, 1] and nothing else: what the lab trains on, to the last bit.
+    np.testing.assert_array_equal(ours[0], jnp.asarray(pixels) / 255.0)
+
+
+def test_every_colour_is_pillows_grey():
+    # Each value of each channel, beside extreme values of the others.
+    values = np.arange(256, dtype=np.uint8)
+    image = np.stack(np.meshgrid(values, values, indexing="ij"), -1)
+    image = np.concatenate([image, image[:, ::-1, :1]], -1)
+    preprocess = Preprocess(256, mean=(0.0,), std=(1.0,))
+    ours = np.asarray(255 * preprocess(image[None])[0, ..., 0]).round()
+    theirs = np.asarray(Image.fromarray(image).convert("L"))
+    assert np.count_nonzero(ours != theirs) == 0
+
+
+def test_two_channels_are_refused():
+    with pytest.raises(ValueError, match="expected three numbers each, or one"):
+        Preprocess(28, mean=(0.0, 0.0), std=(1.0, 1.0))
