@@ -14,6 +14,7 @@ from jaxlab.errors import UsageError, did_you_mean
 COMMANDS = {
     "finetune": "fine-tune a pretrained network on images",
     "overfit": "train an MLP on 200 digits, with and without cures for over-fitting",
+    "compare": "compare an MLP with AlexNet, random and pretrained, on 200 digits",
     "predict": "classify pictures with a trained network",
     "verify": "check that weights give torchvision's results",
 }

@@ -74,6 +74,10 @@ class InputError(JaxlabError):
     exit_code = 3
 
 
+class DivergedError(JaxlabError):
+    """The loss of a training run is not finite."""
+
+
 class CheckpointError(JaxlabError):
     """A checkpoint cannot be written, or a run cannot be resumed from it."""
 

@@ -27,6 +27,9 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="run on an NVIDIA GPU")
+    parser.add_argument(
+        "--batch", type=int, action="append", help="only this batch size, or these"
+    )
     options = parser.parse_args(argv)
     plan, where = (GPU, "gpu") if options.gpu else (CPU, "cpu")
     results = []
@@ -40,7 +43,7 @@ def run(job: str, argv: list[str] | None, *, about: str) -> list[dict[str, Any]]
             print("no GPU found; nothing was measured")
             return []
         named = {"machine": device} if options.gpu else {}
-        for batch in plan["batches"]:
+        for batch in options.batch or plan["batches"]:
             task = {"job": job, "batch": batch, "precision": precision}
             task |= {"gpu": options.gpu}
             floor = batch * OPERATIONS[job] / rate

@@ -1,4 +1,4 @@
-"""Text tables of a network's layers and of the variants in `jaxlab.overfit`."""
+"""Text tables: a network's layers, the variants of the lab, compared networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -96,3 +96,37 @@ def risen_line(name: str, result: Mapping[str, Any]) -> str | None:
 def final_mean(result: Mapping[str, Any], key: str) -> float:
     """Return the mean over seeds after the last epoch, such as of "test_loss"."""
     return float(np.array(result["curves"][key])[:, -1].mean())
+
+
+COMPARISON_HEADER = (
+    f"{'network':<17}{'trained parameters':>19}{'lr':>8}{'best epoch':>12}"
+    f"{'validation acc %':>18}{'test acc %':>13}{'s per run':>11}"
+)
+
+
+def at_best(found: Mapping[str, Any], key: str) -> np.ndarray:
+    """Return a metric of each run's best epoch, float64[seeds].
+
+    `found` is an entry of "networks" in results.json, `key` such as "test_accuracy".
+    """
+    runs = found["runs"]
+    return np.array([run["rows"][run["best_epoch"] - 1][key] for run in runs])
+
+
+def comparison_line(name: str, found: Mapping[str, Any]) -> str:
+    """Return a network's row of the table: mean ± standard deviation over seeds."""
+    epochs = np.array([run["best_epoch"] for run in found["runs"]])
+    least, most = epochs.min(), epochs.max()
+    seconds = np.mean([run["seconds"] for run in found["runs"]])
+    return (
+        f"{name:<17}{found['trained_parameters']:>19,}{found['learning_rate']:>8g}"
+        f"{str(least) if least == most else f'{least}–{most}':>12}"
+        f"{percent(at_best(found, 'validation_accuracy')):>18}"
+        f"{percent(at_best(found, 'test_accuracy')):>13}{seconds:>11.1f}"
+    )
+
+
+def percent(shares: np.ndarray) -> str:
+    """Return the mean of some shares in percent; ± their deviation, if several."""
+    deviation = f" ± {100 * shares.std():.1f}" if len(shares) > 1 else ""
+    return f"{100 * shares.mean():.1f}{deviation}"

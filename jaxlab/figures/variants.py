@@ -86,7 +86,7 @@ def _draw_quantity(axes: Axes, result: Mapping[str, Any], quantity: str) -> None
             markersize=6,
             label="lowest test loss",
         )
-    set_epochs(axes, epochs)
+    set_epochs(axes, epochs.tolist())
 
 
 def _heading(name: str, result: Mapping[str, Any]) -> str:

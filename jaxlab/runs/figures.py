@@ -125,6 +125,9 @@ def _name(data: Any) -> str:
     )
 
 
+_AGAIN = "to draw it, run again with --overwrite"  # the lab and the comparison
+
+
 def draw_lab(writer: RunWriter, results: Mapping[str, Any], title: str) -> None:
     """Draw the figure of the lab from the "variants" of its results."""
 
@@ -133,5 +136,15 @@ def draw_lab(writer: RunWriter, results: Mapping[str, Any], title: str) -> None:
 
         return draw_variants(results, title)
 
-    remedy = "to draw it, run again with --overwrite"
-    writer.draw(run_folder.OVERFIT, variants, remedy)
+    writer.draw(run_folder.OVERFIT, variants, _AGAIN)
+
+
+def draw_comparison(writer: RunWriter, networks: Mapping[str, Any], title: str) -> None:
+    """Draw the figure of a comparison from the "networks" of its results."""
+
+    def comparison() -> Any:
+        from jaxlab.figures import comparison
+
+        return comparison.draw_comparison(networks, title)
+
+    writer.draw(run_folder.COMPARE, comparison, _AGAIN)

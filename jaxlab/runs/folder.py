@@ -20,14 +20,14 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 CURVES, CONFUSION, MISTAKES = "curves.png", "confusion.png", "mistakes.png"
 PICTURES = (CURVES, CONFUSION, MISTAKES)  # of a finished run
 SPLIT = "split.json"
-RESULTS, OVERFIT = "results.json", "overfit.png"
+RESULTS, OVERFIT, COMPARE = "results.json", "overfit.png", "compare.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 MODELS, WEIGHTS = "models", ".safetensors"  # a run of the lab has several models
 # The first two identify a run's folder, so they are deleted last.
 _FILES = (
     *(CONFIG, RESULTS, METRICS, MODEL),
     *PICTURES,
-    *(SPLIT, OVERFIT, ERROR_LOG),
+    *(SPLIT, OVERFIT, COMPARE, ERROR_LOG),
 )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxlab.cli import signals
 from jaxlab.cli.terminal import Console
 from jaxlab.data.loaders import Batch, epoch_order
-from jaxlab.errors import JaxlabError
+from jaxlab.errors import DivergedError
 from jaxlab.metrics import Row, accuracy_text, best_epoch, patience_ended
 from jaxlab.runtime import Clock
 from jaxlab.training.epoch import NotFinite, Score, evaluate_split, train_epoch
@@ -80,7 +80,9 @@ class Job(NamedTuple):
     `inputs` and `counts` (numbers of examples) are by split. `rate` returns the
     learning rate of an epoch, counted from 0. `key` is the PRNG key for dropout. A
     checkpoint is saved every `every` epochs and after the last one, or never for 0.
-    Training ends early after `patience` epochs without a better one, if given.
+    Training ends early after `patience` epochs without a better one, if given. The
+    splits in `also` are measured after each epoch besides the watched one: of "train",
+    this replaces the mean of its steps; a "test" that chooses nothing is a curve.
     """
 
     inputs: dict[str, Inputs]
@@ -97,7 +99,7 @@ class Job(NamedTuple):
     clock: Clock
     console: Console
     patience: int | None = None
-    evaluates_training: bool = False
+    also: tuple[str, ...] = ()
     pads: bool = True
 
     @property
@@ -181,8 +183,8 @@ def run_epochs(
     in the form of the evaluation step. With a validation split, `state` is a
     `ValidatedState`, and the state that is returned has the variables of the best
     epoch. On a signal, training ends after the current step, saves a checkpoint unless
-    `job.every` is 0, and raises Stopped (see `jaxlab.cli.signals`). Raises JaxlabError
-    if a loss is not finite, CheckpointError if saving fails.
+    `job.every` is 0, and raises Stopped (see `jaxlab.cli.signals`). Raises
+    DivergedError if a loss is not finite, CheckpointError if saving fails.
     """
     rows, step_metrics = list(progress.rows), list(progress.step_metrics)
     predictions = None
@@ -201,9 +203,9 @@ def run_epochs(
                 # A training loss is computed before the update of its step, so it does
                 # not show the effect of the last update.
                 raise NotFinite(len(step_metrics), measured.loss)
-            if job.evaluates_training:
-                trained, _ = _evaluate(job, state, "train")
-            row = _row(job, epoch, trained, measured, training_seconds)
+            scores = {"train": trained, job.watched: measured}
+            scores |= {split: _evaluate(job, state, split)[0] for split in job.also}
+            row = _row(job, epoch, scores, training_seconds)
             row["seconds"] = job.clock() - started
             with signals.deferred():  # a signal must not separate these updates
                 rows.append(row)
@@ -250,6 +252,8 @@ def _test_the_best(
     The arguments stay as they are, so that a signal can still save them.
     """
     best, best_of_all = best_epoch(rows), state.best_state()
+    if "test" in job.also:  # it was measured after each epoch
+        return best_of_all, rows, None
     if len(rows) < job.epochs:
         job.console.log(
             f"stopped after epoch {len(rows)}: the validation loss was lowest in epoch "
@@ -258,7 +262,7 @@ def _test_the_best(
         )
     tested, predictions = _evaluate(job, best_of_all, "test")
     if not math.isfinite(tested.loss):
-        raise JaxlabError(
+        raise DivergedError(
             f"testing: the network of the best epoch, {best}, has the loss "
             f"{tested.loss} on the test split; lower --lr"
         )
@@ -325,14 +329,10 @@ def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarra
         )
 
 
-def _row(job: Job, epoch: int, trained: Score, measured: Score, seconds: float) -> Row:
-    row = {
-        "epoch": epoch + 1,
-        "train_loss": trained.loss,
-        "train_accuracy": trained.accuracy,
-        f"{job.watched}_loss": measured.loss,
-        f"{job.watched}_accuracy": measured.accuracy,
-    }
+def _row(job: Job, epoch: int, scores: Mapping[str, Score], seconds: float) -> Row:
+    row: Row = {"epoch": epoch + 1}
+    for split, score in scores.items():
+        row |= {f"{split}_loss": score.loss, f"{split}_accuracy": score.accuracy}
     if job.rate is not None:
         row["learning_rate"] = job.rate(epoch)
     return {**row, "examples_per_second": job.counts["train"] / seconds}
@@ -382,12 +382,12 @@ def _update_bar(bar: Any, later: int, score: Score, count: int) -> None:
     bar.set_postfix_str(status, refresh=False)
 
 
-def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> JaxlabError:
+def _diverged(job: Job, error: NotFinite, epoch: int, writer: Writer) -> DivergedError:
     writer.wait()
     last = writer.last_step
     step = epoch * math.ceil(job.counts["train"] / job.batch_size) + error.step
     rate = f" at learning rate {job.rate(epoch):g}" if job.rate else ""
-    return JaxlabError(
+    return DivergedError(
         f"training: the loss is {error.loss} after step {step}, in epoch {epoch + 1}"
         f"{rate}; lower {'--lr' if rate else 'the learning rate of the optimizer'}"
         + (f"; the latest checkpoint is step {last}" if last is not None else "")

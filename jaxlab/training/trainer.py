@@ -161,8 +161,8 @@ def fit(
     )
     _check_arguments(model, data, optimizer, preprocess, settings)
     module.check_call(model)
-    training = _prepared(model, data, settings, trainable, variables, preprocess)
-    return _train(training, settings, optimizer, PYTHON if log else SILENT)
+    training = prepared(model, data, settings, trainable, variables, preprocess)
+    return train(training, settings, optimizer, PYTHON if log else SILENT)
 
 
 class Training(NamedTuple):
@@ -175,13 +175,13 @@ class Training(NamedTuple):
     inputs: dict[str, inputs.Inputs]
 
 
-def _prepared(
+def prepared(
     model: nn.Module,
     data: Dataset,
     settings: Settings,
-    trainable: Any,
-    variables: Any,
-    preprocess: Preprocess | None,
+    trainable: Any = None,
+    variables: Any = None,
+    preprocess: Preprocess | None = None,
 ) -> Training:
     """Return the training with the module's first variables.
 
@@ -211,12 +211,16 @@ def _prepared(
     return Training(model, data, variables, trainable, split_inputs)
 
 
-def _train(
+def train(
     training: Training,
     settings: Settings,
     optimizer: str | optax.GradientTransformation,
     console: Console,
+    *,
+    patience: int | None = None,
+    also: tuple[str, ...] = ("train",),
 ) -> History:
+    """Run the loop; `patience` and `also` are those of a Job."""
     model, data, variables, trainable, split_inputs = training
     apply_fn, count = split_inputs["train"].apply_fn, len(data.train)
     params, batch_stats = variables["params"], variables.get("batch_stats")
@@ -255,7 +259,8 @@ def _train(
             every=0,
             clock=clock,
             console=console,
-            evaluates_training=True,
+            patience=patience,
+            also=also,
             pads=not batch_stats or takes(apply_fn, "weights"),
         )
         state = init_state(params, transformation, batch_stats)
