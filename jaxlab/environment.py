@@ -152,5 +152,12 @@ def variables() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    installed = {name: _version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **installed}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a copy of its source is run
+        return getattr(sys.modules.get(package), "__version__", "unknown")

@@ -1,6 +1,7 @@
 """Run the README's Python as a script and as cells of a notebook, in a real kernel."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jaxlab.cli import terminal
 from tests.conftest import ROOT
 
 # Small enough for the suite; `python -m tests.stress cases` also runs the full sizes.
@@ -75,10 +77,15 @@ def test_each_cell_of_the_readme_runs_twice(first, code, epochs, tmp_path):
     for name in ("data", "history", "run"):
         (result,) = by_source[name].outputs
         assert len(result.data["text/plain"].splitlines()) == 1
-    # Beside progress bars, nothing is printed to stderr.
+    # Beside progress bars and what is waited for, nothing is printed to stderr.
     bars = "".join(printed(cell, "stderr") for cell in done)
-    rest = re.sub(r"\r[^\r\n]*(images?/s|\?)[^\r\n]*|\r *(?=\r|$)", "", bars)
-    assert rest.strip() == ""
+    rest = re.sub(r"\r[^\r\n]*(images?/s|\?|…)[^\r\n]*|\r *(?=\r|$)", "", bars)
+    assert rest.strip() == "" and "images/s" in bars
+
+
+def test_a_process_that_starts_kernels_is_no_notebook():
+    assert importlib.import_module("ipykernel").__name__ in sys.modules
+    assert not terminal.bars_are_shown()
 
 
 @pytest.mark.slow
@@ -107,6 +114,7 @@ def test_the_exercise_of_a_newcomer_runs(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     lines = process.stdout.splitlines()
+    assert lines.pop(0).startswith("mnist5k: training images: a class-balanced choice")
     assert len(lines) == 9 and lines[-1].startswith("History(5 epochs, train accuracy")
     in_training, in_evaluation = (float(line.split()[-1]) for line in lines[6:8])
     assert in_training != in_evaluation

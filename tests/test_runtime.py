@@ -4,6 +4,7 @@ It is one file because jaxlab/runtime.py is one.
 """
 
 import contextlib
+import importlib.metadata
 import os
 import platform
 import signal
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxlab
-from jaxlab import runtime
+from jaxlab import environment, runtime
 from jaxlab.errors import InputError
 from tests.conftest import NO_CHECKPOINTS, ROOT
 
@@ -296,3 +297,16 @@ def test_a_folder_that_others_can_write_to_holds_no_programs(tmp_path):
     for mode, own in ((0o700, True), (0o755, True), (0o777, False), (0o720, False)):
         folder.chmod(mode)
         assert runtime._is_own(folder) is own
+
+
+def test_a_package_without_metadata_has_a_version_or_none(monkeypatch):
+    """As where the source is run without having been installed."""
+
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    whole = environment.versions()
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    versions = environment.versions()
+    assert versions["jaxlab"] == "unknown" and versions.keys() == whole.keys()
+    assert versions["jax"] == whole["jax"]

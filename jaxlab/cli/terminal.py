@@ -118,9 +118,19 @@ def progress_bar(
 def bars_are_shown() -> bool:
     """Return whether stderr can show lines that change: a terminal, or a notebook."""
     try:
-        return "ipykernel" in sys.modules or sys.stderr.isatty()
+        return _is_notebook() or sys.stderr.isatty()
     except (AttributeError, ValueError):  # it is missing, or closed
         return False
+
+
+def _is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook.
+
+    A process that only starts kernels, or has IPython for something else, is none.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return hasattr(shell, "kernel")
 
 
 _status: list["tqdm"] = []  # the status line, if one is shown

@@ -237,6 +237,9 @@ class SilentWriter:
     def write_model(self, tensors: Any, metadata: Any) -> None:
         """Do nothing."""
 
+    def write_variant(self, name: str, tensors: Any, metadata: Any) -> None:
+        """Do nothing."""
+
     def draw(self, name: str, draw: Any, remedy: str | None = None) -> None:
         """Do nothing; `draw` is not called."""
 

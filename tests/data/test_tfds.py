@@ -210,7 +210,7 @@ def test_the_lab_runs_on_it(prepared, undrawn, tmp_path, capsys):
     flags = ["--seeds", "1", "--epochs", "1", "--variants", "baseline"]
     overfit.main([*job, "--train-size", "100", *flags, "--out", str(tmp_path / "lab")])
     printed = capsys.readouterr()
-    assert "mnist: 100 training, 200 test images, 1 seed, " in printed.out
+    assert "mnist: 100 training, 200 test images, MLP 784-512-128-10, " in printed.out
     assert printed.err == ""  # no message from TFDS itself
 
 

@@ -1,9 +1,11 @@
 """Test what the first page promises: length, words, links and figures."""
 
+import json
 import re
 
 import pytest
 
+from jaxlab.figures.text import at_best, comparison_line, percent
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -50,6 +52,23 @@ def test_the_log_on_the_first_page_is_that_of_the_run_in_its_pictures():
     )
     lines = block.splitlines()
     assert len(lines) == 8 and [line for line in lines if line not in log] == []
+
+
+def test_the_compared_networks_on_the_first_page_are_those_of_their_results():
+    results = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))
+    table = README[README.index("| network |") :]
+    rows = [
+        [cell.strip() for cell in row.split("|")]
+        for row in table.split("\n\n")[0].splitlines()[2:]
+    ]
+    published = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for row, (name, found) in zip(rows, results["networks"].items(), strict=True):
+        line = comparison_line(name, found)
+        assert line in published
+        _, _, accuracy, epochs, trained, _ = row
+        measured = percent(at_best(found, "test_accuracy"))
+        assert [accuracy, trained] == [f"{measured} %", line.split()[1]]
+        assert epochs == line.split()[3]
 
 
 def test_each_ratio_on_the_first_page_was_measured():
