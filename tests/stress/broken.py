@@ -308,6 +308,18 @@ LINES = [
         "grey[values == transparent] = 255",
         "data/test_pixels.py",
     ),
+    Line(
+        "jaxlab/compare.py",
+        "chosen = min(losses, key=lambda rate: losses[rate])",
+        "chosen = max(losses, key=lambda rate: losses[rate])",
+        "test_compare.py",
+    ),
+    Line(
+        "jaxlab/verdict.py",
+        'and last["train_loss"] < means["train_loss"][at]',
+        'and last["train_loss"] > means["train_loss"][at]',
+        "test_verdict.py",
+    ),
 ]
 
 
