@@ -71,6 +71,18 @@ def test_the_compared_networks_on_the_first_page_are_those_of_their_results():
         assert epochs == line.split()[3]
 
 
+def test_the_tables_of_the_lab_are_what_the_command_printed():
+    printed = [
+        (ROOT / "benchmarks" / f"overfit-{count}.txt").read_text("utf-8").splitlines()
+        for count in (200, 4000)
+    ]
+    page = (ROOT / "docs" / "lab.md").read_text("utf-8")
+    tables = re.findall(r"^```\n(variant .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    for table, log in zip(tables, printed, strict=True):
+        rows = table.splitlines()
+        assert len(rows) == 9 and [row for row in rows if row not in log] == []
+
+
 def test_each_ratio_on_the_first_page_was_measured():
     table = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     ratios = re.findall(r"\d+\.\d+×", README)
