@@ -52,7 +52,8 @@ class Config:
     """The settings of a run and their defaults: the flags of `jaxlab.finetune`.
 
     Every value and every combination is checked when it is created; files are looked
-    for when the run begins. `jaxlab.fine_tune` takes the same names as arguments.
+    for when the run begins. `jaxlab.fine_tune` takes the same names as arguments, and
+    `python -m jaxlab.finetune --help` says what each is and which values it takes.
     Raises UsageError with the setting, its value and what to pass.
 
     >>> Config(epochs=2, freeze="none").epochs
@@ -168,7 +169,8 @@ class Config:
         None,
         "imagenet-conv: embedded ImageNet convolutions, randomly initialised fc "
         "layers; imagenet: all layers of torchvision's network, downloaded once; none: "
-        "all layers randomly initialised; or a .pth or .safetensors file",
+        "all layers randomly initialised; or a .pth or .safetensors file, or the "
+        "folder of a run",
         metavar="NAME|FILE",
         default_help=", ".join(
             f"{ARCHITECTURES[name].weights} for {name}" for name in FINE_TUNED

@@ -159,6 +159,12 @@ def fine_tune(
     ('0', '1', '2')
     """
     stages.start()
+    if not isinstance(dataset, (str, os.PathLike, type(None))):
+        raise UsageError(
+            f"--dataset: expected a name or a folder, got {type(dataset).__name__}; "
+            "write the images into a folder for each class, or train on them with "
+            "jaxlab.fit"
+        )
     given = settings if dataset is None else {"dataset": dataset, **settings}
     config = resume.complete(given)
     if config.check:

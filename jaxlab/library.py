@@ -199,8 +199,9 @@ def create_model(
 
     `name` is "alexnet". `weights` are those of the command: "none" (random, as torch
     initialises them), "imagenet-conv" (ImageNet's convolutions, which are embedded),
-    "imagenet" (all layers, downloaded once unless `offline`), or a file or a run's
-    model. A head of another number of classes than `num_classes` is random. `fields`
+    "imagenet" (all layers, downloaded once unless `offline`), or a file or the folder
+    of a run. A head of another number of classes than `num_classes` is random. (So is
+    one of other class names in `fine_tune`; here the classes have no names.) `fields`
     are those of the module, such as `dropout_rate`. `variables` are the tree of
     `pretrained.to_variables`; the random ones are those of `fine_tune` for `seed`.
     `log=False` prints nothing about a download.

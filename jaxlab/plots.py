@@ -143,9 +143,11 @@ def _indices(name: str, classes: Any, class_names: Sequence[str] | None) -> np.n
 def _pixels(images: Any, preprocess: Preprocess | None) -> np.ndarray:
     """Return images as uint8[n, h, w, 1 or 3], without the normalisation."""
     images = _array("images", images)
+    if images.ndim > 2 and not len(images):
+        raise UsageError("images: there are none to show; pass at least one")
     channels = images.shape[3:] or (1,)
     is_one = images.ndim == 3 and images.shape[2] in (1, 3)
-    is_batch = images.ndim in (3, 4) and len(images) and not is_one
+    is_batch = images.ndim in (3, 4) and not is_one
     if not is_batch or channels not in ((1,), (3,)):
         raise UsageError(
             "images: expected [n, h, w], [n, h, w, 1] or [n, h, w, 3], got "

@@ -32,6 +32,8 @@ from pretrained.tables import TABLES
 from pretrained.torchfile import open_weights, read_torch_file
 from pretrained.unpickle import MAX_NAME
 
+RUN_MODEL = "model.safetensors"  # the file of weights in the folder of a run
+
 
 class Weights(NamedTuple):
     """The parameters of a network, and where they come from.
@@ -73,13 +75,17 @@ def read_weights(
 ) -> Weights:
     """Read a `.pth` or `.safetensors` file with any number of classes.
 
-    The format is detected from the content. `network` is the network that the file must
-    contain; by default it is detected from the names and shapes. `described` maps the
-    metadata of a file to the name and the key table of the network that they describe,
-    or to None if they describe none. The params are Flax's, float32 and finite. Raises
-    WeightsError if the file cannot be read or does not fit; the message is one line
-    that names the file and every tensor that does not fit.
+    The folder of a run stands for the model in it. The format is detected from the
+    content. `network` is the network that the file must contain; by default it is
+    detected from the names and shapes. `described` maps the metadata of a file to the
+    name and the key table of the network that they describe, or to None if they
+    describe none. The params are Flax's, float32 and finite. Raises WeightsError if the
+    file cannot be read or does not fit; the message is one line that names the file and
+    every tensor that does not fit.
     """
+    if isinstance(path, (str, os.PathLike)):
+        model = os.path.join(path, RUN_MODEL)
+        path = model if os.path.isfile(model) else path
     with open_weights(path) as (file, name):
         # typing's BinaryIO lacks `readinto`, which binary files of every class have.
         digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]

@@ -969,3 +969,13 @@ def test_plots_undo_the_normalisation_and_mark_the_wrong(data):
     expected = preprocess.resize(Image.fromarray(data.train.images[0, :, :, 0]))
     np.testing.assert_array_equal(shown, expected)
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "tuple"])
+def test_data_in_memory_are_not_fine_tuned_on(kind):
+    images, labels = np.zeros((4, 28, 28), np.uint8), np.array([0, 1, 0, 1])
+    data = (images, labels)
+    if kind == "Dataset":
+        data = jaxlab.load_data(data, test_fraction=0.5, log=False)
+    with pytest.raises(UsageError, match=f"^dataset: expected a name or .*got {kind};"):
+        jaxlab.fine_tune(data)

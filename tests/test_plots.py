@@ -79,3 +79,8 @@ def test_curves_say_how_the_training_split_was_measured(tmp_path):
         assert labels_of(jaxlab.plot_curves(Rows([ROW, ROW], dropout)[:1])) == during
     assert labels_of(jaxlab.plot_curves([ROW])) == ["training", "test"]
     assert run.history == [ROW]
+
+
+def test_no_images_is_told():
+    with pytest.raises(UsageError, match="^images: there are none to show; pass at"):
+        jaxlab.plot_images(np.zeros((0, 28, 28, 1), np.uint8))

@@ -15,8 +15,9 @@ from jaxlab.errors import InputError, UsageError
 from jaxlab.runs.record import read_record
 from pretrained import disk, stages
 from pretrained.console import ERROR_LOG
+from pretrained.files import RUN_MODEL
 
-CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
+CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", RUN_MODEL
 CURVES, CONFUSION, MISTAKES = "curves.png", "confusion.png", "mistakes.png"
 PICTURES = (CURVES, CONFUSION, MISTAKES)  # of a finished run
 SPLIT = "split.json"

@@ -90,13 +90,13 @@ def test_a_torchvision_file_is_fine_tuned_with_a_new_head(run, whole):
 def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     model = run[1] / "model.safetensors"
     # This learning rate changes no weight, so the accuracy must be the first run's.
-    flags = ["--weights", str(model), "--freeze", "backbone", "--lr", "1e-30"]
+    flags = ["--weights", str(run[1]), "--freeze", "backbone", "--lr", "1e-30"]
     again = main([*JOB, *flags, "--l2", "0", "--out", str(tmp_path / "second")])
     assert f"test_accuracy={again.test_accuracy:.4f} " in run[0]
     saved = converted(load_file(tmp_path / "second" / "model.safetensors"))
     assert_equal(saved, converted(load_file(model)), [*BACKBONE, "fc8"])
     out = capsys.readouterr().out
-    assert f"weights: {model}, SHA-256 " in out
+    assert f"weights: {run[1]}, SHA-256 " in out
     assert "(unverified: not a published file)" in out
     assert "fc8 is fresh" not in out
     assert "fc8     32×10                      330  trainable  file" in out
