@@ -1,0 +1,186 @@
+"""Write the notebooks of the lab from their sources, or check them.
+
+    python docs/lab/build.py [NAME …]     # such as over_fitting; all by default
+    python docs/lab/build.py --check
+
+A source is a script whose cells begin with `# %%`, as Jupytext reads them. It becomes two
+notebooks: NAME.ipynb, in which the cells tagged `solution` are left out, and
+NAME_solutions.ipynb, in which those tagged `task` are left out, with its outputs. The last
+cell of a source prints `answers`, a dict of numbers, as a line of JSON. answers.json has
+those of the published settings, which the saved outputs show, and those of the small
+settings, with which `--check` runs each notebook (JAXLAB_FAST=1).
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+HERE = Path(__file__).parent
+ANSWERS = HERE / "answers.json"
+SOURCES = sorted(path for path in HERE.glob("*.py") if path.name != "build.py")
+# Another processor rounds differently, and then a few images are classified differently.
+TOLERANCE = 0.05
+LEAST_ANSWERS = 5  # in each notebook
+
+
+def read_source(source: Path, left_out: str) -> NotebookNode:
+    """Return the notebook of a source without the cells that have the tag `left_out`."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    cells = [c for c in notebook.cells if left_out not in tags(c)]
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"  # Jupytext draws random ones
+    python = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": python})
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """Return the tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def notebooks_of(source: Path) -> dict[Path, NotebookNode]:
+    """Return the two notebooks of a source by their files, without outputs."""
+    return {
+        source.with_suffix(".ipynb"): read_source(source, "solution"),
+        solutions_file(source): read_source(source, "task"),
+    }
+
+
+def solutions_file(source: Path) -> Path:
+    """Return the file of the notebook with solutions."""
+    return source.with_name(f"{source.stem}_solutions.ipynb")
+
+
+def until_first_task(notebook: NotebookNode) -> NotebookNode:
+    """Return the part of a student's notebook that runs as it stands."""
+    first = next(i for i, cell in enumerate(notebook.cells) if "task" in tags(cell))
+    return nbformat.v4.new_notebook(
+        cells=notebook.cells[:first], metadata=notebook.metadata
+    )
+
+
+def execute(notebook: NotebookNode, is_fast: bool) -> NotebookNode:
+    """Run a notebook in an empty folder; return it with its outputs.
+
+    Raises CellExecutionError, which shows the cell that failed.
+    """
+    env = {**os.environ, "JAXLAB_FAST": "1" if is_fast else "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=900,  # seconds for each cell
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+        )
+        return client.execute(env=env)
+
+
+def printed_answers(notebook: NotebookNode) -> dict[str, float]:
+    """Return the numbers that the last cell has printed as a line of JSON."""
+    printed = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
+    return json.loads(printed.splitlines()[-1])
+
+
+def different_cells(source: Path) -> list[str]:
+    """Return the names of the notebooks whose cells are not those of their source."""
+
+    def content(notebook):
+        return [(cell.cell_type, cell.source, tags(cell)) for cell in notebook.cells]
+
+    return [
+        file.name
+        for file, notebook in notebooks_of(source).items()
+        if content(nbformat.read(file, as_version=4)) != content(notebook)
+    ]
+
+
+def different_answers(
+    found: dict[str, float], expected: dict[str, float], tolerance: float
+) -> list[str]:
+    """Return a line for each number that is missing, or farther away than `tolerance`.
+
+    Whole numbers are counts, which must be equal.
+    """
+    lines = [f"{name}: not in both" for name in found.keys() ^ expected.keys()]
+    for name in found.keys() & expected.keys():
+        is_count = isinstance(expected[name], int)
+        allowed = 0 if is_count else tolerance
+        if not math.isclose(found[name], expected[name], rel_tol=0, abs_tol=allowed):
+            lines.append(f"{name}: {found[name]}, expected {expected[name]}")
+    return sorted(lines)
+
+
+def build(sources: Iterable[Path]) -> None:
+    """Write the notebooks and answers.json; the notebooks with solutions are run."""
+    answers = json.loads(ANSWERS.read_text("utf-8")) if ANSWERS.exists() else {}
+    for source in sources:
+        student, solutions = notebooks_of(source).values()
+        nbformat.write(student, source.with_suffix(".ipynb"))
+        published = execute(solutions, is_fast=False)
+        nbformat.write(published, solutions_file(source))
+        fast = execute(read_source(source, "task"), is_fast=True)
+        answers[source.stem] = {
+            "published": printed_answers(published),
+            "fast": printed_answers(fast),
+        }
+        ANSWERS.write_text(json.dumps(answers, indent=2) + "\n", "utf-8")
+        print(f"{source.stem}: {answers[source.stem]}")
+
+
+def check(sources: Iterable[Path]) -> list[str]:
+    """Run the notebooks with small settings; return a line for each difference."""
+    answers = json.loads(ANSWERS.read_text("utf-8"))
+    faults = [f"{name}: has no source" for name in answers.keys() - stems(SOURCES)]
+    for source in sources:
+        name, expected = source.stem, answers[source.stem]
+        faults += [
+            f"{file}: not what the source gives" for file in different_cells(source)
+        ]
+        if len(expected["published"]) < LEAST_ANSWERS:
+            faults.append(f"{name}: fewer than {LEAST_ANSWERS} answers")
+        saved = printed_answers(nbformat.read(solutions_file(source), as_version=4))
+        execute(until_first_task(read_source(source, "solution")), is_fast=True)
+        fast = printed_answers(execute(read_source(source, "task"), is_fast=True))
+        faults += [
+            f"{name}, {kind}: {line}"
+            for kind, found, tolerance in (
+                ("published", saved, 0.0),
+                ("fast", fast, TOLERANCE),
+            )
+            for line in different_answers(found, expected[kind], tolerance)
+        ]
+        print(f"{name}: {fast}")
+    return faults
+
+
+def stems(sources: Iterable[Path]) -> set[str]:
+    """Return the names of the sources."""
+    return {source.stem for source in sources}
+
+
+def main() -> None:
+    """Write or check the notebooks that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--check", action="store_true", help="run them, write nothing")
+    options = parser.parse_args()
+    if unknown := set(options.names) - stems(SOURCES):
+        parser.error(f"NAME: {', '.join(unknown)} is not one of {stems(SOURCES)}")
+    sources = [s for s in SOURCES if not options.names or s.stem in options.names]
+    if not options.check:
+        build(sources)
+    elif faults := check(sources):
+        raise SystemExit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    main()
