@@ -1,14 +1,15 @@
 """Write the notebooks of the lab from their sources, or check them.
 
     python docs/lab/build.py [NAME …]     # such as over_fitting; all by default
+    python docs/lab/build.py --text       # only text has changed; nothing is run
     python docs/lab/build.py --check
 
-A source is a script whose cells begin with `# %%`, as Jupytext reads them. It becomes two
-notebooks: NAME.ipynb, in which the cells tagged `solution` are left out, and
-NAME_solutions.ipynb, in which those tagged `task` are left out, with its outputs. The last
-cell of a source prints `answers`, a dict of numbers, as a line of JSON. answers.json has
-those of the published settings, which the saved outputs show, and those of the small
-settings, with which `--check` runs each notebook (JAXLAB_FAST=1).
+A source is a script whose cells begin with `# %%`, as Jupytext reads them. It becomes
+two notebooks: NAME.ipynb, in which the cells tagged `solution` are left out, and
+NAME_solutions.ipynb, in which those tagged `task` are left out, with its outputs. The
+last cell of a source prints `answers`, a dict of numbers, as a line of JSON.
+answers.json has those of the published settings, which the saved outputs show, and
+those of the small settings, with which `--check` runs each notebook (JAXLAB_FAST=1).
 """
 
 import argparse
@@ -27,13 +28,13 @@ from nbformat import NotebookNode
 HERE = Path(__file__).parent
 ANSWERS = HERE / "answers.json"
 SOURCES = sorted(path for path in HERE.glob("*.py") if path.name != "build.py")
-# Another processor rounds differently, and then a few images are classified differently.
+# Another processor rounds differently, and then classifies a few images differently.
 TOLERANCE = 0.05
 LEAST_ANSWERS = 5  # in each notebook
 
 
 def read_source(source: Path, left_out: str) -> NotebookNode:
-    """Return the notebook of a source without the cells that have the tag `left_out`."""
+    """Return the notebook of a source without the cells that are tagged `left_out`."""
     notebook = jupytext.read(source, fmt="py:percent")
     cells = [c for c in notebook.cells if left_out not in tags(c)]
     for number, cell in enumerate(cells):
@@ -68,12 +69,12 @@ def until_first_task(notebook: NotebookNode) -> NotebookNode:
     )
 
 
-def execute(notebook: NotebookNode, is_fast: bool) -> NotebookNode:
+def execute(notebook: NotebookNode, **environment: str) -> NotebookNode:
     """Run a notebook in an empty folder; return it with its outputs.
 
     Raises CellExecutionError, which shows the cell that failed.
     """
-    env = {**os.environ, "JAXLAB_FAST": "1" if is_fast else "0"}
+    env = {**os.environ, **environment}
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -120,14 +121,14 @@ def different_answers(
 
 
 def build(sources: Iterable[Path]) -> None:
-    """Write the notebooks and answers.json; the notebooks with solutions are run."""
+    """Write the notebooks and answers.json; those with solutions are run."""
     answers = json.loads(ANSWERS.read_text("utf-8")) if ANSWERS.exists() else {}
     for source in sources:
         student, solutions = notebooks_of(source).values()
         nbformat.write(student, source.with_suffix(".ipynb"))
-        published = execute(solutions, is_fast=False)
+        published = execute(solutions)
         nbformat.write(published, solutions_file(source))
-        fast = execute(read_source(source, "task"), is_fast=True)
+        fast = execute(read_source(source, "task"), JAXLAB_FAST="1")
         answers[source.stem] = {
             "published": printed_answers(published),
             "fast": printed_answers(fast),
@@ -136,34 +137,61 @@ def build(sources: Iterable[Path]) -> None:
         print(f"{source.stem}: {answers[source.stem]}")
 
 
+def replace_text(source: Path) -> None:
+    """Write the notebooks of a source of which only text has changed.
+
+    The outputs stay. Raises ValueError if a cell with code has changed.
+    """
+    student, solutions = notebooks_of(source).values()
+    cells = [cell for cell in solutions.cells if cell.cell_type == "code"]
+    saved = nbformat.read(solutions_file(source), as_version=4).cells
+    saved = [cell for cell in saved if cell.cell_type == "code"]
+    if [cell.source for cell in cells] != [cell.source for cell in saved]:
+        raise ValueError(f"{source.name}: its code has changed; build without --text")
+    for cell, before in zip(cells, saved, strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    nbformat.write(student, source.with_suffix(".ipynb"))
+    nbformat.write(solutions, solutions_file(source))
+
+
 def check(sources: Iterable[Path]) -> list[str]:
-    """Run the notebooks with small settings; return a line for each difference."""
-    answers = json.loads(ANSWERS.read_text("utf-8"))
-    faults = [f"{name}: has no source" for name in answers.keys() - stems(SOURCES)]
-    for source in sources:
-        name, expected = source.stem, answers[source.stem]
-        faults += [
-            f"{file}: not what the source gives" for file in different_cells(source)
-        ]
-        if len(expected["published"]) < LEAST_ANSWERS:
-            faults.append(f"{name}: fewer than {LEAST_ANSWERS} answers")
-        saved = printed_answers(nbformat.read(solutions_file(source), as_version=4))
-        execute(until_first_task(read_source(source, "solution")), is_fast=True)
-        fast = printed_answers(execute(read_source(source, "task"), is_fast=True))
-        faults += [
-            f"{name}, {kind}: {line}"
-            for kind, found, tolerance in (
-                ("published", saved, 0.0),
-                ("fast", fast, TOLERANCE),
-            )
-            for line in different_answers(found, expected[kind], tolerance)
-        ]
-        print(f"{name}: {fast}")
+    """Run the notebooks with small settings; return a line for each difference.
+
+    What they compile is kept meanwhile, because most of it is the same in both.
+    """
+    with tempfile.TemporaryDirectory() as compiled:
+        fast = {
+            "JAXLAB_FAST": "1",
+            "JAX_COMPILATION_CACHE_DIR": compiled,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        return [line for source in sources for line in faults_of(source, fast)]
+
+
+def faults_of(source: Path, fast: dict[str, str]) -> list[str]:
+    """Run both notebooks of a source with small settings; return each difference."""
+    faults = [
+        f"{file}: is not what {source.name} gives" for file in different_cells(source)
+    ]
+    expected = json.loads(ANSWERS.read_text("utf-8"))[source.stem]
+    if len(expected["published"]) < LEAST_ANSWERS:
+        faults.append(f"{source.stem}: fewer than {LEAST_ANSWERS} answers")
+    student, solutions = notebooks_of(source).values()
+    execute(until_first_task(student), **fast)
+    saved = printed_answers(nbformat.read(solutions_file(source), as_version=4))
+    found = printed_answers(execute(solutions, **fast))
+    print(f"{source.stem}: {found}", flush=True)
+    for kind, numbers, tolerance in (
+        ("published", saved, 0.0),
+        ("fast", found, TOLERANCE),
+    ):
+        differences = different_answers(numbers, expected[kind], tolerance)
+        faults += [f"{source.stem}, {kind}: {line}" for line in differences]
     return faults
 
 
 def stems(sources: Iterable[Path]) -> set[str]:
-    """Return the names of the sources."""
+    """Return the names of sources."""
     return {source.stem for source in sources}
 
 
@@ -171,15 +199,22 @@ def main() -> None:
     """Write or check the notebooks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    parser.add_argument("--check", action="store_true", help="run them, write nothing")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--text", action="store_true", help="keep the saved outputs")
+    how.add_argument("--check", action="store_true", help="run them, write nothing")
     options = parser.parse_args()
     if unknown := set(options.names) - stems(SOURCES):
-        parser.error(f"NAME: {', '.join(unknown)} is not one of {stems(SOURCES)}")
+        known = ", ".join(sorted(stems(SOURCES)))
+        parser.error(f"NAME: {', '.join(sorted(unknown))} is not one of {known}")
     sources = [s for s in SOURCES if not options.names or s.stem in options.names]
-    if not options.check:
+    if options.check:
+        if faults := check(sources):
+            raise SystemExit("\n".join(faults))
+    elif options.text:
+        for source in sources:
+            replace_text(source)
+    else:
         build(sources)
-    elif faults := check(sources):
-        raise SystemExit("\n".join(faults))
 
 
 if __name__ == "__main__":
