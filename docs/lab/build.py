@@ -18,6 +18,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -143,13 +144,16 @@ def replace_text(source: Path) -> None:
     The outputs stay. Raises ValueError if a cell with code has changed.
     """
     student, solutions = notebooks_of(source).values()
-    cells = [cell for cell in solutions.cells if cell.cell_type == "code"]
-    saved = nbformat.read(solutions_file(source), as_version=4).cells
-    saved = [cell for cell in saved if cell.cell_type == "code"]
-    if [cell.source for cell in cells] != [cell.source for cell in saved]:
+    saved = nbformat.read(solutions_file(source), as_version=4)
+    cells, before = (
+        [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for notebook in (solutions, saved)
+    )
+    if [cell.source for cell in cells] != [cell.source for cell in before]:
         raise ValueError(f"{source.name}: its code has changed; build without --text")
-    for cell, before in zip(cells, saved, strict=True):
-        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    for cell, run in zip(cells, before, strict=True):
+        cell.outputs, cell.execution_count = run.outputs, run.execution_count
+    solutions.metadata = saved.metadata
     nbformat.write(student, source.with_suffix(".ipynb"))
     nbformat.write(solutions, solutions_file(source))
 
@@ -157,7 +161,8 @@ def replace_text(source: Path) -> None:
 def check(sources: Iterable[Path]) -> list[str]:
     """Run the notebooks with small settings; return a line for each difference.
 
-    What they compile is kept meanwhile, because most of it is the same in both.
+    Two sources are checked at a time, since compiling occupies one core. What they
+    compile is kept meanwhile, because both notebooks of a source need it.
     """
     with tempfile.TemporaryDirectory() as compiled:
         fast = {
@@ -165,7 +170,9 @@ def check(sources: Iterable[Path]) -> list[str]:
             "JAX_COMPILATION_CACHE_DIR": compiled,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        return [line for source in sources for line in faults_of(source, fast)]
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            found = pool.map(lambda source: faults_of(source, fast), sources)
+            return [line for lines in found for line in lines]
 
 
 def faults_of(source: Path, fast: dict[str, str]) -> list[str]:

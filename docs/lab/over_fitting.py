@@ -9,8 +9,8 @@
 # it stands. `over_fitting_solutions.ipynb` has a solution of each, and all pictures.
 #
 # It runs where `pip install -e '.[embedded]'` was run in a clone of the repository,
-# with Jupyter. Once installed, it needs no network. On two slow cores it takes five
-# minutes.
+# with Jupyter. Once installed, it needs no network. On two slow cores it takes five to
+# ten minutes.
 
 # %%
 import json
@@ -87,8 +87,8 @@ points = jaxlab.load_data(
 )
 fits = {
     "under-fits": ((), 5, 1e-2),  # hidden layers, epochs, learning rate
-    "fits": ((), 200, 1e-2),
-    "over-fits": ((256, 256, 256), 200 if FAST else 1000, 3e-3),
+    "fits": ((), 50 if FAST else 200, 1e-2),
+    "over-fits": ((64, 64), 100, 3e-3) if FAST else ((256, 256, 256), 1000, 3e-3),
 }
 grid = np.stack(np.meshgrid(np.arange(256), np.arange(256)), -1).reshape(-1, 1, 2, 1)
 figure, panels = plt.subplots(
@@ -100,14 +100,17 @@ for axes, (title, (features, epochs, lr)) in zip(panels, fits.items(), strict=Tr
     logits = model.apply(history.variables, jnp.float32(grid / 255), train=False)
     is_nine = (logits[:, 1] > logits[:, 0]).reshape(256, 256)
     axes.contourf(is_nine, levels=(-0.5, 0.5, 1.5), colors=(BLUE, ORANGE), alpha=0.25)
-    for digit, colour, marker in ((0, BLUE, "o"), (1, ORANGE, "s")):
-        chosen = points.train.images[points.train.labels == digit, 0, :, 0]
-        axes.scatter(*chosen.T, c=colour, marker=marker, edgecolor="black", s=30)
+    for label, (colour, marker) in enumerate(((BLUE, "o"), (ORANGE, "s"))):
+        x, y = points.train.images[points.train.labels == label, 0, :, 0].T
+        name = points.class_names[label]
+        style = {"c": colour, "marker": marker, "edgecolor": "black", "label": name}
+        axes.scatter(x, y, s=30, clip_on=False, zorder=3, **style)
     train, test = last(history)
-    axes.set_title(f"{title}\ntraining {train:.0%}, test {test:.0%}")
+    axes.set_title(f"{title}\ntraining {train:.1%}, test {test:.1%}")
     axes.set_xlabel("brightness of rectangle 1")
     print(f"{title:<10}  training {train:.1%}  test {test:.1%}")
 panels[0].set_ylabel("brightness of rectangle 2")
+panels[0].legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
@@ -118,8 +121,8 @@ plt.show()
 # always in the same number of steps.
 
 # %%
-widths = (4, 512) if FAST else (4, 8, 16, 32, 64, 128, 256, 512)
-sizes = (50, 400) if FAST else (50, 100, 200, 500, 1000, 2000, 4000)
+widths = (4,) if FAST else (4, 8, 32, 128, 512)
+sizes = (50, 200) if FAST else (50, 200, 500, 1000, 4000)
 by_width = [
     last(
         jaxlab.fit(
@@ -165,13 +168,15 @@ for value, (train, test) in zip(widths + sizes, by_width + by_size, strict=True)
 answers["test_accuracy_of_most_images"] = by_size[-1][1]
 
 # %% [markdown]
-# Four units are too few: the network under-fits. From TODO units on it knows all
-# training digits, and its test accuracy rises no further. It does not fall either: a
-# network that is larger than it needs to be is not the cause of the gap.
+# Four units are too few: the network under-fits, and even of its own digits it knows
+# only 83.5 %. From eight units on it knows all of them. Wider networks are better on
+# the test digits, up to about 128 units, and nothing is lost after that. So this gap
+# does not come from a network that is too large.
 #
-# More images close the gap. With 50 the network knows all of them and TODO % of the new
-# ones; with 4,000 it is TODO %. That is the best cure, and the dearest. The others,
-# below, are for those who have only 200.
+# It comes from the few images. In each training on the right the network knows all of
+# its digits, be they 50 or 4,000. But with 50 it knows 71.5 % of the new ones, and with
+# 4,000 it knows 93.5 %. More images are the best cure. The others, below, are for those
+# who have no more.
 
 # %% [markdown]
 # ## Your turn: the network
@@ -236,13 +241,13 @@ print("This is the network that the library calls jaxlab.MLP().")
 jaxlab.plot_curves(plain, "200 digits, learning rate 1e-4")
 
 # %% [markdown]
-# All training digits are right, and TODO % of the new ones. The network has 2,344
-# parameters for each training image.
+# All training digits are right, and 82.1 % of the new ones. The network has 2,344
+# parameters for each training image: it can learn them by heart.
 #
 # ## When the test loss turns
 #
-# In these 40 epochs the test loss has only fallen. With a rate ten times as high and
-# 100 epochs it turns:
+# In these 40 epochs the test loss falls, and then hardly changes. With a rate ten times
+# as high, and 100 epochs, it turns:
 
 # %%
 long = {"plain": jaxlab.fit(MLP(), data, **LONG, log=False)}
@@ -262,11 +267,14 @@ print(f"last test loss   {last(long['plain'], 'loss')[1]:.3f}")
 print(f"last accuracies  {[f'{a:.1%}' for a in last(long['plain'])]}")
 
 # %% [markdown]
-# The accuracy hardly changes any more while the loss rises by half. The loss counts how
-# much probability the network gives to the right digit. A network that has learned its
-# own digits by heart becomes ever more certain, also where it is wrong, and a wrong
-# answer that is given with certainty is expensive. So look at both curves. This second
-# setting is where a cure can show what it does; the first is the exercise's own.
+# The accuracy stays where it is, while the loss rises by half, from 0.633 to 0.930. The
+# loss depends on the probability that the network gives to the right digit. A network
+# that has learned its own digits by heart becomes ever more certain, also where it is
+# wrong, and a wrong answer that is given with certainty is expensive. So look at both
+# curves.
+#
+# In this second setting a cure can show what it does. In the first, which is the
+# exercise's own, the loss has not turned yet, and there is little to cure.
 
 # %% [markdown]
 # ## Strengths are chosen on validation digits
@@ -281,10 +289,14 @@ print(f"last accuracies  {[f'{a:.1%}' for a in last(long['plain'])]}")
 # - **L1** adds `l1`·Σ|w|. Its pull does not weaken as a weight approaches 0, so that
 #   many weights end there.
 # - **Dropout** sets a random part of the activations to 0 in each training step.
+#
+# All three are chosen in the second setting, and used everywhere below.
 
 # %%
 parts = jaxlab.load_data("mnist5k", train_size=200, validation_fraction=0.2, log=False)
 print(parts)
+history = jaxlab.fit(MLP(), parts, **LONG, log=False)
+print(f"no cure       {history.rows[-1]['validation_loss']:.3f}")
 strengths = {
     "l2": (1e-3, 1e-2, 1e-1),
     "l1": (1e-4, 1e-3, 1e-2),
@@ -303,6 +315,11 @@ for name, values in strengths.items():
     print(f"{name:<12}  {shown}  → {chosen[name]}")
 
 # %% [markdown]
+# L2 and L1 lower the validation loss from 0.955, that of the plain network, to 0.650
+# and 0.668. Stronger penalties do harm: with the largest L1 nothing is learned, because
+# 2.303, which is ln 10, is the loss of guessing. No dropout rate helps here: the best,
+# 0.8, is no better than the plain network.
+#
 # ## L2 and L1
 #
 # The same network is trained again in both settings, with each penalty:
@@ -323,28 +340,39 @@ def draw_test_loss(histories, title):
         losses = [row["test_loss"] for row in history.rows]
         axes.plot(range(1, len(losses) + 1), losses, linestyle=style, label=name)
     axes.set(xlabel="epoch", ylabel="test loss (nats)", title=title, ylim=(0.5, 1.5))
-    axes.legend()
+    figure.legend(loc="outside right upper")
     plt.show()
 
 
-draw_test_loss(long, "learning rate 1e-3")
+draw_test_loss(long, "200 digits, learning rate 1e-3")
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
 for axes, name in zip(panels, ("plain", "l2", "l1"), strict=True):
     weights = np.abs(long[name].variables["params"]["fc1"]["kernel"]).ravel()
-    axes.hist(weights, bins=np.linspace(0, 0.1, 41), color=BLUE)
+    shares = np.full(weights.size, 100 / weights.size)
+    axes.hist(weights, bins=np.linspace(0, 0.1, 41), weights=shares, color=BLUE)
     small = (weights < 1e-3).mean()
     axes.set_title(f"{name}: {small:.0%} below 0.001")
     axes.set_xlabel("|weight| in fc1")
     print(f"{name:<5}  {small:.1%} below 0.001, the largest {weights.max():.2f}")
-panels[0].set_ylabel("weights")
+panels[0].set_ylabel("share of the weights (%)")
 plt.show()
 answers["l2_loss_per_plain_loss"] = (
     last(long["l2"], "loss")[1] / last(long["plain"], "loss")[1]
 )
+for name in ("plain", "l2", "l1"):
+    print(
+        f"{name:<5}  training {last(long[name])[0]:.1%}  test {last(long[name])[1]:.1%}"
+    )
 
 # %% [markdown]
+# The test loss does not rise any more. It jumps here and there, because Adam divides by
+# the size of the latest gradients, which are small when all training digits are right.
+# The networks are less certain, but not right more often: 80.1 % and 81.6 % of the test
+# digits, where the plain one has 82.3 %. With L1, 97.4 % of the weights of `fc1` are
+# almost 0, and the network hardly misses them.
+#
 # ## What dropout drops
 #
 # Dropout with rate p sets each activation of a layer to 0 with probability p, and
@@ -366,9 +394,12 @@ units = np.arange(32)
 panels[0].bar(units, hidden[0, :32], color=BLUE)
 panels[0].set_title("before")
 panels[1].bar(units, dropped[0, :32], color=ORANGE)
-panels[1].plot(units[~keeps[0, :32]], np.zeros((~keeps[0, :32]).sum()), "kx")
+panels[1].plot(
+    units[~keeps[0, :32]], np.zeros((~keeps[0, :32]).sum()), "kx", clip_on=False
+)
 panels[1].set_title("after: × is dropped, the others are twice as high")
 panels[1].set_xlabel("unit of fc1")
+figure.supylabel("activation")
 plt.show()
 
 answers["dropped"] = int((~keeps).sum())
@@ -377,8 +408,7 @@ print(f"the others are multiplied by {float((dropped / hidden)[hidden > 0].max()
 print(f"mean before {hidden.mean():.3f}, after {dropped.mean():.3f}")
 
 # %% [markdown]
-# Where there is neither bar nor cross, ReLU has made the activation 0. In evaluation,
-# dropout does nothing: all units work, and nothing has to be scaled.
+# In evaluation dropout does nothing: all units work, and nothing has to be scaled.
 #
 # ## What batch normalisation does
 #
@@ -439,9 +469,20 @@ cured = {
 for name, model in cured.items():
     exercise[name] = jaxlab.fit(model, data, epochs=EPOCHS, log=False)
     long[name] = jaxlab.fit(model, data, **LONG, log=False)
-draw_test_loss(long, "learning rate 1e-3")
+    library = jaxlab.MLP(dropout_rate=model.dropout_rate, batch_norm=model.batch_norm)
+    np.testing.assert_allclose(
+        model.apply(exercise[name].variables, images, train=False),
+        library.apply(exercise[name].variables, images, train=False),
+        atol=1e-4,
+        err_msg="batch normalisation belongs between fc1 and its ReLU",
+    )
+draw_test_loss(long, "200 digits, learning rate 1e-3")
 
 # %% [markdown]
+# Neither keeps the test loss down for 100 epochs on 200 digits. Dropout delays the
+# rise. Batch normalisation learns faster, and so it over-fits sooner. The last table
+# has a setting in which both help.
+#
 # ## Your turn: one network, two modes
 #
 # The same weights give different answers in training mode and in evaluation mode. Write
@@ -499,12 +540,15 @@ print(f"batch norm, train=True, one digit in a batch: {one_digit:.1%}")
 answers["batch_norm_on_batches_of_one_digit"] = float(one_digit)
 
 # %% [markdown]
-# With dropout, training mode has a part of the units only, so the curve that is
-# measured during training is lower than the network is. With batch normalisation,
-# training mode uses the batch's own statistics. On 1,000 mixed digits they are nearly
-# the running ones, and nobody notices. In a batch of zeros alone, what zeros have in
-# common is the mean, and it is subtracted. `fit` measures both splits in evaluation
-# mode, after each epoch.
+# With dropout, training mode has only a fifth of the units of `fc1`. So it is right
+# less often, 72.0 % instead of 79.6 %, and a training curve that is measured with
+# dropout on lies lower than the network deserves.
+#
+# With batch normalisation, training mode uses the statistics of the batch. On 1,000
+# mixed digits they are nearly the running ones, and nobody notices the mistake. In a
+# batch of zeros alone, what zeros have in common is the mean, and it is subtracted:
+# 19.4 % are right. So evaluate in evaluation mode. `fit` measures both splits in it,
+# after each epoch.
 
 # %% [markdown]
 # ## Step decay
@@ -513,14 +557,13 @@ answers["batch_norm_on_batches_of_one_digit"] = float(one_digit)
 # decay divides the rate by 10 at some epoch. It shows best where the rate is too high:
 # all 4,000 digits, at 1e-2. In `fit`, `lr_step` counts epochs, like torch's `StepLR`.
 #
-# An Optax schedule counts *steps*, so the number of steps in an epoch has to be given.
-# Who forgets it has the most frequent mistake: the rate is decayed every ten steps
-# instead of every ten epochs. In torch the same happens when `scheduler.step()` stands
-# in the inner loop, behind `optimizer.step()`.
+# An Optax schedule counts *steps*, so it has to know how many an epoch has. If it does
+# not, it decays every ten steps instead of every ten epochs. In torch the same happens
+# when `scheduler.step()` stands in the inner loop, behind `optimizer.step()`.
 
 # %%
-RATE, DECAY, BATCH = 1e-2, 2 if FAST else 10, 50
-many = jaxlab.load_data("mnist5k", train_size=400 if FAST else 4000, log=False)
+RATE, DECAY, BATCH = 1e-2, 2 if FAST else 10, 10 if FAST else 50
+many = data if FAST else digits
 steps = len(many.train) // BATCH  # in an epoch
 schedules = {
     "constant": optax.constant_schedule(RATE),
@@ -545,8 +588,18 @@ for (name, schedule), style in zip(schedules.items(), ("-", "--", ":"), strict=T
     print(f"{name:<22}  last rate {rates[-1]:.0e}  test {history.test_accuracy:.1%}")
 panels[0].set(xlabel="epoch", ylabel="learning rate at its end", ylim=(1e-12, 1e-1))
 panels[1].set(xlabel="epoch", ylabel="test accuracy (%)")
-panels[1].legend(loc="lower right")
+panels[0].legend(loc="lower right")
 plt.show()
+
+# %% [markdown]
+# Until the decay both are the same training, and its accuracy goes up and down. After
+# it, the accuracy with the lower rate is steady, and ends at 94.4 % instead of 93.0 %.
+# The mistake has divided the rate by ten million before the first epoch is over. The
+# network stays where it was by then: at 82.0 %.
+#
+# A decay can also come too early. At the small rate of the exercise, the network has
+# not learned all digits after half of the epochs, and the table below shows what it
+# loses.
 
 # %%
 exercise["step decay"] = jaxlab.fit(
@@ -560,8 +613,9 @@ long["step decay"] = jaxlab.fit(
 # %% [markdown]
 # ## All of them
 #
-# Step decay and the others in both settings, and batch normalisation in the one in
-# which it helps: 4,000 digits.
+# Here are all cures in both settings of the 200 digits, and dropout and batch
+# normalisation with 4,000. The lowest test loss is followed by its epoch, and the last
+# column has the first epoch after which all training digits were right.
 
 
 # %%
@@ -580,16 +634,29 @@ print(f"200 digits, learning rate 1e-4, {EPOCHS} epochs: the exercise")
 table(exercise)
 print(f"\n200 digits, learning rate 1e-3, {LONG['epochs']} epochs")
 table(long)
-print(f"\n{len(many.train):,} digits, learning rate 1e-4, {EPOCHS} epochs")
-table(
-    {
-        name: jaxlab.fit(model, many, epochs=EPOCHS, batch_size=100, log=False)
-        for name, model in (("plain", MLP()), ("batch norm", cured["batch norm"]))
-    }
-)
+MANY = {"epochs": 3, "batch_size": 10} if FAST else {"epochs": 30, "batch_size": 100}
+print(f"\n{len(many.train):,} digits, learning rate 1e-3, {MANY['epochs']} epochs")
+networks = {"plain": MLP(), **cured}
+table({n: jaxlab.fit(m, many, lr=1e-3, **MANY, log=False) for n, m in networks.items()})
 
 # %% [markdown]
-# TODO
+# In the exercise no cure helps. All networks know nearly all of their digits, and their
+# test accuracies lie between 79.6 % and 82.1 %. That one has 82.1 % and another 81.7 %
+# means nothing: with another seed the order changes. Dropout at 0.8 and step decay are
+# behind, because they slow down a training that was short already. Batch normalisation
+# knows all digits after 12 epochs, where the plain network needs 31.
+#
+# In the second setting L2 and L1 do what they promise: the test loss stays at about
+# 0.65, where the plain network ends at 0.930. Step decay ends at 0.848: it stops the
+# rise, but after half of it. Dropout has the lowest loss of all on its way, 0.597 after
+# epoch 15, but it does not stay there. Whoever stops early gets that network. `fit`
+# does, if the data have a validation split.
+#
+# With 4,000 digits dropout and batch normalisation lower the test loss, from 0.286 to
+# 0.243 and 0.252. The accuracy moves by half a point at most.
+#
+# So: first more images, then L2 or stopping early, and each cure only after a look at
+# validation digits. `python -m jaxlab.overfit` trains the first table with ten seeds.
 
 # %%
-print(json.dumps(answers))
+print(json.dumps({name: round(value, 4) for name, value in answers.items()}))

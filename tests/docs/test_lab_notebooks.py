@@ -59,6 +59,23 @@ def test_a_notebook_that_was_edited_is_noticed(tmp_path):
     assert len(build.different_cells(source)) == 2
 
 
+def test_text_is_replaced_without_a_run_but_code_is_not(tmp_path):
+    for file in LAB.glob("over_fitting*"):
+        shutil.copy(file, tmp_path)
+    source = tmp_path / "over_fitting.py"
+    saved = outputs(read(build.solutions_file(source)))
+    source.write_text(
+        source.read_text("utf-8") + "\n# %% [markdown]\n# Text.\n", "utf-8"
+    )
+    build.replace_text(source)
+    assert build.different_cells(source) == []
+    assert outputs(read(build.solutions_file(source))) == saved
+    code = source.read_text("utf-8").replace("BATCH = 1e-2", "BATCH = 1e-1")
+    source.write_text(code, "utf-8")
+    with pytest.raises(ValueError, match="its code has changed; build without --text"):
+        build.replace_text(source)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_saved_outputs_show_the_published_answers(name):
     expected = json.loads(build.ANSWERS.read_text("utf-8"))[name]
