@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ SOURCES = sorted(path for path in HERE.glob("*.py") if path.name != "build.py")
 # Another processor rounds differently, and then classifies a few images differently.
 TOLERANCE = 0.05
 LEAST_ANSWERS = 5  # in each notebook
+# A state of a progress bar, which the next one, or an empty one, overwrites.
+BAR = re.compile(r"\r[^\r\n]*(?=\r|\Z)")
 
 
 def read_source(source: Path, left_out: str) -> NotebookNode:
@@ -83,7 +86,26 @@ def execute(notebook: NotebookNode, **environment: str) -> NotebookNode:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
-        return client.execute(env=env)
+        return tidied(client.execute(env=env), os.path.realpath(folder))
+
+
+def tidied(notebook: NotebookNode, folder: str) -> NotebookNode:
+    """Return a notebook that ran in `folder` without progress bars and its name."""
+    for cell in notebook.cells:
+        kept: list[NotebookNode] = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                text = BAR.sub("", output.text).replace("\r", "")
+                output.text = text.replace(f"{folder}/", "")
+                if not output.text:
+                    continue
+                if kept and kept[-1].get("name") == output.name:
+                    kept[-1].text += output.text
+                    continue
+            kept.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    return notebook
 
 
 def printed_answers(notebook: NotebookNode) -> dict[str, float]:

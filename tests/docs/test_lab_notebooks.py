@@ -105,6 +105,22 @@ def test_saved_outputs_are_small_and_quiet(name):
     assert (LAB / f"{name}_solutions.ipynb").stat().st_size < 1_000_000
 
 
+def test_progress_bars_and_the_folder_of_a_run_are_not_saved():
+    written = ["\r 50%|##  |", "\r100%|####|\r         \r", "\rwarning: few images\n"]
+    streams = [("stderr", text) for text in written]
+    streams[1:1] = [("stdout", "run=/somewhere/"), ("stdout", "runs/digits\n")]
+    cell = nbformat.v4.new_code_cell()
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    saved = outputs(build.tidied(notebook, "/somewhere"))
+    assert [(output.name, output.text) for output in saved] == [
+        ("stdout", "run=runs/digits\n"),
+        ("stderr", "warning: few images\n"),
+    ]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_in_the_text_are_those_of_the_outputs_or_settings(name):
     notebook = solutions(name)
