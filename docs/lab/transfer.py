@@ -309,6 +309,9 @@ answers["accuracy_5_to_9"] = first.test_accuracy
 jaxlab.plot_curves(first, "Digits 5 to 9, convolutions frozen")
 
 # %% [markdown]
+# At first the training curve is worse than the test curve. It is measured while the
+# network still learns, and with dropout.
+#
 # ## Train the head alone: the digits 0 to 4
 #
 # This network has never seen a 0, 1, 2, 3 or 4. Its convolutions come from photographs,
@@ -407,8 +410,8 @@ print(f"{best.test_accuracy:.1%}  hidden layers and head trained")
 # ## Look at the mistakes
 #
 # An accuracy says how often the network is wrong, but not why. Here are the sixteen
-# test digits for whose true class it gave the lowest probability. "4, not 2" is a 2
-# that it took for a 4.
+# test digits for whose true class it gave the lowest probability. "2, not 1" is a 1
+# that it took for a 2.
 
 # %%
 is_low = data.test.labels < 5
@@ -420,6 +423,9 @@ hardest = np.argsort(probabilities[np.arange(len(labels)), labels])[:16]
 jaxlab.plot_images(images[hardest], labels[hardest], predictions=predictions[hardest])
 
 # %% [markdown]
+# Its mistakes are a 1 with a foot, taken for a 2, and a 2 that looks like such a 1.
+# Most people would hesitate, too.
+#
 # ## Look inside: filters and activations
 #
 # The kernels of conv1 are applied to the image itself, so they can be shown as small
@@ -473,8 +479,9 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# conv1 still draws the digit, as edges of one direction for each channel. conv3 and
-# conv5 say more and more coarsely *where* something is, and each channel says *what*.
+# conv1 still draws the digit: some channels show dark or bright areas, others edges of
+# one direction. conv3 and conv5 say more coarsely *where* something is, and each
+# channel says *what*.
 #
 # **Your turn.** `model.apply(trained, …, until="conv5")` ends behind conv5, with its
 # ReLU and pools, and `after="conv5"` begins there. Cut the network in two: compute the
