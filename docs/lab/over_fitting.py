@@ -287,7 +287,7 @@ print(f"last accuracies  {[f'{a:.1%}' for a in last(long['plain'])]}")
 # - **L2** adds λ·Σw² to the loss, so that a large weight must be worth its price. torch
 #   calls 2λ `weight_decay`, and `fit` calls it `l2`.
 # - **L1** adds `l1`·Σ|w|. Its pull does not weaken as a weight approaches 0, so that
-#   many weights end there.
+#   many weights end close to it.
 # - **Dropout** sets a random part of the activations to 0 in each training step.
 #
 # All three are chosen in the second setting, and used everywhere below.
