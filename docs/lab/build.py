@@ -220,11 +220,6 @@ def faults_of(source: Path, fast: dict[str, str]) -> list[str]:
     return faults
 
 
-def stems(sources: Iterable[Path]) -> set[str]:
-    """Return the names of sources."""
-    return {source.stem for source in sources}
-
-
 def main() -> None:
     """Write or check the notebooks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -233,9 +228,11 @@ def main() -> None:
     how.add_argument("--text", action="store_true", help="keep the saved outputs")
     how.add_argument("--check", action="store_true", help="run them, write nothing")
     options = parser.parse_args()
-    if unknown := set(options.names) - stems(SOURCES):
-        known = ", ".join(sorted(stems(SOURCES)))
-        parser.error(f"NAME: {', '.join(sorted(unknown))} is not one of {known}")
+    known = {source.stem for source in SOURCES}
+    if unknown := sorted(set(options.names) - known):
+        parser.error(
+            f"NAME: {', '.join(unknown)} is not one of {', '.join(sorted(known))}"
+        )
     sources = [s for s in SOURCES if not options.names or s.stem in options.names]
     if options.check:
         if faults := check(sources):
