@@ -119,3 +119,34 @@ def test_the_exercise_of_a_newcomer_runs(tmp_path):
     in_training, in_evaluation = (float(line.split()[-1]) for line in lines[6:8])
     assert in_training != in_evaluation
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "wrong.png"}
+
+
+# The notebook of transfer learning, which is run with small settings, has the same
+# steps.
+@pytest.mark.stress
+def test_the_transfer_exercise_of_a_newcomer_runs(tmp_path):
+    process = subprocess.run(
+        [sys.executable, ROOT / "tests" / "newcomer" / "transfer.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    (accuracy,) = [x for x in lines if x.startswith("test accuracy on 0-4: ")]
+    assert 0 <= float(accuracy.split()[-1]) <= 1
+    assert "head: (4096, 5) (4096, 10)" in lines
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"curves.png", "mistakes.png"} | {
+        f"at{size}.png" for size in (224, 320)
+    }
+
+
+@pytest.mark.parametrize("name", ["exercise", "transfer"])
+def test_a_newcomers_exercise_is_short(name):
+    tree = ast.parse((ROOT / "tests" / "newcomer" / f"{name}.py").read_text("utf-8"))
+    text = ast.unparse(tree.body[1:])  # without comments and the docstring
+    code = [line for line in text.splitlines() if line and '"""' not in line]
+    assert len(code) <= 40

@@ -6,7 +6,12 @@ import re
 import pytest
 
 from jaxlab.figures.text import at_best, comparison_line, percent
-from tests.conftest import ROOT
+from tests.conftest import (
+    FORWARD_FLOAT32,
+    FORWARD_FLOAT64,
+    ROOT,
+    TRAJECTORY_FLOAT64,
+)
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")]
@@ -81,6 +86,59 @@ def test_the_tables_of_the_lab_are_what_the_command_printed():
     for table, log in zip(tables, printed, strict=True):
         rows = table.splitlines()
         assert len(rows) == 9 and [row for row in rows if row not in log] == []
+
+
+# What the rows of the first page's table of speed were measured by.
+MEASURED_BY = {
+    "an epoch, convolutions frozen": ["finetune_epoch/features"],
+    "an epoch, all but the head frozen": ["finetune_epoch/backbone"],
+    "an epoch, nothing frozen": ["finetune_epoch/none"],
+    "the default run, first and second time": ["whole_run/first", "whole_run/second"],
+    "start to first step, everything compiled anew": ["startup/cold"],
+}
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+
+
+def rows_below(header):
+    """Return the rows of the first page's table with this header, as their cells."""
+    table = README.partition(f"{header}\n")[2].partition("\n\n")[0]
+    return [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in table.splitlines()[1:]
+    ]
+
+
+def as_written(value, text):
+    """Return a value with as many decimals as a text has."""
+    return f"{value:,.{len(text.partition('.')[2])}f}"
+
+
+def test_each_speed_on_the_first_page_was_measured():
+    lines = (ROOT / "benchmarks" / "results.jsonl").read_text("utf-8").splitlines()
+    results = {result["name"]: result for result in map(json.loads, lines)}
+    rows = rows_below("| what | ours | PyTorch | ratio |")
+    assert [what for what, *_ in rows] == list(MEASURED_BY)
+    for what, *cells in rows:
+        found = [results[name] for name in MEASURED_BY[what]]
+        for cell, key in zip(cells, ("ours", "torch", "ratio"), strict=True):
+            numbers = re.findall(NUMBER, cell)
+            values = [result[key] for result in found][: len(numbers)]
+            assert numbers == list(map(as_written, values, numbers)), what
+
+
+def test_each_accuracy_on_the_first_page_was_measured():
+    published = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    (means,) = re.findall(r"^\| mean (.*)$", published, re.MULTILINE)
+    cells = [cell for *_, cell in rows_below("| test images | n | accuracy |")]
+    numbers = re.findall(NUMBER, " ".join(cells))
+    values = map(float, re.findall(NUMBER, means))
+    assert numbers == list(map(as_written, values, numbers))
+
+
+def test_each_error_on_the_first_page_is_a_bar_of_the_tests():
+    cells = [cell for _, cell in rows_below("| what | largest error |")]
+    errors = [float(error) for error in re.findall(r"\d+e-\d+", " ".join(cells))]
+    assert errors == [FORWARD_FLOAT32, FORWARD_FLOAT64, TRAJECTORY_FLOAT64]
 
 
 def test_each_ratio_on_the_first_page_was_measured():
