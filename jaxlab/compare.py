@@ -7,6 +7,8 @@ choose nothing. The folder of the run has all curves in results.json, and a pict
 them. AlexNet with random weights takes hours on a CPU, and minutes on a GPU.
 """
 
+# It is one file so that a comparison can be read from its settings to its choices.
+
 import contextlib
 import dataclasses
 import functools
