@@ -141,6 +141,24 @@ def test_each_error_on_the_first_page_is_a_bar_of_the_tests():
     assert errors == [FORWARD_FLOAT32, FORWARD_FLOAT64, TRAJECTORY_FLOAT64]
 
 
+def test_the_certificates_on_the_page_of_equality_are_whole_and_what_was_printed():
+    page = (ROOT / "docs" / "equality.md").read_text("utf-8")
+    cpu, gpu = (
+        (ROOT / "docs" / "certificates" / f"{name}.txt").read_text("utf-8").splitlines()
+        for name in ("cpu", "h100")
+    )
+    (block,) = re.findall(r"^```\n(precision .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    lines = block.splitlines()
+    assert len(lines) == 7 and [line for line in lines if line not in cpu] == []
+    rows = [line.split() for line in gpu if line.startswith("float")]
+    assert len(rows) == 54 and {row[-1] for row in rows} == {"equal"}
+    largest = {}
+    for precision, *_, error, _ in rows:
+        largest[precision] = max(float(error), largest.get(precision, 0))
+    said = re.search(r"largest\s+error is (\S+) in float32 and (\S+) in float64", page)
+    assert [float(x) for x in said.groups()] == list(largest.values())
+
+
 def test_each_ratio_on_the_first_page_was_measured():
     table = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     ratios = re.findall(r"\d+\.\d+×", README)
