@@ -159,6 +159,19 @@ def test_the_certificates_on_the_page_of_equality_are_whole_and_what_was_printed
     assert [float(x) for x in said.groups()] == list(largest.values())
 
 
+def test_the_log_of_a_validated_run_is_what_was_printed():
+    log = (ROOT / "docs" / "first-run" / "validated.txt").read_text("utf-8")
+    page = (ROOT / "docs" / "pictures.md").read_text("utf-8")
+    (block,) = re.findall(
+        r"--validation-fraction .*\n\n(mnist5k: .*?)^```$",
+        page,
+        re.DOTALL | re.MULTILINE,
+    )
+    lines = [line for line in block.splitlines() if line != "…"]
+    assert len(lines) == 5
+    assert [line for line in lines if line not in log.splitlines()] == []
+
+
 def test_each_ratio_on_the_first_page_was_measured():
     table = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     ratios = re.findall(r"\d+\.\d+×", README)
