@@ -34,9 +34,9 @@ class Conv(nn.Module):
 
     float[b, h, w, in_channels] -> float[b, h', w', out_channels], where
     h' = (h + 2·padding - kernel_size) // stride + 1, and w' likewise. Parameters:
-    `kernel` [k, k, in, out] (torch's weight is [out, in, k, k]) and `bias` [out].
-    `dtype` is the precision of the computation, by default the one to which input and
-    parameters promote. Dilation and groups are not supported. Unlike flax.linen.Conv it
+    `kernel` [k, k, in / groups, out] (torch's weight is [out, in / groups, k, k]) and
+    `bias` [out]. `dtype` is the precision of the result, by default the one to which
+    input and parameters promote. Dilation is not supported. Unlike flax.linen.Conv it
     calls `ops.conv`, which needs 30 to 50 % less time on a CPU than XLA's convolution.
     """
 
@@ -46,18 +46,18 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     dtype: jnp.dtype | None = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the convolution of x plus the bias."""
         size = (self.kernel_size, self.kernel_size)
-        init = uniform_fan_in(self.in_channels * self.kernel_size**2)
-        kernel = self.param(
-            "kernel", init, (*size, self.in_channels, self.out_channels)
-        )
+        inside = self.in_channels // self.groups
+        init = uniform_fan_in(inside * self.kernel_size**2)
+        kernel = self.param("kernel", init, (*size, inside, self.out_channels))
         bias = self.param("bias", init, (self.out_channels,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return ops.conv(x, kernel, self.stride, self.padding) + bias
+        return ops.conv(x, kernel, self.stride, self.padding, self.groups) + bias
 
 
 class Dense(nn.Module):

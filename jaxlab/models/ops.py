@@ -1,7 +1,9 @@
 """Convolution and max pooling with a faster implementation for CPUs.
 
-On a CPU, XLA's gradients of both operations are slow, and its convolutions are slower
-than Winograd's algorithm, so programs for a CPU use the implementations of this module.
+On a CPU, XLA's gradients of both operations are slow, above all inside a loop, and its
+convolutions are slower than Winograd's algorithm, so programs for a CPU use the
+implementations of this module. They compute in at least float32, because no CPU that
+was measured multiplies bfloat16 faster.
 The platform is the one that a program is lowered for, not the host that traces it: the
 same program lowered for another platform consists of XLA's own operations. Only
 reverse-mode differentiation is supported, to any order, except within `plain`.
@@ -11,6 +13,7 @@ It is one file because each operation stands beside its gradient.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -19,6 +22,7 @@ import numpy as np
 
 from jaxlab.models import winograd
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SIZES = (3, 5)  # of kernels for which Winograd's algorithm is faster
 _MIN_CHANNELS = 32  # of the output; with fewer, the transforms cost more than they save
 _is_plain = False
@@ -40,19 +44,19 @@ def plain() -> Iterator[None]:
         _is_plain = before
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Convolve: float[b, h, w, c], float[k, k, c, o] -> float[b, h', w', o].
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
+    """Convolve: float[b, h, w, c], float[k, k, c / groups, o] -> float[b, h', w', o].
 
     h' = (h + 2·padding - k) // stride + 1, and w' likewise, as in
-    torch.nn.functional.conv2d. On platforms other than a CPU, and for kernels and
-    precisions for which Winograd's algorithm is not faster, the operation is
-    `lax.conv_general_dilated`.
+    torch.nn.functional.conv2d. On platforms other than a CPU the operation is
+    `lax.conv_general_dilated`; on a CPU, so is the convolution itself, but not its
+    gradient, where Winograd's algorithm is not faster.
     """
-    size = -(-kernel.shape[0] // stride)
-    wins = size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
-    if _has_kernels(x) and wins and padding < kernel.shape[0]:
-        return _conv(x, kernel, stride, padding)
-    return _plain_conv(x, kernel, stride, padding)
+    if _is_plain:
+        return _plain_conv(x, kernel, stride, padding, groups)
+    return _conv(x, kernel, stride, padding, groups)
 
 
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
@@ -62,22 +66,19 @@ def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
     padding. Among equal values the gradient goes to the first one in row-major order,
     as in torch and XLA.
     """
-    if _has_kernels(x) and window >= stride:
-        return _max_pool(x, window, stride)
-    return _plain_max_pool(x, window, stride)
+    if _is_plain or window < stride:
+        return _plain_max_pool(x, window, stride)
+    return _max_pool(x, window, stride)
 
 
-def _has_kernels(x: jax.Array) -> bool:
-    return not _is_plain and x.dtype in (jnp.float32, jnp.float64)
-
-
-def _plain_conv(x, kernel, stride, padding):
+def _plain_conv(x, kernel, stride, padding, groups):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
     )
 
 
@@ -95,15 +96,15 @@ def _plain_max_pool(x, window, stride):
 # Convolution.
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _conv(x, kernel, stride, padding):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def _conv(x, kernel, stride, padding, groups):
     """Convolve as one compiled program, even if the caller does not use `jax.jit`."""
-    return _chosen_conv(x, kernel, stride, padding)
+    return _chosen_conv(x, kernel, stride, padding, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _chosen_conv(x, kernel, stride, padding):
-    arguments = {"stride": stride, "padding": padding}
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _chosen_conv(x, kernel, stride, padding, groups):
+    arguments = {"stride": stride, "padding": padding, "groups": groups}
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -112,13 +113,13 @@ def _chosen_conv(x, kernel, stride, padding):
     )
 
 
-def _conv_forward(x, kernel, stride, padding):
-    return _chosen_conv(x, kernel, stride, padding), (x, kernel)
+def _conv_forward(x, kernel, stride, padding, groups):
+    return _chosen_conv(x, kernel, stride, padding, groups), (x, kernel)
 
 
-def _conv_backward(stride, padding, residuals, dy):
+def _conv_backward(stride, padding, groups, residuals, dy):
     # XLA removes a gradient that is not used, such as that of the images.
-    arguments = {"stride": stride, "padding": padding}
+    arguments = {"stride": stride, "padding": padding, "groups": groups}
     return jax.lax.platform_dependent(
         *residuals,
         dy,
@@ -137,9 +138,18 @@ def _pullback(function, *inputs_and_dy, **arguments):
     return pullback(dy)
 
 
-def _cpu_conv(x, kernel, stride, padding):
+def _cpu_conv(x, kernel, stride, padding, groups):
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = _wide_conv(x.astype(wide), kernel.astype(wide), stride, padding, groups)
+    return y.astype(x.dtype)
+
+
+def _wide_conv(x, kernel, stride, padding, groups):
+    size = -(-kernel.shape[0] // stride)
+    wins = groups == 1 and size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
+    if not wins or padding >= kernel.shape[0]:
+        return _direct(x, kernel, stride, padding, groups)
     if stride > 1:
-        size = -(-kernel.shape[0] // stride)
         output = [
             (n + 2 * padding - kernel.shape[0]) // stride + 1 for n in x.shape[1:3]
         ]
@@ -166,6 +176,77 @@ def _winograd_backward(padding, residuals, dy):
 
 
 _winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _direct(x, kernel, stride, padding, groups):
+    margins = [(padding, padding)] * 2
+    return _in_layout(x, kernel, margins, stride=stride, groups=groups)
+
+
+def _direct_forward(x, kernel, stride, padding, groups):
+    return _direct(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _direct_backward(stride, padding, groups, residuals, dy):
+    """Return both gradients as convolutions of `_LAYOUT`, whose operands are copied.
+
+    XLA's own gradients read their operands in other layouts. It has fast kernels for
+    `_LAYOUT` alone, and rewrites other convolutions into it, but not those in the body
+    of a loop, such as that of the steps of `train_epoch`, where they take 3 to 20 times
+    as long. The gradients of grouped convolutions it rewrites nowhere.
+    """
+    x, kernel = residuals
+    size, _, inside, outside = kernel.shape  # inside and outside: of a group, of all
+    # The number of padded pixels behind the last one that dy reaches, on each axis.
+    far = [
+        length + padding - (count - 1) * stride - 1
+        for length, count in zip(x.shape[1:3], dy.shape[1:3], strict=True)
+    ]
+    turned = kernel[::-1, ::-1].reshape(size, size, inside, groups, -1)
+    dx = _in_layout(
+        dy,
+        turned.swapaxes(2, 4).reshape(size, size, outside // groups, -1),
+        [(size - 1 - padding, margin) for margin in far],
+        x_dilation=stride,
+        groups=groups,
+    )
+    # Images take the place of channels, channels that of images, and dy the kernel's.
+    channels = x.reshape(*x.shape[:3], groups, inside).transpose(4, 1, 2, 3, 0)
+    dkernel = _in_layout(
+        channels.reshape(inside, *x.shape[1:3], -1),
+        dy.transpose(1, 2, 0, 3),
+        [(padding, size - 1 - margin) for margin in far],
+        kernel_dilation=stride,
+        groups=groups,
+    )
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+def _in_layout(
+    x, kernel, margins, *, stride=1, x_dilation=1, kernel_dilation=1, groups=1
+):
+    """Convolve so that the compiled program has a convolution of `_LAYOUT`."""
+    if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
+        # XLA would exchange operands of these sizes, and with them the layout. The
+        # barrier keeps it from moving the margins back into the convolution.
+        inner = [(*margin, x_dilation - 1) for margin in margins]
+        zero = jnp.zeros((), x.dtype)
+        x = jax.lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
+        x, margins, x_dilation = jax.lax.optimization_barrier(x), [(0, 0)] * 2, 1
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        margins,
+        lhs_dilation=(x_dilation, x_dilation),
+        rhs_dilation=(kernel_dilation, kernel_dilation),
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+_direct.defvjp(_direct_forward, _direct_backward)
 
 
 def _fold(x, output_size, size, stride, padding):
@@ -232,7 +313,13 @@ def _max_pool_backward(window, stride, residuals, dy):
         x,
         place,
         dy,
-        cpu=lambda x, place, dy: _to_places(place, dy, window, stride, x.shape[1:3]),
+        cpu=lambda x, place, dy: _to_places(
+            place,
+            dy.astype(jnp.promote_types(dy.dtype, jnp.float32)),
+            window,
+            stride,
+            x.shape[1:3],
+        ).astype(dy.dtype),
         default=lambda x, place, dy: _pullback(
             _plain_max_pool, x, dy, window=window, stride=stride
         )[0],

@@ -30,17 +30,18 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     size, _, _, channels = kernel.shape
     height, width = (n + 2 * padding - size + 1 for n in x.shape[1:3])
     to_output, to_kernel, _ = _transforms(size)
-    kernels = _both_axes(to_kernel, kernel)
-    sums = [
-        _combine(
-            to_output,
-            [tile @ kernels[a, b] for b, tile in enumerate(row)],
+    kernels = _both_axes(to_kernel, kernel.reshape(size, size, -1))
+    products = [
+        jnp.einsum("rbhwc,rco->rbhwo", tiles, kernel)
+        for tiles, kernel in zip(
+            _input_tiles(x, size, padding),
+            kernels.reshape(*kernels.shape[:2], *kernel.shape[2:]),
+            strict=True,
         )
-        for a, row in enumerate(_input_tiles(x, size, padding))
     ]
-    # From sums[a][column] to columns[column][row], each [b, rows, columns, channels].
-    columns = [_combine(to_output, parts) for parts in zip(*sums, strict=True)]
-    y = jnp.stack([jnp.stack(column, 2) for column in columns], 4)
+    columns = [_combine(to_output, column) for column in _combine(to_output, products)]
+    # From columns[column][row], each [b, rows, columns, o], to the pixels of the image.
+    y = jnp.stack([jnp.stack(row, 3) for row in zip(*columns, strict=True)], 2)
     rows_and_columns = -(-height // TILE) * TILE, -(-width // TILE) * TILE
     y = y.reshape(x.shape[0], *rows_and_columns, channels)
     return y[:, :height, :width]
@@ -51,38 +52,47 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax
     to_output, to_kernel, _ = _transforms(size)
     height, width = dy.shape[1:3]
     dy = jnp.pad(dy, ((0, 0), (0, -height % TILE), (0, -width % TILE), (0, 0)))
-    rows = _combine(to_output.T, [dy[:, i::TILE] for i in range(TILE)])
     products = [
-        [
-            tile.reshape(-1, tile.shape[-1]).T @ d.reshape(-1, d.shape[-1])
-            for tile, d in zip(
-                tiles,
-                _combine(to_output.T, [row[:, :, j::TILE] for j in range(TILE)]),
-                strict=True,
-            )
-        ]
-        for tiles, row in zip(_input_tiles(x, size, padding), rows, strict=True)
+        jnp.einsum("rbhwc,rbhwo->rco", tiles, gradients)
+        for tiles, gradients in zip(
+            _input_tiles(x, size, padding), _tiles(to_output.T, dy), strict=True
+        )
     ]
-    return _both_axes(to_kernel.T, jnp.stack([jnp.stack(row) for row in products]))
+    n = len(products)
+    gradient = _both_axes(to_kernel.T, jnp.stack(products).reshape(n, n, -1))
+    return gradient.reshape(size, size, x.shape[-1], dy.shape[-1])
 
 
 def _input_tiles(x, size, padding):
-    """Return the transformed input tiles, n lists of n float[b, rows, columns, c]."""
+    """Return the transformed tiles of a convolution's input; see `_tiles`."""
     *_, to_tile = _transforms(size)
-    n = len(to_tile)
     counts = [-(-(length + 2 * padding - size + 1) // TILE) for length in x.shape[1:3]]
     # The far edges are padded to complete tiles.
     margins = [
         (padding, count * TILE + size - 1 - length - padding)
         for count, length in zip(counts, x.shape[1:3], strict=True)
     ]
-    x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-    down, right = ((count - 1) * TILE + 1 for count in counts)
-    rows = _combine(to_tile, [x[:, i : i + down : TILE] for i in range(n)])
-    return [
-        _combine(to_tile, [row[:, :, j : j + right : TILE] for j in range(n)])
-        for row in rows
-    ]
+    return _tiles(to_tile, jnp.pad(x, ((0, 0), *margins, (0, 0))))
+
+
+def _tiles(matrix, x):
+    """Transform both axes of all tiles of x by a matrix [n, m].
+
+    The tiles have m pixels a side and begin TILE pixels apart. The result is a list of
+    n arrays, one for each column of the transformed tiles, float[n, b, rows, columns,
+    c], whose first axis is the row within the tile. An array for each pixel of a tile
+    would be n² kernels for XLA to compile, which takes longer than running them.
+    """
+
+    def taps(x, axis):
+        count = matrix.shape[1]
+        length = x.shape[axis] - count + 1
+        return [
+            jax.lax.slice_in_dim(x, i, i + length, TILE, axis) for i in range(count)
+        ]
+
+    rows = jnp.stack(_combine(matrix, taps(x, 1)))
+    return _combine(matrix, taps(rows, 3))
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
@@ -100,8 +110,17 @@ def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    matrix = matrix.astype(x.dtype)
-    return jnp.einsum("ai,bj,ijco->abco", matrix, matrix, x, precision="highest")
+    """Transform both leading axes by a matrix [n, m], and swap them.
+
+    float[m, m, c] -> float[n, n, c]. It is one product with an n² × m² matrix, which is
+    faster than a product for each axis.
+    """
+    n, m = matrix.shape
+    both = np.einsum("ai,bj->baij", matrix, matrix).reshape(n * n, m * m)
+    product = jnp.matmul(
+        both.astype(x.dtype), x.reshape(m * m, -1), precision="highest"
+    )
+    return product.reshape(n, n, -1)
 
 
 @functools.cache

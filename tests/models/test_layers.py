@@ -158,7 +158,7 @@ OF_TORCH = {
     "Conv": (
         "Conv2d",
         {name: name for name in ("in_channels", "out_channels", "kernel_size")}
-        | {"stride": "stride", "padding": "padding"},
+        | {name: name for name in ("stride", "padding", "groups")},
     ),
     "Dense": ("Linear", {"features": "out_features"}),
     "Dropout": ("Dropout", {"rate": "p"}),

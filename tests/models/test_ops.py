@@ -1,5 +1,7 @@
 """Test the convolution and max-pool for CPUs against XLA's, including gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,18 +11,31 @@ from jax import export
 from jaxlab.models import ops, winograd
 from tests.conftest import FORWARD_FLOAT32, FORWARD_FLOAT64, relative_error
 
-# height, width, in, out, kernel, stride, padding: AlexNet's first three kernels, then
+# height, width, in, out, kernel, stride, padding, groups: AlexNet's first three layers,
 # images smaller than a tile or not a multiple of it, and other paddings and strides
 CONVOLUTIONS = {
-    "conv1": (63, 66, 3, 64, 11, 4, 2),
-    "conv2": (7, 6, 8, 32, 5, 1, 2),
-    "conv3": (13, 13, 8, 32, 3, 1, 1),
-    "smaller than a tile": (1, 3, 4, 32, 3, 1, 1),
-    "unpadded": (9, 8, 3, 32, 3, 1, 0),
-    "padded most": (6, 9, 3, 32, 3, 1, 2),
-    "strided in twos": (11, 12, 4, 32, 5, 2, 1),
+    "conv1": (63, 66, 3, 64, 11, 4, 2, 1),
+    "conv2": (7, 6, 8, 32, 5, 1, 2, 1),
+    "conv3": (13, 13, 8, 32, 3, 1, 1, 1),
+    "smaller than a tile": (1, 3, 4, 32, 3, 1, 1, 1),
+    "unpadded": (9, 8, 3, 32, 3, 1, 0, 1),
+    "padded most": (6, 9, 3, 32, 3, 1, 2, 1),
+    "strided in twos": (11, 12, 4, 32, 5, 2, 1, 1),
 }
-QUICK = ("conv3",)
+# Those that Winograd's algorithm would not make faster; only their gradients are ours.
+DIRECT = {
+    "narrow": (7, 6, 8, 4, 3, 1, 1, 1),
+    "1×1": (5, 4, 8, 32, 1, 1, 0, 1),
+    "1×1, strided": (6, 5, 8, 32, 1, 2, 0, 1),
+    "7×7, strided": (12, 11, 3, 8, 7, 2, 3, 1),
+    "pixels behind the last window": (9, 10, 3, 4, 3, 4, 0, 1),
+    "image smaller than the kernel": (2, 1, 8, 8, 3, 1, 1, 1),
+    "padded more than the kernel": (5, 6, 3, 4, 3, 1, 3, 1),
+    "grouped": (7, 6, 8, 32, 3, 1, 1, 4),
+    "grouped, strided": (8, 7, 8, 12, 3, 2, 1, 4),
+    "depthwise": (7, 6, 8, 16, 3, 1, 1, 8),
+}
+QUICK = ("conv3", *DIRECT)
 POOLS = {"AlexNet's": (3, 2), "apart": (2, 2), "overlapping": (3, 1)}
 
 
@@ -37,15 +52,22 @@ def result_and_gradients(function, *inputs, seed=1):
     return run(inputs, cotangent.astype(shape.dtype))
 
 
+def random_operands(shape, dtype):
+    """Return random images and a random kernel of a convolution."""
+    height, width, inside, outside, size, _, _, groups = shape
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, height, width, inside))
+    kernel = random.standard_normal((size, size, inside // groups, outside))
+    return x.astype(dtype), kernel.astype(dtype)
+
+
 def convolutions(shape, dtype, ours=ops.conv):
     """Return relative errors of output, input gradient and kernel gradient."""
-    height, width, inside, outside, size, stride, padding = shape
-    random = np.random.default_rng(0)
-    x = random.standard_normal((2, height, width, inside)).astype(dtype)
-    kernel = random.standard_normal((size, size, inside, outside)).astype(dtype)
-    found = result_and_gradients(lambda x, k: ours(x, k, stride, padding), x, kernel)
+    height, width, inside, outside, size, *arguments = shape
+    x, kernel = random_operands(shape, dtype)
+    found = result_and_gradients(lambda x, k: ours(x, k, *arguments), x, kernel)
     wanted = result_and_gradients(
-        lambda x, k: ops._plain_conv(x, k, stride, padding), x, kernel
+        lambda x, k: ops._plain_conv(x, k, *arguments), x, kernel
     )
     assert all(array.dtype == dtype for array in found)
     return [relative_error(a, b) for a, b in zip(found, wanted, strict=True)]
@@ -55,11 +77,12 @@ def convolutions(shape, dtype, ours=ops.conv):
     "name",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in CONVOLUTIONS
+        for name in (*CONVOLUTIONS, *DIRECT)
     ],
 )
 def test_convolution_and_its_gradients_equal_xlas(name, x64, slow_is_compiled_quickly):
-    assert max(convolutions(CONVOLUTIONS[name], np.float64)) <= FORWARD_FLOAT64
+    shape = (CONVOLUTIONS | DIRECT)[name]
+    assert max(convolutions(shape, np.float64)) <= FORWARD_FLOAT64
 
 
 @pytest.mark.slow
@@ -93,20 +116,66 @@ def test_convolution_can_be_differentiated_twice(x64):
         twice = jax.grad(lambda x: jnp.sum(jax.grad(of_square)(x) ** 2))
         return jax.jit(twice)(x)
 
-    ours, plain = steepness(ops.conv), steepness(ops._plain_conv)
+    ours = steepness(ops.conv)
+    plain = steepness(lambda *arguments: ops._plain_conv(*arguments, 1))
     assert relative_error(ours, plain) <= FORWARD_FLOAT64
 
 
-def test_narrow_kernels_other_sizes_and_other_precisions_are_left_to_xla():
-    def primitives(shape, dtype):
-        kernel = jnp.zeros((*shape, 3, 64 if shape != (3, 3) else 8), dtype)
-        images = jnp.zeros((1, 16, 16, 3), dtype)
-        return str(jax.make_jaxpr(lambda x: ops.conv(x, kernel, 1, 1))(images))
+def test_narrow_kernels_other_sizes_and_groups_are_left_to_xla():
+    def has_convolution(size, outside, groups=1, dtype=jnp.float32):
+        kernel = jnp.zeros((size, size, 4 // groups, outside), dtype)
+        images = jnp.zeros((1, 16, 16, 4), dtype)
+        program = jax.jit(lambda x: ops.conv(x, kernel, 1, 1, groups)).lower(images)
+        return "stablehlo.convolution" in program.as_text()
 
-    assert "custom_vjp" in primitives((5, 5), jnp.float32)  # the control
-    assert "custom_vjp" not in primitives((3, 3), jnp.float32)
-    assert "custom_vjp" not in primitives((7, 7), jnp.float32)
-    assert "custom_vjp" not in primitives((5, 5), jnp.bfloat16)
+    assert not has_convolution(5, 64) and not has_convolution(5, 64, dtype=jnp.bfloat16)
+    assert has_convolution(3, 8) and has_convolution(7, 64)
+    assert has_convolution(5, 64, groups=2)
+
+
+@pytest.mark.parametrize("name", ["conv3", "7×7, strided", "depthwise"])
+def test_bfloat16_is_float32_rounded(name):
+    *_, stride, padding, groups = shape = (CONVOLUTIONS | DIRECT)[name]
+    operands = [x.astype(jnp.bfloat16) for x in random_operands(shape, np.float32)]
+
+    def run(x, kernel):
+        return ops.conv(x, kernel, stride, padding, groups)
+
+    narrow = result_and_gradients(run, *operands)
+    wide = result_and_gradients(run, *(x.astype(np.float32) for x in operands))
+    assert all(array.dtype == jnp.bfloat16 for array in narrow)
+    assert relative_error(narrow[0], wide[0].astype(jnp.bfloat16)) <= FORWARD_FLOAT32
+    # The cotangent is rounded, too, so that the gradients are only close.
+    assert max(map(relative_error, narrow[1:], wide[1:])) <= 0.01
+
+
+def layouts_in_a_loop(conv, name, dtype):
+    """Return the layouts of the convolutions of a loop over steps, as compiled."""
+    *_, stride, padding, groups = shape = DIRECT[name]
+    x, kernel = random_operands(shape, dtype)
+
+    def loss(inputs):
+        return jnp.sum(conv(*inputs, stride, padding, groups) ** 2)
+
+    def step(_, inputs):
+        gradients = jax.grad(loss)(inputs)
+        return jax.tree.map(lambda a, b: a - b, inputs, gradients)
+
+    def steps(inputs):
+        return jax.lax.fori_loop(0, 3, step, inputs)
+
+    text = jax.jit(steps).lower((x, kernel)).compile().as_text()
+    return set(re.findall(r" convolution\(.*dim_labels=(\S+?),? ", text + " "))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", DIRECT)
+def test_no_convolution_in_a_loop_has_a_layout_for_which_xla_is_slow(name, dtype):
+    assert layouts_in_a_loop(ops.conv, name, dtype) == {"b01f_01io->b01f"}
+
+
+def test_xlas_own_gradients_in_a_loop_have_other_layouts():
+    assert len(layouts_in_a_loop(ops._plain_conv, "7×7, strided", np.float32)) > 1
 
 
 def pools(window, stride, ours=ops.max_pool, size=(10, 13)):
