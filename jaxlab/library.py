@@ -221,16 +221,14 @@ def create_model(
         )
     given: dict[str, Any] = {"weights": weights, "seed": seed}  # checked by Config
     config = resolved(Config(model=name, freeze="none", **given))
-    import jax
-
-    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.initial_weights import initial_params, keys
 
     architecture = ARCHITECTURES[name]
     try:
         model = architecture.build(num_classes, **fields)
     except TypeError as error:
         raise UsageError(f"{name}: {error}; see help(jaxlab.AlexNet)") from error
-    key, _ = jax.random.split(jax.random.key(config.seed))
+    key, _ = keys(config.seed)
     params, _ = initial_params(
         architecture, model, key, config.weights, offline=offline, log=log
     )

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import gc
 import os
 import platform
 import re
@@ -40,6 +41,7 @@ _OWN_FILTERS = (
     re.compile("flock not supported", re.I),
 )
 
+_OBJECTS_PER_COLLECTION = 100_000  # new ones before a garbage collection; Python: 700
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu", "metal")
 _MEMORY_UNKNOWN = 8 << 30  # bytes, assumed on a system without sysconf
 
@@ -57,16 +59,21 @@ def set_up(
     """Configure JAX for a command; return the name of the device it computes on.
 
     Compiled programs are stored in the cache folder; `log` is called with a warning if
-    that is impossible. Freed memory is kept by the process, which cannot be undone, so
-    `owns_process` is False where jaxlab is a library in the process of another program
-    (see `settings_restored`). Call this before JAX is imported, because JAX's threads
-    set up their memory arenas then. Raises JaxlabError if the device that JAX_PLATFORMS
-    names is not available, UsageError if a variable of JAX's has a value that JAX does
-    not know.
+    that is impossible. The process is also tuned for a command (freed memory is kept,
+    for instance), which cannot be undone, so `owns_process` is False where jaxlab is a
+    library in the process of another program (see `settings_restored`). Call this
+    before JAX is imported, because JAX's threads set up their memory arenas then.
+    Raises JaxlabError if the device that JAX_PLATFORMS names is not available,
+    UsageError if a variable of JAX's has a value that JAX does not know.
     """
     if owns_process:
         _keep_freed_memory()
+        # Tracing a program makes a million objects, few of them garbage, and Python
+        # would look through all of them again and again.
+        gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
     import_jax()
+    if owns_process:
+        _compute_in_the_calling_thread()
     warn_of_misspelt_variables(log)
     try:
         device = device_name()
@@ -226,6 +233,19 @@ def _keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)  # other arenas ignore the two settings below
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never trim; the largest value means only 2 GB
+
+
+def _compute_in_the_calling_thread() -> None:
+    """Make a CPU run each program in the thread that calls it, before it returns.
+
+    Otherwise another thread runs it, and a training step takes 5 to 10 % longer. A host
+    that reads or decodes images in the meantime does so in threads of its own.
+    """
+    import jax
+
+    name = "jax_cpu_enable_async_dispatch"
+    if name.upper() not in os.environ:
+        jax.config.update(name, False)
 
 
 def _keep_compiled_programs(log: Callable[[str], None]) -> None:

@@ -30,13 +30,10 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     size, _, _, channels = kernel.shape
     height, width = (n + 2 * padding - size + 1 for n in x.shape[1:3])
     to_output, to_kernel, _ = _transforms(size)
-    kernels = _both_axes(to_kernel, kernel.reshape(size, size, -1))
     products = [
-        jnp.einsum("rbhwc,rco->rbhwo", tiles, kernel)
-        for tiles, kernel in zip(
-            _input_tiles(x, size, padding),
-            kernels.reshape(*kernels.shape[:2], *kernel.shape[2:]),
-            strict=True,
+        jnp.einsum("rbhwc,rco->rbhwo", tiles, transformed)
+        for tiles, transformed in zip(
+            _input_tiles(x, size, padding), _columns(to_kernel, kernel), strict=True
         )
     ]
     columns = [_combine(to_output, column) for column in _combine(to_output, products)]
@@ -58,9 +55,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax
             _input_tiles(x, size, padding), _tiles(to_output.T, dy), strict=True
         )
     ]
-    n = len(products)
-    gradient = _both_axes(to_kernel.T, jnp.stack(products).reshape(n, n, -1))
-    return gradient.reshape(size, size, x.shape[-1], dy.shape[-1])
+    return jnp.stack(_columns(to_kernel.T, jnp.stack(products)))
 
 
 def _input_tiles(x, size, padding):
@@ -109,18 +104,21 @@ def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
     return [total(row) for row in matrix]
 
 
-def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    """Transform both leading axes by a matrix [n, m], and swap them.
+def _columns(matrix: np.ndarray, kernel: jax.Array) -> list[jax.Array]:
+    """Transform both leading axes of a kernel, and swap them, by a matrix [n, m].
 
-    float[m, m, c] -> float[n, n, c]. It is one product with an n² × m² matrix, which is
-    faster than a product for each axis.
+    float[m, m, c, o] -> n float[n, c, o], each of which is one matrix product with the
+    m² kernel elements. A single product for all of them would be cut up by n kernels.
     """
     n, m = matrix.shape
-    both = np.einsum("ai,bj->baij", matrix, matrix).reshape(n * n, m * m)
-    product = jnp.matmul(
-        both.astype(x.dtype), x.reshape(m * m, -1), precision="highest"
-    )
-    return product.reshape(n, n, -1)
+    both = np.einsum("ai,bj->baij", matrix, matrix).reshape(n, n, m * m)
+    flat = kernel.reshape(m * m, -1)
+    return [
+        jnp.matmul(rows.astype(kernel.dtype), flat, precision="highest").reshape(
+            n, *kernel.shape[2:]
+        )
+        for rows in both
+    ]
 
 
 @functools.cache

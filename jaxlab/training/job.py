@@ -22,7 +22,7 @@ from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.training import inputs, optim, step
 from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.fit import Job
-from jaxlab.training.initial_weights import param_shapes
+from jaxlab.training.initial_weights import keys, param_shapes
 from jaxlab.training.inputs import Inputs
 from jaxlab.training.step import TrainState
 
@@ -60,8 +60,9 @@ def network_of(config: Resolved, data: Dataset) -> Network:
         steps_per_epoch,
         leaves_of(trainable),
     )
-    keys = jax.random.split(jax.random.key(config.seed))
-    return Network(model, shapes, trainable, optimizer, schedule.rate, *keys)
+    return Network(
+        model, shapes, trainable, optimizer, schedule.rate, *keys(config.seed)
+    )
 
 
 def schedule_of(config: Resolved) -> optim.Schedule:

@@ -78,9 +78,15 @@ def init_state(
     >>> init_state({"w": jnp.ones(2)}, optimizer).params
     {'w': Array([1., 1.], dtype=float32)}
     """
+    return _first_state(optimizer, params, batch_stats or {})
+
+
+# One program starts sooner than one for each leaf's shape.
+@functools.partial(jax.jit, static_argnums=0)
+def _first_state(optimizer, params, batch_stats):
     return TrainState(
         params=jax.tree.map(jnp.array, params),
-        batch_stats=jax.tree.map(jnp.array, batch_stats or {}),
+        batch_stats=jax.tree.map(jnp.array, batch_stats),
         opt_state=optimizer.init(params),
         step=jnp.zeros((), jnp.int32),
     )

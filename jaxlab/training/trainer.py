@@ -24,6 +24,7 @@ from jaxlab.errors import UsageError, help_of
 from jaxlab.models.chain import takes
 from jaxlab.training import inputs, module, optim
 from jaxlab.training.fit import Job, NoWriter, Progress, ValidatedState, run_epochs
+from jaxlab.training.initial_weights import keys
 from jaxlab.training.job import (
     eval_steps_of,
     leaves_of,
@@ -193,7 +194,7 @@ def prepared(
     is_given = variables is not None
     if variables is None:
         init = _init_program(model, preprocess, data.resized)
-        init_key, _ = _keys(settings.seed)
+        init_key, _ = keys(settings.seed)
         with module.faults_named("initialisation", ("params", "dropout")):
             variables = init(init_key, np.zeros((1, *shape), np.uint8))
     variables = module.checked_variables(variables, is_given)
@@ -252,7 +253,7 @@ def train(
             eval_steps=eval_steps_of(split_inputs),
             rate=schedule.rate if isinstance(optimizer, str) else None,
             trainable=trainable,
-            key=_keys(settings.seed)[1],
+            key=keys(settings.seed)[1],
             seed=settings.seed,
             batch_size=batch_size,
             epochs=settings.epochs,
@@ -268,12 +269,6 @@ def train(
             state = ValidatedState.of(state, trainable)
         state, rows, _ = run_epochs(job, state, Progress(), NoWriter())
     return History(rows, {"params": state.params, **state.other_variables})
-
-
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """Return the keys of the initial variables and of dropout."""
-    init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    return init_key, dropout_key
 
 
 def _check_arguments(
