@@ -12,7 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMES = ("forward", "train_step", "finetune_epoch", "startup", "memory", "whole_run")
+NAMES = (
+    *("forward", "train_step", "loop", "finetune_epoch"),
+    *("startup", "memory", "whole_run"),
+)
 WITH_GPU = ("forward", "train_step")
 FOLDER = Path(__file__).parent
 RESULTS, README = FOLDER / "results.jsonl", FOLDER / "README.md"

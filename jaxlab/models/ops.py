@@ -51,8 +51,9 @@ def conv(
 
     h' = (h + 2·padding - k) // stride + 1, and w' likewise, as in
     torch.nn.functional.conv2d. On platforms other than a CPU the operation is
-    `lax.conv_general_dilated`; on a CPU, so is the convolution itself, but not its
-    gradient, where Winograd's algorithm is not faster.
+    `lax.conv_general_dilated`. On a CPU it is Winograd's algorithm, a matrix product
+    (for 1×1), a sum of products (for one channel a group), or `conv_general_dilated`
+    with gradients of our own, whichever is the fastest.
     """
     if _is_plain:
         return _plain_conv(x, kernel, stride, padding, groups)
@@ -147,6 +148,10 @@ def _cpu_conv(x, kernel, stride, padding, groups):
 def _wide_conv(x, kernel, stride, padding, groups):
     size = -(-kernel.shape[0] // stride)
     wins = groups == 1 and size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
+    if kernel.shape[0] == 1 and padding == 0 and groups == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if kernel.shape[2] == 1 and groups > 1:
+        return _depthwise(x, kernel, stride, padding)
     if not wins or padding >= kernel.shape[0]:
         return _direct(x, kernel, stride, padding, groups)
     if stride > 1:
@@ -176,6 +181,16 @@ def _winograd_backward(padding, residuals, dy):
 
 
 _winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _depthwise(x, kernel, stride, padding):
+    """Convolve each channel by itself, as a sum over the pixels of the kernel."""
+    size, _, _, outside = kernel.shape
+    margins = (padding, padding)
+    x = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
+    x = jnp.repeat(x, outside // x.shape[3], axis=3)
+    pixels = zip(_windows(x, size, stride), kernel.reshape(-1, outside), strict=True)
+    return sum(x * weights for x, weights in pixels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -150,7 +150,7 @@ def _fresh_program(model: nn.Module, layers: tuple[str, ...]) -> Callable:
 @functools.cache  # a run calls this twice
 def param_shapes(model: nn.Module) -> Any:
     """Return the shapes and dtypes of a network's params, without computing them."""
-    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+    return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
 def _init(model: nn.Module, key: jax.Array) -> Any:

@@ -22,7 +22,7 @@ CONVOLUTIONS = {
     "padded most": (6, 9, 3, 32, 3, 1, 2, 1),
     "strided in twos": (11, 12, 4, 32, 5, 2, 1, 1),
 }
-# Those that Winograd's algorithm would not make faster; only their gradients are ours.
+# Those that Winograd's algorithm would not make faster.
 DIRECT = {
     "narrow": (7, 6, 8, 4, 3, 1, 1, 1),
     "1×1": (5, 4, 8, 32, 1, 1, 0, 1),
@@ -171,7 +171,8 @@ def layouts_in_a_loop(conv, name, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", DIRECT)
 def test_no_convolution_in_a_loop_has_a_layout_for_which_xla_is_slow(name, dtype):
-    assert layouts_in_a_loop(ops.conv, name, dtype) == {"b01f_01io->b01f"}
+    # A 1×1 or depthwise convolution is none in the program.
+    assert layouts_in_a_loop(ops.conv, name, dtype) <= {"b01f_01io->b01f"}
 
 
 def test_xlas_own_gradients_in_a_loop_have_other_layouts():
