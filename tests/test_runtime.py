@@ -63,6 +63,23 @@ def script(code, *arguments, **environment):
     return process.stdout.splitlines()[-1], process.stderr
 
 
+TUNED = """
+import gc, sys
+from jaxlab import runtime
+runtime.set_up(owns_process=sys.argv[1] == "command")
+import jax
+print(not jax.config.values["jax_cpu_enable_async_dispatch"], gc.get_threshold()[0])
+"""
+
+
+def test_a_command_tunes_its_process_and_a_library_does_not():
+    home = {"JAX_PLATFORMS": "cpu"}
+    assert script(TUNED, "command", **home)[0] == "True 100000"
+    assert script(TUNED, "library", **home)[0] == "False 700"
+    chosen = script(TUNED, "command", JAX_CPU_ENABLE_ASYNC_DISPATCH="1", **home)
+    assert chosen[0] == "False 100000"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["finetune", pytest.param("overfit", marks=pytest.mark.stress)]

@@ -36,7 +36,9 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
             _input_tiles(x, size, padding), _columns(to_kernel, kernel), strict=True
         )
     ]
-    columns = [_combine(to_output, column) for column in _combine(to_output, products)]
+    columns = [
+        _combine(to_output, list(column)) for column in _combine(to_output, products)
+    ]
     # From columns[column][row], each [b, rows, columns, o], to the pixels of the image.
     y = jnp.stack([jnp.stack(row, 3) for row in zip(*columns, strict=True)], 2)
     rows_and_columns = -(-height // TILE) * TILE, -(-width // TILE) * TILE
