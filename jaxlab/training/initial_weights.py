@@ -27,15 +27,11 @@ METADATA = "jaxlab"  # the one entry of model.safetensors, which describes the n
 IMAGE_SIZE = 64  # of the image for Linen's `init`; affects no parameter's shape
 
 
-@jax.jit  # one program starts sooner than one for each operation
-def _keys(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the initial variables and of dropout; seed is below 2³²."""
+    # Not jitted: JAX would keep the first program for another generator of its config.
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     return init_key, dropout_key
-
-
-def keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """Return the keys of the initial variables and of dropout; seed is a uint32."""
-    return _keys(np.uint32(seed))
 
 
 def initial_params(

@@ -130,7 +130,6 @@ def feature_inputs(
         "versions": environment.versions(),
     }
     count = sum(map(len, to_store.values()))
-    batch_size = min(FORWARD_BATCH, max(map(len, to_store.values())))
     wait("computing features", f"features: {counted(count, 'image')}")
     with progress(count, "features", "image") as bar:
         for name, split in to_store.items():
@@ -142,7 +141,7 @@ def feature_inputs(
                     {"params": frozen_layers(params, trainable, layers)},
                     _images(load, split, preprocess),
                     store,
-                    batch_size=batch_size,
+                    batch_size=FORWARD_BATCH,
                     facts=facts,
                     on_batch=bar.update,
                     log=log,
