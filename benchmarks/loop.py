@@ -14,13 +14,13 @@ import argparse
 import functools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness.pairs import Measure, serve, summary, worker
+from benchmarks.harness.sides import timed
 
 # kernel size, stride, padding and groups
 KINDS = {
@@ -186,15 +186,8 @@ def theirs(kind: str) -> Measure:
 def per_step(steps: Callable[[], None]) -> Measure:
     """Return a measure: the least seconds of a step in three times STEPS."""
 
-    def measure() -> float:
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            steps()
-            seconds.append((time.perf_counter() - started) / STEPS)
-        return min(seconds)
-
-    return measure
+    once = timed(steps)
+    return lambda: min(once() for _ in range(3)) / STEPS
 
 
 def serve_side() -> None:

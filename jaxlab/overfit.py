@@ -362,6 +362,7 @@ def variant_program(
 
     from jaxlab.data.loaders import Batch
     from jaxlab.models.mlp import MLP
+    from jaxlab.training.initial_weights import keys
     from jaxlab.training.step import init_state, make_eval_step
 
     model = MLP(
@@ -376,7 +377,7 @@ def variant_program(
         images, labels = splits["train"]
         count = len(labels)
         size = min(config.batch_size, count)
-        init_key, dropout_key = jax.random.split(jax.random.key(seed))
+        init_key, dropout_key = keys(seed)
         variables = model.init(init_key, images[:1], train=False)
         optimizer, train_step = _optimizer_and_step(
             variant, config, model, variables["params"], -(-count // size)

@@ -208,7 +208,7 @@ def _direct_backward(stride, padding, groups, residuals, dy):
 
     XLA's own gradients read their operands in other layouts. It has fast kernels for
     `_LAYOUT` alone, and rewrites other convolutions into it, but not those in the body
-    of a loop, such as that of the steps of `train_epoch`, where they take 3 to 20 times
+    of a loop, such as that of the steps of `train_epoch`, where they take 3 to 17 times
     as long. The gradients of grouped convolutions it rewrites nowhere.
     """
     x, kernel = residuals

@@ -27,7 +27,7 @@ METADATA = "jaxlab"  # the one entry of model.safetensors, which describes the n
 IMAGE_SIZE = 64  # of the image for Linen's `init`; affects no parameter's shape
 
 
-def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+def keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the keys of the initial variables and of dropout; seed is below 2³²."""
     # Not jitted: JAX would keep the first program for another generator of its config.
     init_key, dropout_key = jax.random.split(jax.random.key(seed))

@@ -63,7 +63,8 @@ def random_operands(shape, dtype):
 
 def convolutions(shape, dtype, ours=ops.conv):
     """Return relative errors of output, input gradient and kernel gradient."""
-    height, width, inside, outside, size, *arguments = shape
+    *_, stride, padding, groups = shape
+    arguments = stride, padding, groups
     x, kernel = random_operands(shape, dtype)
     found = result_and_gradients(lambda x, k: ours(x, k, *arguments), x, kernel)
     wanted = result_and_gradients(
