@@ -14,7 +14,7 @@ from typing import Any
 
 NAMES = (
     *("forward", "train_step", "loop", "finetune_epoch"),
-    *("startup", "memory", "whole_run"),
+    *("startup", "memory", "whole_run", "networks"),
 )
 WITH_GPU = ("forward", "train_step")
 FOLDER = Path(__file__).parent

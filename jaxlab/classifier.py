@@ -25,14 +25,14 @@ from jaxlab.cli.flags import expanded
 from jaxlab.data.files import nfc
 from jaxlab.data.pictures import BadPicture, read, read_image, upright
 from jaxlab.data.preprocess import Preprocess
-from jaxlab.errors import InputError
-from jaxlab.models.architecture import ARCHITECTURES
+from jaxlab.errors import InputError, UsageError, did_you_mean
+from jaxlab.models.architecture import ARCHITECTURES, DEFAULT, FINE_TUNED
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs.record import parse_record
 from jaxlab.training.initial_weights import METADATA, whole_network
 from pretrained.errors import counted
 from pretrained.files import Weights, read_weights
-from pretrained.sources import SOURCES, imagenet_classes
+from pretrained.sources import PUBLISHED, imagenet_classes, published
 
 # Pictures are answered in batches of this size, and what remains one by one: two
 # programs answer any number of pictures, and one picture costs no more than one.
@@ -87,25 +87,39 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, source: str | os.PathLike, *, offline: bool = False, log: bool = True
+        cls,
+        source: str | os.PathLike,
+        *,
+        model: str | None = None,
+        offline: bool = False,
+        log: bool = True,
     ) -> "Classifier":
         """Return the classifier of a run, of its file of weights, or of published ones.
 
         `source` is the folder of a finished run, a copy of its `model.safetensors`, a
         model of the lab, such as `models/dropout.safetensors` in its folder, or
-        "imagenet": torchvision's AlexNet with the 1,000 classes of ImageNet, which is
-        downloaded once unless `offline`. `log=False` prints nothing.
+        "imagenet" or "imagenet-v2": torchvision's weights of `model`, such as
+        "resnet50", with the 1,000 classes of ImageNet, which are downloaded once unless
+        `offline`. A file says itself which network it is; another `model` than this is
+        an error. `log=False` prints nothing.
 
         Raises InputError if it is not a finished run or names no classes, WeightsError
         if the weights are damaged or have another shape.
         """
-        if source in SOURCES:
-            weights = whole_network(str(source), offline=offline, log=log)
+        if model is not None and model not in ARCHITECTURES:
+            raise UsageError(
+                f"model: {model!r} is not one of {', '.join(ARCHITECTURES)}"
+                f"{did_you_mean(str(model), FINE_TUNED)}"
+            )
+        if source in PUBLISHED:
+            network = model or DEFAULT
+            weights = whole_network(str(source), network, offline=offline, log=log)
             # The published accuracies were measured with a centre crop.
-            preprocess = Preprocess(crop=True)
+            resize = published(network, str(source)).resize
+            preprocess = Preprocess(crop=True, resize_to=resize)
             return cls(
-                weights.network,
-                {"params": weights.params},
+                network,
+                weights.variables,
                 imagenet_classes(),
                 preprocess,
                 sha256=weights.sha256,
@@ -113,12 +127,14 @@ class Classifier:
         path = Path(expanded("source", os.fspath(source)))
         if path.is_dir():
             path = run_folder.model_file(path)
-        weights = read_weights(path, described=functools.partial(_network, path))
-        return cls(
-            variables=weights.variables,
-            sha256=weights.sha256,
-            **_description(path, weights),
-        )
+        weights = read_weights(path, model, functools.partial(_network, path))
+        description = _description(path, weights)
+        if model not in (None, description["architecture"]):
+            raise InputError(
+                f"{path}: is a classifier of {description['architecture']}, not of "
+                f"{model}; leave the model out"
+            )
+        return cls(variables=weights.variables, sha256=weights.sha256, **description)
 
     def predict(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Any]:
         """Return the `top` classes with their probabilities, the most probable first.
@@ -208,12 +224,7 @@ def metadata(
     about = {
         "architecture": network,
         "class_names": list(class_names),
-        "preprocessing": {
-            "image_size": preprocess.image_size,
-            "crop": preprocess.crop,
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
-        },
+        "preprocessing": preprocess.facts(),
     }
     return {METADATA: json.dumps(about, sort_keys=True)}
 

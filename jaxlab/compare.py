@@ -372,7 +372,7 @@ def _alexnet(
     from jaxlab.data.preprocess import Preprocess
     from jaxlab.training.feature_store import ArrayStore
     from jaxlab.training.fit import NoWriter, Progress, ValidatedState, run_epochs
-    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.initial_weights import initial_variables
     from jaxlab.training.job import job_of, network_of
     from jaxlab.training.step import init_state
 
@@ -393,10 +393,11 @@ def _alexnet(
         )
     )
     network = network_of(settings, data)
-    params, _ = initial_params(
+    variables, _ = initial_variables(
         ARCHITECTURES[ALEXNET], network.model, network.init_key, settings.weights
     )
-    state = ValidatedState.of(init_state(params, network.optimizer), network.trainable)
+    state = init_state(variables["params"], network.optimizer)
+    state = ValidatedState.of(state, network.trainable)
     size = int(settings.feature_cache_size * 1e9)
     with contextlib.closing(runtime.Clock()) as clock:
         job = job_of(

@@ -16,15 +16,30 @@ from typing import TYPE_CHECKING, Any
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
 from jaxlab.errors import UsageError, did_you_mean, shown
-from jaxlab.models.architecture import ARCHITECTURES, FINE_TUNED, FREEZE
+from jaxlab.models.architecture import ARCHITECTURES, DEFAULT, FINE_TUNED, FREEZE
+from pretrained import embedded
 from pretrained.errors import counted
+from pretrained.sources import PUBLISHED, SOURCES
 
-WEIGHTS = ("imagenet-conv", "imagenet", "none")
-_WEIGHTS_MEANT = dict.fromkeys(
-    ("imagenet1k_v1", "alexnet_weights.imagenet1k_v1", "alexnet_weights.default")
-    + ("default", "pretrained", "true", "yes", "imagenet1k", "torchvision"),
-    "imagenet",
-) | dict.fromkeys(("false", "no", "random", "scratch"), "none")
+WEIGHTS = ("imagenet-conv", *PUBLISHED, "none")
+_WEIGHTS_MEANT = (
+    dict.fromkeys(
+        (
+            *("imagenet1k_v1", "default", "pretrained", "true", "yes", "imagenet1k"),
+            *("torchvision", "imagenet-v1"),
+        ),
+        "imagenet",
+    )
+    | {"imagenet1k_v2": "imagenet-v2"}
+    # torchvision's names; its default is the last one of a network.
+    | {
+        f"{network}_weights.{version}": name
+        for network, found in SOURCES.items()
+        for name in found
+        for version in (f"imagenet1k_v{2 if name == 'imagenet-v2' else 1}", "default")
+    }
+    | dict.fromkeys(("false", "no", "random", "scratch"), "none")
+)
 CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("step", "cosine", "constant")
 LR_GAMMA = 0.1
@@ -152,11 +167,12 @@ class Config:
         synonyms=("num-workers", "j", "n-workers", "dataloader-num-workers"),
         on_resume=NOT_COMPARED,
     )
-    model: str = flag(
-        "alexnet",
+    model: str | None = flag(
+        None,
         "network",
         group="network",
         choices=FINE_TUNED,
+        default_help=f"that of the weights, if they are a file, else {DEFAULT}",
         synonyms=("arch", "architecture", "network", "backbone", "model-name")
         + ("model-name-or-path",),
         value_synonyms={
@@ -167,14 +183,13 @@ class Config:
     )
     weights: str | None = flag(
         None,
-        "imagenet-conv: embedded ImageNet convolutions, randomly initialised fc "
-        "layers; imagenet: all layers of torchvision's network, downloaded once; none: "
-        "all layers randomly initialised; or a .pth or .safetensors file, or the "
-        "folder of a run",
+        "imagenet-conv: embedded ImageNet convolutions, all other layers randomly "
+        "initialised; imagenet, imagenet-v2: all layers of torchvision's network, "
+        "downloaded once; none: all layers randomly initialised; or a .pth or "
+        ".safetensors file, or the folder of a run",
         metavar="NAME|FILE",
-        default_help=", ".join(
-            f"{ARCHITECTURES[name].weights} for {name}" for name in FINE_TUNED
-        ),
+        default_help=f"imagenet-conv for {' and '.join(embedded.SOURCES)}, else "
+        "imagenet",
         synonyms=("pretrained", "checkpoint", "init", "ckpt", "load")
         + ("pretrained-path", "initial-checkpoint", "pretrained-weights")
         + ("pretrained-model", "from-pretrained", "model-path", "weights-path"),
@@ -187,6 +202,12 @@ class Config:
         default_help="features; none with --weights none",
         synonyms=("freeze-layers", "frozen-layers", "freeze-backbone", "freeze-until")
         + ("freeze-at", "freeze-features"),
+    )
+    layers: str = flag(
+        "children",
+        "lines of the printed table: one for each child of the network, or all layers",
+        choices=("children", "all"),
+        on_resume=PER_PROCESS,
     )
     precision: str = flag(
         "float32",
@@ -376,9 +397,13 @@ Config.__init__ = flags.names_checked(Config.__init__)  # type: ignore[method-as
 
 
 class Resolved(Config):
-    """A Config of which `weights`, `freeze` and `lr` are known: see `resolved`."""
+    """A Config of which `model`, `weights`, `freeze` and `lr` are known.
+
+    See `resolved`.
+    """
 
     if TYPE_CHECKING:  # the fields are Config's, whose default is None
+        model: str
         weights: str
         freeze: str
         lr: float
@@ -396,9 +421,17 @@ def fields_that(on_resume: str | None) -> frozenset[str]:
 def resolved(config: Config) -> Resolved:
     """Return the config with the defaults that depend on other settings filled in.
 
-    Raises UsageError if `weights` is a file that does not exist, and for settings of a
-    resumed run that contradict each other.
+    Without `model` the network is that of the `weights`, if they are a file. Raises
+    UsageError if `weights` is a file that does not exist, and for settings of a resumed
+    run that contradict each other; WeightsError if the file cannot be read.
     """
+    if config.model is None:
+        model, file = DEFAULT, config.weights
+        if file not in (None, *WEIGHTS) and os.path.lexists(file):
+            from pretrained.files import network_of
+
+            model = network_of(file)
+        config = dataclasses.replace(config, model=model)
     _check_combination(config)
     weights = _weights(config)
     # A resumed run has its weights in the checkpoint and does not need the file.
@@ -430,9 +463,14 @@ def warn_of_random_frozen_layers(config: Config, log: Callable[[str], None]) -> 
         )
 
 
+def _is_file(weights: str | None) -> bool:
+    return weights is not None and weights not in WEIGHTS
+
+
 def _weights(config: Config) -> str:
-    default = ARCHITECTURES[config.model].weights
-    return default if config.weights is None else config.weights
+    if config.weights is not None:
+        return config.weights
+    return ARCHITECTURES[config.model or DEFAULT].weights
 
 
 def _freeze(config: Config) -> str:
@@ -442,16 +480,26 @@ def _freeze(config: Config) -> str:
 
 
 def _check_combination(config: Config) -> None:
-    """Raise UsageError if settings contradict the network or each other."""
-    architecture = ARCHITECTURES[config.model]
+    """Raise UsageError if settings contradict the network or each other.
+
+    The network is not known yet if a file of weights shall say which one it is.
+    """
+    _check_schedule(config)
+    _check_group(config)
+    if config.model is None and _is_file(config.weights):
+        return
+    architecture = ARCHITECTURES[config.model or DEFAULT]
     if config.image_size < architecture.min_image_size:
         raise UsageError(
             f"--image-size: {config.image_size} is out of range; pass a number that is "
             f"at least {architecture.min_image_size} and at most {MAX_IMAGE_SIZE}"
         )
-    _check_schedule(config)
-    _check_group(config)
     freeze, weights = _freeze(config), _weights(config)
+    if weights in WEIGHTS and weights not in _available(architecture.name):
+        raise UsageError(
+            f"--weights: {weights} is not published for {architecture.name}; pass one "
+            f"of {', '.join(_available(architecture.name))}, or a file"
+        )
     known = (*FREEZE, *architecture.children[:-1])
     if freeze not in known:
         raise UsageError(
@@ -466,6 +514,12 @@ def _check_combination(config: Config) -> None:
             f"{'are' if len(random) > 1 else 'is'} randomly initialised and would not "
             "be trained; pass --freeze features, or --weights imagenet"
         )
+
+
+def _available(network: str) -> list[str]:
+    """Return the names of weights that exist for a network."""
+    first = ["imagenet-conv"] if network in embedded.SOURCES else []
+    return [*first, *SOURCES.get(network, {}), "none"]
 
 
 def _check_group(config: Config) -> None:

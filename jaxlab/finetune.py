@@ -26,12 +26,15 @@ from jaxlab.metrics import accuracy_text
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.runs import folder as run_folder
 from jaxlab.runs import resume
-from jaxlab.runs.record import Record, Rows
+from jaxlab.runs.record import Record, Rows, read_record
 from pretrained import disk, stages
 from pretrained.errors import counted
+from pretrained.sources import SOURCES
+from pretrained.tables import TABLES, layers_of
 
 if TYPE_CHECKING:  # `--help` must not wait for the import of JAX.
     from jaxlab.classifier import Classifier
+    from jaxlab.data.preprocess import Preprocess
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,11 +117,19 @@ def _check(config: Resolved, console: Console) -> None:
     Raises InputError, after a line for each problem, if a folder cannot be used.
     """
     stages.begin("loading the data")
-    from jaxlab.data.preprocess import Preprocess
     from jaxlab.library import load_of
 
-    data = load_of(config, Preprocess(config.image_size, config.crop), console)
+    data = load_of(config, preprocess_of(config), console)
     console.log(_data_line(data, ": all can be used"))
+
+
+def preprocess_of(config: Resolved) -> "Preprocess":
+    """Return the preprocessing of a config: with `crop`, that of its weights."""
+    from jaxlab.data.preprocess import Preprocess
+
+    source = SOURCES.get(config.model, {}).get(config.weights)
+    resize_to = source.resize if source else Preprocess.resize_to
+    return Preprocess(config.image_size, config.crop, resize_to=resize_to)
 
 
 def _data_line(data: Any, what: str) -> str:
@@ -205,10 +216,13 @@ def _finetune(config: Resolved, console: Console, *, owns_process: bool) -> Run:
     console.wait("starting JAX")
     device = runtime.set_up(console.log, owns_process=owns_process)
     console.wait("loading the data")
-    from jaxlab.data.preprocess import Preprocess
     from jaxlab.library import load_of
 
-    preprocess = Preprocess(config.image_size, config.crop)
+    preprocess = preprocess_of(config)
+    if resuming and (then := read_record(folder / run_folder.CONFIG)) is not None:
+        # Its weights may be the same ones from another place, under another name.
+        resize_to = then.preprocessing.get("resize_to", type(preprocess).resize_to)
+        preprocess = replace(preprocess, resize_to=resize_to)
     warn_of_random_frozen_layers(config, console.log)
     data = load_of(config, preprocess, console)
     if config.patience is not None and data.validation is None:
@@ -259,12 +273,13 @@ def _run(task: Task, then: Record | None) -> Run:
     from jaxlab.runs.checkpoint import CheckpointManager
     from jaxlab.runs.writer import RunWriter
     from jaxlab.training.fit import run_epochs
-    from jaxlab.training.job import class_weights, job_of, network_of
+    from jaxlab.training.job import check_last_batch, class_weights, job_of, network_of
 
     config, folder, data, preprocess, device, console = task
     console.log(_data_line(data, f", on {device}"))
     weights = class_weights(data, config.class_weights, console.log)
     network = network_of(config, data)
+    check_last_batch(config, network, len(data.train))
     checkpoints = CheckpointManager(
         folder / run_folder.CHECKPOINTS, config.keep, console.log
     )
@@ -341,7 +356,8 @@ def _begin(
     if config.checkpoint_every:
         kept, needed = check_disk_space(*sizes)
     origins = start.record.weights["layers"]
-    table = layer_table(start.state.params, network.trainable, origins)
+    layers = layers_of(TABLES[config.model]) if config.layers == "all" else None
+    table = layer_table(start.state.params, network.trainable, origins, layers)
     for line in [*describe(start.record.weights).splitlines(), *table.splitlines()]:
         log(line)
     if kept:
@@ -438,13 +454,14 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
 
     from jaxlab.runs.checkpoint import unflatten_like
     from jaxlab.training.fit import Progress, ValidatedState
-    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.initial_weights import initial_variables
     from jaxlab.training.step import init_state
 
     config, console, log = task.config, task.console, task.console.log
 
-    def first_state(params):
-        state = init_state(params, network.optimizer)
+    def first_state(variables):
+        params, statistics = variables["params"], variables.get("batch_stats")
+        state = init_state(params, network.optimizer, statistics)
         if task.data.validation is None:
             return state
         return ValidatedState.of(state, network.trainable)
@@ -456,7 +473,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
     if then is None or saved is None:
         name = "random" if config.weights == "none" else config.weights
         console.wait("preparing the weights", f"weights: {name}")
-        params, weights = initial_params(
+        variables, weights = initial_variables(
             ARCHITECTURES[config.model],
             network.model,
             network.init_key,
@@ -466,7 +483,7 @@ def _start(task: Task, then: Record | None, network: Any, checkpoints: Any) -> S
             log=console.shown,
         )
         record = Record.of(config, task.data, task.preprocess, weights, now)
-        return Start(first_state(params), Progress(), record)
+        return Start(first_state(variables), Progress(), record)
     progress = Progress.from_checkpoint(saved.about)
     if config.epochs < progress.epochs_begun:
         raise UsageError(
@@ -496,14 +513,14 @@ def _draw_missing(task: Task, rows: list[dict[str, float]], missing: list[str]) 
     stages.describe_saved(functools.partial(_how_to_draw, task))
     task.console.wait("evaluating")
     model = network_of(config, data).model
-    params = whole_network(str(folder / run_folder.MODEL), config.model).params
+    weights = whole_network(str(folder / run_folder.MODEL), config.model)
     test = inputs.image_inputs(model, data, task.preprocess, config.workers)["test"]
     _, predictions = evaluate_split(
         eval_step_of(test.apply_fn),
-        TrainState(params, {}, (), jnp.int32(0)),
+        TrainState(weights.params, weights.batch_stats, (), jnp.int32(0)),
         test.load,
         count=len(data.test),
-        batch_size=inputs.FORWARD_BATCH,
+        batch_size=inputs.forward_batch(model, config.image_size),
     )
     writer = RunWriter(folder, None, task.console.log)
     preprocess = task.preprocess

@@ -197,13 +197,14 @@ def create_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a network and its variables: `logits = model.apply(variables, x, ...)`.
 
-    `name` is "alexnet". `weights` are those of the command: "none" (random, as torch
-    initialises them), "imagenet-conv" (ImageNet's convolutions, which are embedded),
-    "imagenet" (all layers, downloaded once unless `offline`), or a file or the folder
-    of a run. A head of another number of classes than `num_classes` is random. (So is
-    one of other class names in `fine_tune`; here the classes have no names.) `fields`
-    are those of the module, such as `dropout_rate`. `variables` are the tree of
-    `pretrained.to_variables`; the random ones are those of `fine_tune` for `seed`.
+    `name` is one of those of `--model`, such as "resnet18". `weights` are those of the
+    command: "none" (random, as torchvision initialises them), "imagenet-conv"
+    (ImageNet's convolutions, which are embedded for AlexNet and VGG-16), "imagenet" or
+    "imagenet-v2" (all layers, downloaded once unless `offline`), or a file or the
+    folder of a run. A head of another number of classes than `num_classes` is random.
+    (So is one of other class names in `fine_tune`; here the classes have no names.)
+    `fields` are those of the module, such as `dropout_rate`. `variables` are the tree
+    of `pretrained.to_variables`; the random ones are those of `fine_tune` for `seed`.
     `log=False` prints nothing about a download.
 
     Raises UsageError for a wrong argument, WeightsError for unusable weights.
@@ -221,15 +222,16 @@ def create_model(
         )
     given: dict[str, Any] = {"weights": weights, "seed": seed}  # checked by Config
     config = resolved(Config(model=name, freeze="none", **given))
-    from jaxlab.training.initial_weights import initial_params, keys
+    from jaxlab.training.initial_weights import initial_variables, keys
 
     architecture = ARCHITECTURES[name]
     try:
         model = architecture.build(num_classes, **fields)
     except TypeError as error:
-        raise UsageError(f"{name}: {error}; see help(jaxlab.AlexNet)") from error
+        module = f"{architecture.module}.{architecture.class_name}"
+        raise UsageError(f"{name}: {error}; see help({module})") from error
     key, _ = keys(config.seed)
-    params, _ = initial_params(
+    variables, _ = initial_variables(
         architecture, model, key, config.weights, offline=offline, log=log
     )
-    return model, {"params": params}
+    return model, variables

@@ -28,9 +28,11 @@ from jaxlab import runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, UsageError, shown
+from jaxlab.models.architecture import DEFAULT, FINE_TUNED
 from jaxlab.runs import folder as run_folder
 from pretrained import stages
 from pretrained.errors import one_line, printable
+from pretrained.sources import PUBLISHED
 
 BAR_FROM = 33  # pictures for which a progress bar is shown
 
@@ -50,8 +52,15 @@ class Config:
     weights: str | None = flag(
         None,
         "published weights to use instead of a run",
-        choices=("imagenet",),
+        choices=PUBLISHED,
         default_help="the run's",
+    )
+    model: str | None = flag(
+        None,
+        "network",
+        choices=FINE_TUNED,
+        default_help=f"the run's; with --weights {DEFAULT}",
+        synonyms=("arch", "architecture", "network"),
     )
     test_index: str | None = flag(
         None,
@@ -119,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxlab.classifier import Classifier
 
     stages.begin("reading the network")
-    classifier = Classifier.load(source, offline=config.offline)
+    classifier = Classifier.load(source, model=config.model, offline=config.offline)
 
     write = _writer(config, ("file",))
     total_shown = len(paths) if len(paths) >= BAR_FROM else 0
@@ -164,7 +173,7 @@ def _predict_tested(config: Config, source: str, indices: Sequence[int]) -> None
     from jaxlab.tested import tested_images
 
     stages.begin("reading the network")
-    classifier = Classifier.load(source, offline=config.offline)
+    classifier = Classifier.load(source, model=config.model, offline=config.offline)
     stages.begin("loading the data")
     console = terminal.SILENT._replace(progress=terminal.progress_bar, shown=True)
     images, true_classes = tested_images(

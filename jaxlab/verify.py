@@ -1,8 +1,8 @@
 """python -m jaxlab.verify: certify that weights give torchvision's results.
 
 The same weights are loaded into torchvision's network by torch, and into this project's
-network by its own reader and conversion. The outputs of every named layer and the
-logits are compared on random images of several sizes, in float32 and float64.
+network by its own reader and conversion. The outputs of every module with parameters
+and the logits are compared on random images of several sizes, in float32 and float64.
 
 It is one file because a certificate is read from its inputs to its table.
 """
@@ -23,11 +23,12 @@ from jaxlab import environment, runtime
 from jaxlab.cli import flags, terminal
 from jaxlab.cli.flags import flag
 from jaxlab.errors import InputError, JaxlabError, UsageError
-from jaxlab.models.architecture import ARCHITECTURES
+from jaxlab.models.architecture import ARCHITECTURES, DEFAULT, FINE_TUNED
 from jaxlab.runs import folder as run_folder
 from pretrained import stages
 from pretrained.errors import printable
-from pretrained.tables import TABLES, head
+from pretrained.layout import current_names
+from pretrained.tables import TABLES, Row, head
 
 # Upper bounds of the relative error. It is not zero, because the two sides sum the same
 # products in different orders.
@@ -40,12 +41,21 @@ IMAGES = 2  # of each size
 class Config:
     """The arguments of the command and their defaults."""
 
-    weights: str = flag(
-        "imagenet-conv",
-        "a .pth or .safetensors file, the folder of a run, imagenet, or imagenet-conv",
+    weights: str | None = flag(
+        None,
+        "a .pth or .safetensors file, the folder of a run, published weights such as "
+        "imagenet, imagenet-conv, or random: random weights and statistics",
         group="weights",
         positional=True,
         metavar="[FILE|RUN]",
+        default_help="random with --model, else imagenet-conv",
+    )
+    model: str | None = flag(
+        None,
+        "network",
+        choices=FINE_TUNED,
+        default_help=f"that of the file, else {DEFAULT}",
+        synonyms=("arch", "architecture", "network"),
     )
     against: str | None = flag(
         None,
@@ -67,6 +77,7 @@ class Config:
 class Comparison(NamedTuple):
     """The difference between one of our network's outputs and torch's.
 
+    `layer` is the path of a module, such as "layer1/0/conv1", or "logits".
     `max_difference` is max |ours - torch|, `relative_error` is ‖ours - torch‖ /
     ‖torch‖. `passed` means that the latter is at most BARS[precision] and, for the
     logits, that the top-1 classes agree.
@@ -93,12 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages.begin("starting torch")
     torch, torchvision = import_torch()
     stages.begin("reading the weights")
-    network, params, state_dict, facts = _both_sides(config, torch, torchvision)
+    network, variables, state_dict, facts = _both_sides(config, torch, torchvision)
     stages.begin("comparing")
-    comparisons = compare(network, params, state_dict)
+    comparisons = compare(network, variables, state_dict)
     missed = [row for row in comparisons if not row.passed]
     certificate = {
         "verdict": "equal" if not missed else "not equal",
+        "network": network,
         **facts,
         "compared": f"{IMAGES} random images of each size",
         "bars": BARS,
@@ -118,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missed:
         worst = max(missed, key=lambda row: row.relative_error / BARS[row.precision])
         raise JaxlabError(
-            f"{config.weights}: not equal to torchvision's: {len(missed)} of "
+            f"{facts['weights']}: not equal to torchvision's: {len(missed)} of "
             f"{len(comparisons)} comparisons fail, {missed[0].layer} first and "
             f"{worst.layer} worst (relative error {worst.relative_error:.1e}); do not "
             "use these weights"
@@ -169,47 +181,88 @@ def _not_installed(package: str) -> InputError:
 def _both_sides(
     config: Config, torch: Any, torchvision: Any
 ) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
-    """Return the network's name, our params, torch's state_dict, and the facts."""
-    if config.weights == "imagenet-conv":
-        if config.against:
-            raise UsageError(
-                f"--against: {config.weights} is not a file; pass a file as WEIGHTS"
-            )
-        return _embedded_sides(torch, torchvision)
-    return _file_sides(config, torch)
+    """Return the network's name, our variables, torch's state_dict, and the facts."""
+    weights = config.weights
+    if weights is None:
+        weights = "imagenet-conv" if config.model is None else "random"
+    if weights not in ("imagenet-conv", "random"):
+        return _file_sides(weights, config, torch)
+    if config.against:
+        raise UsageError(f"--against: {weights} is not a file; pass a file as WEIGHTS")
+    network = config.model or DEFAULT
+    if weights == "imagenet-conv":
+        return _embedded_sides(network, torch, torchvision)
+    return _random_sides(network, torch, torchvision)
+
+
+def _random_sides(
+    network: str, torch: Any, torchvision: Any
+) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
+    """Return both sides of random weights, running statistics and counters."""
+    from pretrained import to_variables
+
+    model = getattr(torchvision.models, network)()
+    state_dict = randomised(model, torch).state_dict()
+    facts = {
+        "weights": "random, with random running statistics and counters",
+        "classes": 1000,
+        "proves": _ARCHITECTURE,
+    }
+    return network, to_variables(state_dict, network), state_dict, facts
+
+
+def randomised(model: Any, torch: Any) -> Any:
+    """Return torch's network with noise in all it holds, so that no two are equal.
+
+    Initial biases, scales and statistics are 0 or 1, and could be exchanged unnoticed.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for name, tensor in model.state_dict().items():
+            if not tensor.dtype.is_floating_point:
+                tensor.fill_(int(torch.randint(1, 1000, ())))
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand_like(tensor))
+            else:
+                noise = torch.randn_like(tensor)
+                tensor.mul_(1 + 0.1 * noise).add_(noise, alpha=0.01)
+    return model
+
+
+_ARCHITECTURE = "that the architecture and the conversion equal torchvision's"
 
 
 def _embedded_sides(
-    torch: Any, torchvision: Any
+    network: str, torch: Any, torchvision: Any
 ) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
     """Return both sides of the embedded convolutions, with other layers of torch's."""
     from pretrained import embedded, to_flax, to_torch
 
     torch.manual_seed(0)
-    network = embedded.NETWORK
+    convolutions, source = embedded.imagenet_conv(network), embedded.SOURCES[network]
     state_dict = getattr(torchvision.models, network)().state_dict()
-    params = {**to_flax(state_dict, TABLES[network]), **embedded.imagenet_conv()}
+    params = {**to_flax(state_dict, TABLES[network]), **convolutions}
     state_dict = {
         name: torch.from_numpy(array)
         for name, array in to_torch(params, TABLES[network]).items()
     }
     facts = {
-        "weights": f"{embedded.SOURCE}; all other layers random",
-        "sha256": embedded.SHA256,
+        "weights": f"{source.title}; all other layers random",
+        "sha256": source.sha256,
         "classes": 1000,
-        "proves": "that the architecture and the conversion equal torchvision's",
+        "proves": _ARCHITECTURE,
     }
-    return network, params, state_dict, facts
+    return network, {"params": params}, state_dict, facts
 
 
 def _file_sides(
-    config: Config, torch: Any
+    name: str, config: Config, torch: Any
 ) -> tuple[str, Any, dict[str, Any], dict[str, Any]]:
     """Return both sides of a file: as we read it, and as torch loads its original."""
     from pretrained.files import read_weights
 
-    ours = _content(config.weights, config.offline)
-    weights = read_weights(ours)
+    ours = _content(name, config)
+    weights = read_weights(ours, config.model)
     facts = {
         "weights": ours.name,
         "sha256": weights.sha256,
@@ -219,7 +272,7 @@ def _file_sides(
     theirs, original = ours, weights
     proves = "that this file is read and converted without loss; not who trained it"
     if config.against:
-        theirs = _content(config.against, config.offline)
+        theirs = _content(config.against, config)
         original = read_weights(theirs, weights.network)
         facts |= {"against": theirs.name, "against_sha256": original.sha256}
         proves = (
@@ -237,21 +290,23 @@ def _file_sides(
             f"{ours.name} has {_num_classes(weights)}; pass the file that WEIGHTS was "
             "converted from"
         )
-    return weights.network, weights.params, _torch_load(torch, theirs, original), facts
+    state_dict = _torch_load(torch, theirs, original)
+    return weights.network, weights.variables, state_dict, facts
 
 
-def _content(name: str, offline: bool) -> io.BytesIO:
+def _content(name: str, config: Config) -> io.BytesIO:
     """Return the bytes of a file, a run's model or published weights, with its path.
 
     They are read once: the same bytes are hashed and parsed by both sides.
     """
     from pretrained.download import open_published
-    from pretrained.sources import SOURCES
+    from pretrained.sources import PUBLISHED, published
     from pretrained.torchfile import open_weights
 
     source: BinaryIO | Path
-    if name in SOURCES:
-        source = open_published(SOURCES[name], offline=offline)
+    if name in PUBLISHED:
+        found = published(config.model or DEFAULT, name)
+        source = open_published(found, offline=config.offline)
     else:
         source = Path(name)
         if source.is_dir():
@@ -281,58 +336,78 @@ def _num_classes(weights: Any) -> int:
 
 
 def compare(
-    network: str, params: Any, state_dict: Mapping[str, Any]
+    network: str, variables: Any, state_dict: Mapping[str, Any]
 ) -> list[Comparison]:
-    """Compare our network with `params` and torchvision's with `state_dict`.
+    """Compare our network with `variables` and torchvision's with `state_dict`.
 
-    Returns one comparison for each precision, image size and layer, and for the logits,
-    whose top-1 classes must also agree. Both sides get the same images, which are drawn
-    from a standard normal distribution.
+    Returns one comparison for each precision, image size and module that has
+    parameters, and for the logits, whose top-1 classes must also agree. Both sides get
+    the same images, which are drawn from a standard normal distribution.
+    """
+    _, torchvision = import_torch()
+    num_classes = variables["params"][head(TABLES[network])]["bias"].size
+    model = getattr(torchvision.models, network)(num_classes=num_classes)
+    # A plain dict, in which torch's layers do not expect counters that it lacks.
+    named = dict(current_names(state_dict, TABLES[network]))
+    model.load_state_dict(named, strict=True)
+    ours = ARCHITECTURES[network].build(num_classes)
+    return compare_modules(TABLES[network], ours, variables, model)
+
+
+def compare_modules(
+    table: Sequence[Row],
+    ours: Any,
+    variables: Any,
+    theirs: Any,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    precisions: Sequence[str] | None = None,
+) -> list[Comparison]:
+    """Compare one of our modules with one of torch's; see `compare`.
+
+    By default the `sizes` of images are SIZES, and the `precisions` those of BARS.
     """
     import jax
 
-    _, torchvision = import_torch()
-    num_classes = params[head(TABLES[network])]["bias"].size
-    model = getattr(torchvision.models, network)(num_classes=num_classes)
-    model.load_state_dict(state_dict, strict=True)
     rows = []
-    for precision in BARS:
+    for precision in precisions or BARS:
         with environment.pinned(), jax.enable_x64(precision == "float64"):
-            for height, width in SIZES:
+            for height, width in sizes or SIZES:
                 shape = (IMAGES, height, width, 3)
                 images = np.random.default_rng(0).standard_normal(shape)
                 images = images.astype(precision)
-                theirs = _torch_outputs(network, model, images)
-                ours = _our_outputs(network, params, images)
+                expected = _torch_outputs(table, theirs, images)
+                found = _our_outputs(table, ours, variables, images)
                 rows += [
-                    _row(precision, f"{height}×{width}", layer, ours[layer], expected)
-                    for layer, expected in theirs.items()
+                    _row(precision, f"{height}×{width}", layer, found[layer], output)
+                    for layer, output in expected.items()
                 ]
     return rows
 
 
+def _modules(table: Sequence[Row]) -> dict[str, str]:
+    """Return the path of each module with parameters, and that of torch's."""
+    return {row.flax.rpartition("/")[0]: row.torch.rpartition(".")[0] for row in table}
+
+
 def _torch_outputs(
-    network: str, model: Any, images: np.ndarray
+    table: Sequence[Row], model: Any, images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return torchvision's layer outputs and logits by our names, channels last."""
+    """Return torch's module outputs and logits by our names, channels last."""
     import torch
 
     outputs = {}
 
     def keep(layer):
         def hook(_module, _inputs, output):
-            # The output is copied, because the ReLU that follows works in place.
+            # The output is copied, because a ReLU that follows works in place.
             array = output.detach().clone().numpy()
             outputs[layer] = np.moveaxis(array, 1, -1)
 
         return hook
 
-    paths = {
-        row.flax.split("/")[0]: row.torch.rpartition(".")[0] for row in TABLES[network]
-    }
     handles = [
         model.get_submodule(path).register_forward_hook(keep(layer))
-        for layer, path in paths.items()
+        for layer, path in _modules(table).items()
     ]
     pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
     with torch.no_grad():
@@ -343,29 +418,45 @@ def _torch_outputs(
 
 
 def _our_outputs(
-    network: str, params: Any, images: np.ndarray
+    table: Sequence[Row], model: Any, variables: Any, images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return our layer outputs and logits, computed in the precision of the images."""
+    """Return our module outputs and logits, computed in the precision of the images."""
     import jax
 
-    num_classes = params[head(TABLES[network])]["bias"].size
-    model = ARCHITECTURES[network].build(num_classes, dtype=images.dtype)
+    def cast(leaf):  # but no counter
+        return leaf.astype(images.dtype) if leaf.dtype.kind == "f" else leaf
 
     @jax.jit
-    def run(params, images):
-        variables = {"params": jax.tree.map(lambda x: x.astype(images.dtype), params)}
-        return model.apply(variables, images, train=False, capture_intermediates=True)
+    def run(variables, images):
+        logits, captured = model.apply(
+            jax.tree.map(cast, variables),
+            images,
+            train=False,
+            capture_intermediates=lambda module, _: "/".join(module.path) in modules,
+            mutable=["intermediates"],
+        )
+        outputs = {}
+        for name in modules:
+            found = captured["intermediates"]
+            for part in name.split("/"):
+                found = found[part]
+            (outputs[name],) = found["__call__"]
+        return logits, outputs
 
+    modules = _modules(table)
+    model = model.clone(dtype=images.dtype)
     # GPUs may use TF32 for float32 products, which is less precise than torch on a CPU.
     with jax.default_matmul_precision("highest"):
-        logits, captured = run(params, images)
-    layers = {name: captured["intermediates"][name]["__call__"][0] for name in params}
-    return {name: np.asarray(x) for name, x in {**layers, "logits": logits}.items()}
+        logits, outputs = run(variables, images)
+    return {name: np.asarray(x) for name, x in {**outputs, "logits": logits}.items()}
 
 
 def _row(
     precision: str, size: str, layer: str, ours: np.ndarray, theirs: np.ndarray
 ) -> Comparison:
+    if ours.shape != theirs.shape:
+        nothing = (math.inf, math.inf, False)
+        return Comparison(precision, size, layer, ours.shape, *nothing)
     difference = np.abs(ours - theirs)
     scale = np.linalg.norm(theirs)
     error = float(np.linalg.norm(difference) / scale) if scale else math.inf
@@ -381,15 +472,38 @@ def _row(
     )
 
 
+def _by_child(rows: Sequence[Comparison]) -> list[Comparison]:
+    """Return one row for each child, with the largest differences of its modules.
+
+    The shape is that of its last module.
+    """
+    found: dict[tuple[str, str, str], list[Comparison]] = {}
+    for row in rows:
+        child = row.layer.split("/")[0]
+        found.setdefault((row.precision, row.size, child), []).append(row)
+    return [
+        parts[-1]._replace(
+            layer=child,
+            # NumPy's maximum, in contrast to Python's, is NaN if a part is.
+            max_difference=float(np.max([part.max_difference for part in parts])),
+            relative_error=float(np.max([part.relative_error for part in parts])),
+            passed=all(part.passed for part in parts),
+        )
+        for (_, _, child), parts in found.items()
+    ]
+
+
 def _table(rows: Sequence[Comparison], certificate: Mapping[str, Any]) -> str:
+    rows = _by_child(rows)
+    wide = max(8, *(len(row.layer) + 1 for row in rows))
     lines = [
-        f"{'precision':<11}{'images':<9}{'layer':<8}{'shape':<16}{'max |Δ|':>9}"
+        f"{'precision':<11}{'images':<9}{'layer':<{wide}}{'shape':<16}{'max |Δ|':>9}"
         f"{'relative error':>16}  verdict"
     ]
     for row in rows:
         shape = "×".join(map(str, row.shape))
         lines.append(
-            f"{row.precision:<11}{row.size:<9}{row.layer:<8}{shape:<16}"
+            f"{row.precision:<11}{row.size:<9}{row.layer:<{wide}}{shape:<16}"
             f"{row.max_difference:>9.1e}{row.relative_error:>16.1e}  "
             f"{'equal' if row.passed else 'NOT EQUAL'}"
         )

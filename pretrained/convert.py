@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pretrained import console, stages
 from pretrained.errors import WeightsError, one_line, printable
-from pretrained.sources import SOURCES
+from pretrained.sources import PUBLISHED
 
 
 class _UsageError(Exception):
@@ -82,7 +82,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    known = ", ".join(SOURCES)
+    known = " or ".join(PUBLISHED)
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -90,6 +90,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         type=os.path.expanduser,
     )
     parser.add_argument("out", metavar="OUT", help="file to write", type=_path)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="network, such as resnet50 (default: that of SOURCE; of published weights "
+        "alexnet)",
+    )
     flags = {
         "--reverse": "write torchvision's names and layouts",
         "--overwrite": "replace OUT if it exists",
@@ -100,9 +106,16 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(flag, action="store_true", help=help)
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], flags, n=1)
+        close = difflib.get_close_matches(unknown[0], ["--model", *flags], n=1)
         advice = f"did you mean {close[0]}?" if close else "see --help"
         raise _UsageError(f"{unknown[0]}: unexpected argument; {advice}")
+    if options.model is not None:
+        from pretrained.tables import TABLES
+
+        if options.model not in TABLES:
+            raise _UsageError(
+                f"--model: {options.model!r} is not one of {', '.join(TABLES)}"
+            )
     endings = (".safetensors", ".pth") if options.reverse else (".safetensors",)
     if options.out.suffix not in endings:
         hint = "" if options.reverse else ", or add --reverse to write a .pth file"
@@ -123,20 +136,29 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 def _convert(options: argparse.Namespace) -> None:
     # These are imported here, so that --help and a mistyped flag do not load NumPy.
     from pretrained.download import open_published
-    from pretrained.files import provenance, read_weights, write_safetensors
-    from pretrained.layout import flat_params, to_torch
-    from pretrained.tables import TABLES
+    from pretrained.files import (
+        provenance,
+        read_weights,
+        with_flax_names,
+        write_safetensors,
+    )
+    from pretrained.layout import flat, to_state_dict
+    from pretrained.sources import published
+    from pretrained.tables import DEFAULT, TABLES
     from pretrained.torchfile import write_torch_file
 
     stages.begin("reading the weights")
-    if options.source in SOURCES:
-        with open_published(SOURCES[options.source], offline=options.offline) as file:
-            weights = read_weights(file)
+    if options.source in PUBLISHED:
+        source = published(options.model or DEFAULT, options.source)
+        with open_published(source, offline=options.offline) as file:
+            weights = read_weights(file, source.network)._replace(source=source)
     else:
-        weights = read_weights(options.source)
+        weights = read_weights(options.source, options.model)
     stages.begin("converting")
-    convert = to_torch if options.reverse else flat_params
-    tensors = convert(weights.params, TABLES[weights.network])
+    if options.reverse:
+        tensors = to_state_dict(weights.variables, weights.network)
+    else:
+        tensors = with_flax_names(weights.variables, TABLES[weights.network])
     stages.begin("writing the weights")
     if options.out.suffix == ".pth":
         write_torch_file(options.out, tensors)
@@ -145,9 +167,10 @@ def _convert(options: argparse.Namespace) -> None:
         write_safetensors(options.out, tensors, metadata)
     stages.describe_saved(lambda: f"{options.out} is complete")
     origin = weights.source.title if weights.source else "not a published file"
+    count = sum(array.size for array in flat(weights.params).values())
     line = (
         f"{options.out}: {len(tensors)} tensors, "
-        f"{sum(tensor.size for tensor in tensors.values()):,} parameters with "
+        f"{count:,} parameters with "
         f"{'torchvision' if options.reverse else 'Flax'}'s names, from "
         f"{options.source} (SHA-256 {weights.sha256[:16]}…, {origin})"
     )

@@ -7,6 +7,7 @@ of torchvision or of Flax ("conv1/kernel"); names with a "/" identify Flax's.
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,7 +23,10 @@ from pretrained.layout import (
     Table,
     Variables,
     flat,
+    flat_arrays,
     flat_params,
+    flax_name,
+    most_similar,
     nested,
     recognised,
     variables_of,
@@ -32,6 +36,7 @@ from pretrained.tables import TABLES
 from pretrained.torchfile import open_weights, read_torch_file
 from pretrained.unpickle import MAX_NAME
 
+MAX_HEADER = 100_000_000  # bytes; that of a DenseNet-201 has 150,000
 RUN_MODEL = "model.safetensors"  # the file of weights in the folder of a run
 
 
@@ -102,19 +107,17 @@ def read_weights(
     table = None
     if described is not None and (found := described(metadata)) is not None:
         network, table = found
-    if network is None:
-        likely = recognised({key: t.shape for key, t in tensors.items()}, names)
-        # If no network fits, the error lists the differences from the first one.
-        network = (likely or list(TABLES))[0]
+    else:
+        network = _network(name, {key: t.shape for key, t in tensors.items()}, network)
     table = table or TABLES[network]
+    # Published in half of the bytes; torch, too, widens them when it loads them.
+    tensors = {
+        key: array.astype(np.float32) if array.dtype == np.float16 else array
+        for key, array in tensors.items()
+    }
     try:
         if names == "flax":
-            if any(row.collection != "params" for row in table):
-                raise WeightsError(
-                    "params: the network also has running statistics; pass a file with "
-                    "torch's names"
-                )
-            variables = {"params": nested(flat_params(tensors, table))}
+            variables = _from_flax_names(tensors, table)
         else:
             variables = variables_of(tensors, table)
     except WeightsError as error:
@@ -145,6 +148,78 @@ def read_weights(
         metadata,
         variables.get("batch_stats", {}),
     )
+
+
+def network_of(path: str | os.PathLike) -> str:
+    """Return the network in TABLES of a file of weights, or of a run's folder.
+
+    It is the most similar one if the file is of none. Raises WeightsError if the file
+    cannot be read.
+    """
+    model = os.path.join(path, RUN_MODEL)
+    with open_weights(model if os.path.isfile(model) else path) as (file, name):
+        size, brace = struct.unpack("<Qc", file.read(9).ljust(9))
+        file.seek(0)
+        if brace != b"{":
+            tensors = read_torch_file(file)
+            return _network(name, {key: t.shape for key, t in tensors.items()}, None)
+        try:  # the header alone
+            header = json.loads(file.read(8 + min(size, MAX_HEADER))[8:])
+            header.pop("__metadata__", None)
+            shapes = {key: tuple(tensor["shape"]) for key, tensor in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            file.seek(0)
+            tensors, _ = _read_safetensors(file, name)  # it says what is damaged
+            shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    return _network(name, shapes, None)
+
+
+def _network(
+    name: str, shapes: Mapping[str, tuple[int, ...]], expected: str | None
+) -> str:
+    """Return the network of a file; raise WeightsError if another one is expected.
+
+    If none fits, it is the expected one or else the most similar one, the differences
+    from which the error will list.
+    """
+    likely = recognised(shapes)
+    if expected in likely or not likely:
+        return expected or most_similar(shapes)
+    if expected is None:
+        return likely[0]
+    raise WeightsError(
+        f"{name}: contains the weights of {likely[0]}, expected {expected}; pass "
+        f"--model {likely[0]}, or other weights"
+    )
+
+
+def _from_flax_names(tensors: Mapping[str, np.ndarray], table: Table) -> Variables:
+    """Return the variables of a file that `with_flax_names` named."""
+    if all(row.collection == "params" for row in table):
+        return {"params": nested(flat_params(tensors, table))}
+    trees: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in tensors.items():
+        collection, _, path = name.partition("/")
+        trees.setdefault(collection, {})[path] = array
+    collections = dict.fromkeys(row.collection for row in table)
+    if others := sorted(trees.keys() - collections.keys()):
+        raise WeightsError(
+            f"{others[0]}: is in none of the collections {', '.join(collections)}; "
+            "convert the original again"
+        )
+    return {
+        collection: nested(flat_arrays(trees.get(collection, {}), table, collection))
+        for collection in collections
+    }
+
+
+def with_flax_names(variables: Variables, table: Table) -> dict[str, np.ndarray]:
+    """Return the arrays of a file with Flax's names; see `layout.flax_name`."""
+    trees = {
+        collection: flat_arrays(tree, table, collection)
+        for collection, tree in variables.items()
+    }
+    return {flax_name(row, table): trees[row.collection][row.flax] for row in table}
 
 
 def _read_safetensors(
@@ -195,7 +270,7 @@ def provenance(weights: Weights, file_name: str) -> dict[str, str]:
     facts = {
         "file": file_name,
         "sha256": weights.sha256,
-        "verified": source is not None,
+        "verified": source is not None and source.is_hash_known,
         "url": source.url if source else None,
         "licence": source.licence if source else None,
         "made_from": weights.provenance,

@@ -4,13 +4,19 @@ If weights do not fit the table, the error lists all that is missing, unexpected
 a wrong shape or dtype, and what the weights probably are instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from pretrained.errors import WeightsError
-from pretrained.misfit import advice_on, checked_arrays, listed, mismatches
+from pretrained.misfit import (
+    advice_on,
+    checked_arrays,
+    listed,
+    mismatches,
+    without_additions,
+)
 from pretrained.tables import ALEXNET, TABLES, Row
 
 Table = tuple[Row, ...]
@@ -79,6 +85,7 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
             f"state_dict: expected a mapping of names to arrays, got a "
             f"{type(state_dict).__name__}; pass model.state_dict()"
         )
+    state_dict = current_names(state_dict, table)
     counts = {row.torch: row for row in table if row.kind == "count"}
     zero = np.zeros((), np.int64)
     absent = {name: zero for name in counts if name not in state_dict}
@@ -98,6 +105,14 @@ def variables_of(state_dict: Mapping[str, Any], table: Table) -> Variables:
     return variables
 
 
+def current_names(state_dict: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
+    """Return a state_dict with the names of today's torchvision, in the same order."""
+    renamed = {row.also: row.torch for row in table if row.also is not None}
+    if not renamed:
+        return state_dict
+    return {renamed.get(name, name): tensor for name, tensor in state_dict.items()}
+
+
 def state_dict_of(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
     """Convert like `to_state_dict`, by the given table."""
     arrays = {
@@ -110,24 +125,61 @@ def state_dict_of(variables: Mapping[str, Any], table: Table) -> dict[str, np.nd
     }
 
 
-def recognised(
-    shapes: Mapping[str, tuple[int, ...]], names: str = "torch"
-) -> list[str]:
-    """Return the networks in TABLES whose state_dict has these names and shapes.
+def recognised(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the networks in TABLES whose weights have these names and shapes.
 
-    With `names` "flax", the flat params are compared instead. Counters may be missing.
+    The names are torch's, today's or older ones, or those of `flax_name`. Counters may
+    be missing.
     """
-    arrays = {name: np.broadcast_to(0.0, shape) for name, shape in shapes.items()}
+    is_flax = any("/" in name for name in shapes)
 
     def fits(table: Table) -> bool:
-        if names == "flax":
-            rows = [row for row in table if row.collection == "params"]
-            return not mismatches(arrays, {row.flax: _flax_shape(row) for row in rows})
-        absent = {row.torch: np.zeros(()) for row in table if row.kind == "count"}
-        expected = {row.torch: row.shape for row in table}
-        return not mismatches({**absent, **arrays}, expected)
+        rows = {_name(row, table, is_flax): row for row in table}
+        found = shapes if is_flax else current_names(shapes, table)
+        absent = rows.keys() - found.keys()
+        if found.keys() - rows.keys() or any(rows[n].kind != "count" for n in absent):
+            return False
+        arrays = {name: np.broadcast_to(0.0, shape) for name, shape in found.items()}
+        expected = {
+            name: flax_shape(row) if is_flax else row.shape
+            for name, row in rows.items()
+            if name not in absent
+        }
+        return not mismatches(arrays, expected)
 
     return [name for name, table in TABLES.items() if fits(table)]
+
+
+def most_similar(names: Collection[str]) -> str:
+    """Return the network in TABLES whose names are most similar; of several the first.
+
+    The similarity is the share of the names that both have, of those that either has,
+    without what wrappers of a model have added to them.
+    """
+    is_flax = any("/" in name for name in names)
+
+    def similarity(table: Table) -> float:
+        expected = {_name(row, table, is_flax) for row in table}
+        found = set(
+            current_names(dict.fromkeys(without_additions(names, expected)), table)
+        )
+        return len(expected & found) / len(expected | found)
+
+    return max(TABLES, key=lambda name: similarity(TABLES[name]))
+
+
+def _name(row: Row, table: Table, is_flax: bool) -> str:
+    return flax_name(row, table) if is_flax else row.torch
+
+
+def flax_name(row: Row, table: Table) -> str:
+    """Return a tensor's name in files with Flax's names, such as "conv1/kernel".
+
+    In a network that also has running statistics, a name begins with its collection:
+    "params/conv1/kernel", "batch_stats/bn1/mean".
+    """
+    only_params = all(other.collection == "params" for other in table)
+    return row.flax if only_params else f"{row.collection}/{row.flax}"
 
 
 def flat_params(
@@ -147,7 +199,7 @@ def flat_arrays(
     rows = [row for row in table if row.collection == collection]
     counts = {row.flax: row for row in rows if row.kind == "count"}
     arrays, problems = checked_arrays(
-        flat(tree), counts, {row.flax: _flax_shape(row) for row in rows}
+        flat(tree), counts, {row.flax: flax_shape(row) for row in rows}
     )
     if problems:
         expected = ", ".join(dict.fromkeys(row.flax.split("/")[0] for row in rows))
@@ -197,7 +249,8 @@ def _moved(row: Row, way: str, array: np.ndarray) -> np.ndarray:
     return np.array(moved, order="C")
 
 
-def _flax_shape(row: Row) -> tuple[int | str, ...]:
+def flax_shape(row: Row) -> tuple[int | str, ...]:
+    """Return a tensor's shape in Flax; a free dimension keeps its name."""
     # A free dimension has size 0 here, so that it can be found after the transform.
     free = next((size for size in row.shape if isinstance(size, str)), None)
     numbers = [0 if isinstance(size, str) else size for size in row.shape]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def advice_on(state_dict: Mapping[Any, Any], table: Iterable[Row]) -> str:
         return f"{', and '.join(what)}; pass {renamed}"
     if set(names) != expected:
         for family, starts in _FAMILIES.items():
-            if all(any(name.startswith(start) for name in names) for start in starts):
+            if _has_all(names, starts) and not _has_all(expected, starts):
                 return (
                     f"this looks like {family}; pass the state_dict of torchvision's "
                     "version of the expected network"
@@ -130,6 +130,12 @@ def advice_on(state_dict: Mapping[Any, Any], table: Iterable[Row]) -> str:
         if "conv5" in names or any("/" in name for name in names):
             return "these look like Flax params; convert them with to_torch"
     return "pass the float32 state_dict of the expected network from torchvision.models"
+
+
+def _has_all(names: Iterable[str], starts: Iterable[str]) -> bool:
+    """Return whether each start begins one of the names."""
+    names = list(names)
+    return all(any(name.startswith(start) for name in names) for start in starts)
 
 
 def inner_state_dict(checkpoint: Mapping[Any, Any]) -> str | None:
@@ -146,6 +152,14 @@ def inner_state_dict(checkpoint: Mapping[Any, Any]) -> str | None:
         if key in inner and not re.search("optim|sched|scaler", key):
             return key
     return None
+
+
+def without_additions(names: Collection[str], expected: set[str]) -> list[str]:
+    """Return the names without the wrappers and the prefix that were added to them."""
+    wrappers, prefix = _added_to(list(names), expected)
+    for wrapper in wrappers:
+        names = [name.replace(wrapper, "") for name in names]
+    return [name.removeprefix(prefix) for name in names]
 
 
 def _added_to(names: list[str], expected: set[str]) -> tuple[list[str], str]:

@@ -109,7 +109,7 @@ def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
 
 def _what_it_is(head: bytes, size: int, name: str) -> str:
     """Describe a file that is not in one of torch's formats, and name the remedy."""
-    for source in SOURCES.values():
+    for source in (each for found in SOURCES.values() for each in found.values()):
         if name in source.superseded:
             return f"is an outdated file; get {source.file_name} from {source.url}"
     if (mistaken := mistaken_for(head, GET_AGAIN)) is not None:
@@ -328,10 +328,16 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a part of a tensor")
 
 
+_STORAGES = {
+    np.dtype(np.float32): b"ctorch\nFloatStorage\n",
+    np.dtype(np.int64): b"ctorch\nLongStorage\n",
+}
+
+
 def write_torch_file(
     path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]
 ) -> None:
-    """Write C-contiguous float32 arrays as torch.save writes a state_dict.
+    """Write C-contiguous float32 and int64 arrays as torch.save writes a state_dict.
 
     `torch.load(path, weights_only=True)` reads it; the same arrays give the same bytes.
     An existing file is replaced once the new one is complete. Raises WeightsError if
@@ -339,10 +345,10 @@ def write_torch_file(
     """
     program = bytearray(b"\x80\x02ccollections\nOrderedDict\n)R(")
     for key, (name, array) in enumerate(state_dict.items()):
-        if array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise ValueError(f"{name}: expected a C-contiguous float32 array")
+        if array.dtype not in _STORAGES or not array.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a C-contiguous float32 or int64 array")
         program += _string(name) + b"ctorch._utils\n_rebuild_tensor_v2\n("
-        program += b"(" + _string("storage") + b"ctorch\nFloatStorage\n"
+        program += b"(" + _string("storage") + _STORAGES[array.dtype]
         program += _string(str(key)) + _string("cpu") + _integer(array.size) + b"tQ"
         strides = (stride // array.itemsize for stride in array.strides)
         program += _integer(0) + _integers(array.shape) + _integers(strides)

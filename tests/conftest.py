@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from jaxlab import AlexNet, runtime
 from jaxlab.cli import terminal
-from jaxlab.training.initial_weights import param_shapes
+from jaxlab.training.initial_weights import variable_shapes
 from jaxlab.verify import import_torch
 from pretrained.embedded import imagenet_conv
 from tests.stress.narrow import NARROW, narrow
@@ -131,7 +131,9 @@ def random_params(model, dtype=np.float32, seed=0):
             for name, leaf in leaves.items()
         }
 
-    return {name: layer(leaves) for name, leaves in param_shapes(model).items()}
+    return {
+        name: layer(leaves) for name, leaves in variable_shapes(model)["params"].items()
+    }
 
 
 def pytest_addoption(parser):

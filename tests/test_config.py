@@ -20,7 +20,8 @@ from jaxlab.runs import resume
 # These sets repeat jaxlab.config on purpose: a setting that may differ when a run is
 # resumed must be listed here too, so that none is marked so by accident.
 ON_RESUME = {
-    PER_PROCESS: {"out", "resume", "overwrite", "debug", "offline", "check"},
+    PER_PROCESS: {"out", "resume", "overwrite", "debug", "offline", "check"}
+    | {"layers"},
     NOT_COMPARED: {"epochs", "patience", "workers", "keep", "checkpoint_every"}
     | {"feature_cache_size", "data_dir", "manual_dir", "exclude"},
     RESOLVED_FROM_DATA: {"train_size", "test_size", "batch_size"},

@@ -19,8 +19,6 @@ from safetensors.numpy import load_file
 from jaxlab import AlexNet, Preprocess, verify
 from jaxlab.data.digits import mnist5k
 from jaxlab.finetune import main
-from jaxlab.models.alexnet import MIN_SIZE
-from jaxlab.models.architecture import ARCHITECTURES
 from pretrained import embedded, to_flax
 from tests.conftest import (
     FORWARD_FLOAT32,
@@ -110,7 +108,7 @@ def test_config_holds_all_that_decides_the_run(run):
     }
     assert config["dataset"]["train_images"] == 200
     assert config["dataset"]["sha256"] == mnist5k().first(200, 100).fingerprint()
-    assert config["weights"]["sha256"] == embedded.SHA256
+    assert config["weights"]["sha256"] == embedded.SOURCES["alexnet"].sha256
     assert config["class_names"] == list("0123456789")
     assert config["preprocessing"]["image_size"] == 63
     assert set(config["versions"]) >= {"jax", "flax", "optax", "numpy", "python"}
@@ -306,7 +304,7 @@ USAGE = [
         ["--lr-gamma", "2"],
         "--lr-gamma: 2 is out of range; pass a number that is above 0 and at",
     ),
-    (["--image-size", "9999"], "at least 63 and at most 2048"),
+    (["--image-size", "9999"], "at least 1 and at most 2048"),
     (
         ["--epochs", "0"],
         "--epochs: 0 is out of range; pass a number that is at least 1",
@@ -346,11 +344,11 @@ USAGE = [
     (["--freeze", "conv6"], "'conv6' is not one of features, backbone, none, conv1, "),
     (["--freeze", "conv"], "did you mean conv5?"),
     (["--freeze", "fc8", "--weights", "imagenet"], "'fc8' is not one of features"),
-    (["--model", "alexnett"], "'alexnett' is not one of alexnet; did you mean alexnet"),
+    (["--model", "alexnett"], "'alexnett' is not one of alexnet, "),
     (
         ["--weights", "imagenet-cnov"],
-        "'imagenet-cnov' is neither a file nor one of imagenet-conv, imagenet, none; "
-        "did you mean imagenet-conv?",
+        "'imagenet-cnov' is neither a file nor one of imagenet-conv, imagenet, "
+        "imagenet-v2, none; did you mean imagenet-conv?",
     ),
     (["--weights", "absent.pth"], "'absent.pth' is neither a file nor one of"),
 ]
@@ -451,10 +449,6 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
     )
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_the_smallest_image_size_is_the_networks():
-    assert ARCHITECTURES["alexnet"].min_image_size == MIN_SIZE
 
 
 @pytest.mark.slow

@@ -907,7 +907,7 @@ def test_each_name_has_an_example_that_runs(name, request, tmp_path, monkeypatch
 def test_a_summary_has_every_operation_in_order(narrowed):
     model = ARCHITECTURES["alexnet"].build(10)
     patterns = ARCHITECTURES["alexnet"].freezing_patterns("conv5")
-    shapes = initial_weights.param_shapes(model)
+    shapes = initial_weights.variable_shapes(model)["params"]
     table = jaxlab.summary(
         model, (224, 224, 3), jaxlab.trainable_tree(shapes, patterns)
     )
@@ -929,7 +929,7 @@ def test_widths_may_be_lists(data):
     lists = jaxlab.AlexNet(10, channels=[4, 4, 4, 4, 4], hidden=np.int64(8))
     assert lists == jaxlab.AlexNet(10, channels=(4, 4, 4, 4, 4), hidden=8)
     assert hash(lists) == hash(jaxlab.AlexNet(10, channels=(4,) * 5, hidden=8))
-    assert initial_weights.param_shapes(lists)["fc7"]["bias"].shape == (8,)
+    assert initial_weights.variable_shapes(lists)["params"]["fc7"]["bias"].shape == (8,)
     model = jaxlab.MLP(features=[8, np.int32(4)])
     assert model == jaxlab.MLP((8, 4)) and type(model.features[1]) is int
     model, variables = jaxlab.create_model("alexnet", channels=[4] * 5, hidden=8)

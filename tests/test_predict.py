@@ -361,7 +361,7 @@ def test_without_a_run_imagenet_answers_with_its_own_classes(
     params = to_flax(oracle.state_dict(), alexnet(**NARROW))
     asked = []
 
-    def whole_network(name, *, offline, log):
+    def whole_network(name, network, *, offline, log):
         asked.append((name, offline))
         return Weights(params, "alexnet", "torch", False, sha256="", source=None)
 

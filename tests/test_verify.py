@@ -120,7 +120,7 @@ def test_a_wrong_conversion_fails_at_its_layer(damage, first, original, converte
     params = load_file(converted)
     damage(params)
     rows = verify.compare(
-        "alexnet", nested(params), torch.load(original, weights_only=True)
+        "alexnet", {"params": nested(params)}, torch.load(original, weights_only=True)
     )
     missed = [row.layer for row in rows if not row.passed]
     assert missed[0] == first and "logits" in missed

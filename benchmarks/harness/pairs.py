@@ -24,13 +24,15 @@ def worker(module: str, **options: Any) -> Iterator[Measure]:
     """Start `python -m module --worker OPTIONS`; yield a function that measures.
 
     The process must call `serve`; it is idle between two measurements. With `gpu=True`
-    it can use a GPU, otherwise none is visible to it. The function raises RuntimeError
-    if the process has ended.
+    it can use a GPU, otherwise none is visible to it. `home` is its cache folder. The
+    function raises RuntimeError if the process has ended.
     """
     # The two sides share a GPU, so neither may allocate all of its memory in advance.
     device = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if not options.pop("gpu", False):
         device = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if home := options.pop("home", None):
+        device["JAXLAB_HOME"] = home
     process = subprocess.Popen(
         [sys.executable, "-m", module, "--worker", json.dumps(options)],
         env={**os.environ, **device},

@@ -55,6 +55,7 @@ class Lab:
     def __init__(
         self,
         *,
+        network: str = "alexnet",
         freeze: str = "features",
         channels_last: bool = False,
         compiled: bool = False,
@@ -77,7 +78,11 @@ class Lab:
             for name, split in data.splits.items()
         }
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.plain = alexnet(freeze).to(memory_format=self.layout)
+        if network == "alexnet":
+            self.plain = alexnet(freeze)
+        else:  # random weights take as long, and nothing is frozen
+            self.plain = getattr(torchvision.models, network)(num_classes=10)
+        self.plain.to(memory_format=self.layout)
         self.model = torch.compile(self.plain) if compiled else self.plain
         trainable = [p for p in self.plain.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(

@@ -1,4 +1,4 @@
-"""Both sides of the AlexNet benchmarks, as processes that measure on request.
+"""Both sides of the benchmarks of networks, as processes that measure on request.
 
 It is one file because both sides measure the same jobs with the same helpers.
 """
@@ -98,8 +98,13 @@ def random_batch(batch: int) -> tuple[np.ndarray, np.ndarray]:
     return images, random.integers(0, 10, batch).astype(np.int32)
 
 
-def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Measure:
-    """Return our measure of a job: a forward pass, a training step, or an epoch."""
+def ours(
+    job: str, freeze: str, batch: int, precision: str, network: str, **sizes: Any
+) -> Measure:
+    """Return our measure of a job: a forward pass, a training step, or an epoch.
+
+    It can also be "compile": the first step, less a second one.
+    """
     from jaxlab import runtime
 
     runtime.set_up()
@@ -107,25 +112,28 @@ def ours(job: str, freeze: str, batch: int, precision: str, **sizes: Any) -> Mea
     import jax.numpy as jnp
 
     from jaxlab.models.architecture import ARCHITECTURES
-    from jaxlab.training.initial_weights import initial_params
+    from jaxlab.training.initial_weights import initial_variables
 
-    architecture = ARCHITECTURES["alexnet"]
+    architecture = ARCHITECTURES[network]
     model = architecture.build(10, dtype=jnp.dtype(precision))
     # Where fc6 and fc7 are frozen, random ones take as long as trained ones.
-    params, _ = initial_params(architecture, model, jax.random.key(0), "imagenet-conv")
+    key = jax.random.key(0)
+    embedded = architecture.weights == "imagenet-conv"
+    weights = architecture.weights if embedded else "none"
+    variables, _ = initial_variables(architecture, model, key, weights)
     if job == "forward":
         images, _ = map(jnp.asarray, random_batch(batch))
         forward = jax.jit(functools.partial(model.apply, train=False))
-        call = functools.partial(forward, {"params": params}, images)
+        call = functools.partial(forward, variables, images)
         return repeated(lambda: call().block_until_ready())
-    return _ours_training(job, architecture, model, params, freeze, batch, sizes)
+    return _ours_training(job, architecture, model, variables, freeze, batch, sizes)
 
 
 def _ours_training(
     job: str,
     architecture: Any,
     model: Any,
-    params: Any,
+    variables: Any,
     freeze: str,
     batch: int,
     sizes: dict[str, int],
@@ -139,19 +147,20 @@ def _ours_training(
     from jaxlab.training.epoch import evaluate_split, train_epoch
     from jaxlab.training.step import init_state, make_eval_step, make_train_step
 
+    params = variables["params"]
     trainable = optim.trainable_tree(params, architecture.freezing_patterns(freeze))
     optimizer = optim.make_optimizer("adam", 1e-4, trainable=trainable, l2=5e-4)
-    if job == "step":
+    if job in ("step", "compile"):
         load = InMemory(*map(jnp.asarray, random_batch(batch)))
         train = test = inputs.Inputs(load, model.apply)
         order = np.arange(batch)
     else:
-        train, test = _ours_inputs(architecture, model, params, trainable, sizes)
+        train, test = _ours_inputs(architecture, model, variables, trainable, sizes)
         order = epoch_order(sizes["train_size"], 0, 0)
     train_step = make_train_step(train.apply_fn, optimizer, trainable)
     eval_step = make_eval_step(test.apply_fn)
-    state = init_state(params, optimizer)
-    del params
+    state = init_state(params, optimizer, variables.get("batch_stats"))
+    del params, variables
 
     def take():
         nonlocal state
@@ -172,11 +181,17 @@ def _ours_training(
                 batch_size=inputs.FORWARD_BATCH,
             )
 
+    if job == "compile":
+        return lambda: timed(take)() - timed(take)()
     return repeated(take) if job == "step" else timed(take)
 
 
 def _ours_inputs(
-    architecture: Any, model: Any, params: Any, trainable: Any, sizes: dict[str, int]
+    architecture: Any,
+    model: Any,
+    variables: Any,
+    trainable: Any,
+    sizes: dict[str, int],
 ) -> tuple[Any, Any]:
     """Return what the training and the test split feed, with frozen layers stored."""
     from jaxlab import runtime
@@ -192,7 +207,7 @@ def _ours_inputs(
         inputs.image_inputs(model, data, Preprocess(), workers=0),
         architecture,
         model,
-        params,
+        variables,
         data,
         Preprocess(),
         trainable,
@@ -246,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", type=json.loads, required=True)
     options = {"freeze": "none", "batch": 64, "precision": "float32"}
+    options["network"] = "alexnet"
     options |= parser.parse_args().worker
     who = {"ours": ours, "torch": theirs}[options.pop("who")]
     serve(functools.partial(who, **options))

@@ -1,34 +1,74 @@
 """Text tables: a network's layers, the variants of the lab, compared networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
-def layer_table(params: Any, trainable: Any, origins: Mapping[str, str]) -> str:
+def layer_table(
+    params: Any,
+    trainable: Any,
+    origins: Mapping[str, str],
+    layers: Sequence[str] | None = None,
+) -> str:
     """Return a table with one line per layer, and a last line with the totals.
 
     The columns are the name, the shape of the kernel, the number of parameters, whether
     they are trained, and the origin of the weights. `trainable` is a tree of bool like
-    `params`; `origins` maps each layer to the origin of its weights.
+    `params`; `origins` maps each child of the params to the origin of its weights. The
+    `layers` are paths such as "layer1/0/conv1", in the order of the lines; by default
+    they are the children, in the order of `origins`. One that consists of several
+    layers has their number instead of a shape.
     """
-    lines = [f"{'layer':<8}{'kernel':<18}{'parameters':>12}  {'state':<11}weights"]
+    paths = [tuple(name.split("/")) for name in layers or origins]
+    width = max(8, *(len("/".join(path)) + 2 for path in paths))
+    lines = [
+        f"{'layer':<{width}}{'kernel':<18}{'parameters':>12}  {'state':<11}weights"
+    ]
     totals = {True: 0, False: 0}
-    for layer, leaves in params.items():
-        count = sum(np.size(value) for value in leaves.values())
+    for path in paths:
+        tree, is_trained = _at(params, path), _leaves(_at(trainable, path))
+        counts = list(map(np.size, _leaves(tree)))
+        for count, trained in zip(counts, is_trained, strict=True):
+            totals[trained] += count
         # Leaves of a layer may differ; it counts as frozen only if all of them are.
-        trained = any(trainable[layer].values())
-        for leaf, value in leaves.items():
-            totals[trainable[layer][leaf]] += np.size(value)
-        shape = "×".join(map(str, leaves["kernel"].shape))
-        state = "trainable" if trained else "frozen"
-        lines.append(f"{layer:<8}{shape:<18}{count:>12,}  {state:<11}{origins[layer]}")
+        state = "trainable" if any(is_trained) else "frozen"
+        lines.append(
+            f"{'/'.join(path):<{width}}{_shape(tree):<18}{sum(counts):>12,}  "
+            f"{state:<11}{origins[path[0]]}"
+        )
     lines.append(
-        f"{'total':<26}{sum(totals.values()):>12,}  "
+        f"{'total':<{width + 18}}{sum(totals.values()):>12,}  "
         f"{totals[True]:,} trainable, {totals[False]:,} frozen"
     )
     return "\n".join(lines)
+
+
+def _shape(tree: Any) -> str:
+    """Return the shape of a layer's kernel, or the number of layers in a child."""
+    if any(isinstance(below, Mapping) for below in tree.values()):
+        return f"{_count(tree)} layers"
+    return "×".join(map(str, tree["kernel"].shape)) if "kernel" in tree else ""
+
+
+def _count(tree: Any) -> int:
+    """Return the number of dicts of arrays in a tree of dicts."""
+    below = [_count(value) for value in tree.values() if isinstance(value, Mapping)]
+    return sum(below) if below else 1
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _leaves(tree: Any) -> list[Any]:
+    """Return the leaves of a tree of dicts, in the order of the sorted names."""
+    if not isinstance(tree, Mapping):
+        return [tree]
+    return [leaf for name in sorted(tree) for leaf in _leaves(tree[name])]
 
 
 # The columns of the lab's table behind the name, and their widths.

@@ -4,12 +4,10 @@ Source: Krizhevsky, "One weird trick for parallelizing convolutional neural netw
 arXiv:1404.5997.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models import chain
-from jaxlab.models.chain import Link, Mode
+from jaxlab.models.chain import Link, Mode, Network
 from jaxlab.models.layers import (
     AdaptiveAvgPool,
     Conv,
@@ -21,10 +19,8 @@ from jaxlab.models.layers import (
 )
 from jaxlab.models.widths import whole_number, whole_numbers
 
-MIN_SIZE = 63  # for smaller images, the last max pool has no 3x3 window
 
-
-class AlexNet(nn.Module):
+class AlexNet(Network):
     """torchvision's AlexNet: float[b, h, w, 3] -> logits float[b, num_classes].
 
     h and w are at least 63. The caller normalises the images (see `jaxlab.Preprocess`).
@@ -86,21 +82,10 @@ class AlexNet(nn.Module):
         self.fc7 = Dense(self.hidden, dtype=dtype)
         self.fc8 = Dense(self.num_classes, dtype=dtype)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        train: bool,
-        weights: jax.Array | None = None,
-        frozen: str | None = None,
-        after: str | None = None,
-        until: str | None = None,
-    ) -> jax.Array:
-        """Return the logits, or the output of a part of the chain; see `chain.run`."""
-        if after is None:
-            _check_images(x)
-        part = {"frozen": frozen, "after": after, "until": until}
-        return chain.run(self.links(), x, train=train, weights=weights, **part)
+    @property
+    def min_size(self) -> int:
+        """The smallest size; for smaller images, the last pool has no 3x3 window."""
+        return 63
 
     def links(self) -> tuple[Link, ...]:
         """Return each layer with the parameter-free operations around it, in order."""
@@ -140,18 +125,3 @@ class AlexNet(nn.Module):
 
     def _fc8(self, x: jax.Array, mode: Mode) -> jax.Array:
         return self.fc8(x)
-
-
-def _check_images(x: jax.Array) -> None:
-    if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
-        shape = ", ".join(map(str, x.shape))
-        raise ValueError(
-            f"AlexNet: expected normalised images float[b, h, w, 3], got "
-            f"{x.dtype}[{shape}]; prepare them with jaxlab.Preprocess"
-        )
-    height, width = x.shape[1:3]
-    if min(height, width) < MIN_SIZE:
-        raise ValueError(
-            f"AlexNet: expected images of at least {MIN_SIZE}x{MIN_SIZE} pixels, got "
-            f"{height}x{width}; resize them"
-        )

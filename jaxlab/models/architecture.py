@@ -1,7 +1,8 @@
 """Facts about each network that are available without building it or importing JAX.
 
-To add a pretrained network, write a Linen module with a method `links`, add its key
-table to `pretrained.tables.TABLES`, and an entry of the same name to `ARCHITECTURES`.
+To add a network of a family that is here, add a line to `pretrained.tables.TABLES` and
+one of the same name to `_ALL`. A new family also needs a Linen module with a method
+`links`, and a function that makes its key tables.
 """
 
 import importlib
@@ -9,7 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pretrained.tables import DEFAULT as DEFAULT
 from pretrained.tables import TABLES, Row, children, mlp
+from pretrained.tables.vgg import stages
 
 FREEZE = ("features", "backbone", "none")  # or the name of any child but the last
 
@@ -18,9 +21,10 @@ class Architecture(NamedTuple):
     """A network: where its module is, and facts that its key table does not contain.
 
     A child is a direct child of the params tree, such as `conv1`. `features` is the
-    last convolutional child. `dropout` names the children with dropout before or inside
-    them, whose outputs differ from step to step in training. `weights` is the default
-    of `--weights`, `min_image_size` the smallest height and width in pixels.
+    last child of the convolutions and their norms. `dropout` names the children with
+    dropout before or inside them, whose outputs differ from step to step in training.
+    `weights` is the default of `--weights`, `min_image_size` the smallest height and
+    width in pixels.
 
     A network with `rows` has no pretrained weights, so that it is not fine-tuned, and
     free widths, so that it has no entry in TABLES: `rows` makes its key table from the
@@ -33,7 +37,7 @@ class Architecture(NamedTuple):
     min_image_size: int
     features: str = ""
     dropout: tuple[str, ...] = ()
-    weights: str = "none"
+    weights: str = "imagenet"
     fields: Mapping[str, Any] = {}  # arguments of the module, such as widths
     rows: Callable[..., tuple[Row, ...]] | None = None
 
@@ -107,8 +111,62 @@ class Architecture(NamedTuple):
         return frozen[:first]
 
 
-ARCHITECTURES = {
-    "alexnet": Architecture(
+def _vgg(name: str, *convolutions: int, batch_norm: bool = False) -> Architecture:
+    """Return a VGG with these numbers of convolutions of each stage."""
+    norm = "bn" if batch_norm else "conv"
+    return Architecture(
+        name=name,
+        module="jaxlab.models.vgg",
+        class_name="VGG",
+        min_image_size=32,
+        features=f"{norm}5_{convolutions[-1]}",
+        dropout=("fc7", "fc8"),
+        weights="imagenet-conv" if name == "vgg16" else "imagenet",
+        fields={"channels": stages(*convolutions), "batch_norm": batch_norm},
+    )
+
+
+def _resnet(name: str, *depths: int, **fields: Any) -> Architecture:
+    return Architecture(
+        name=name,
+        module="jaxlab.models.resnet",
+        class_name="ResNet",
+        min_image_size=1,
+        features="layer4",
+        fields={"depths": depths, **fields},
+    )
+
+
+def _resnext(name: str, *depths: int, groups: int, width: int) -> Architecture:
+    grouped = {"groups": groups, "width_per_group": width}
+    return _resnet(name, *depths, bottleneck=True, **grouped)
+
+
+def _squeezenet(name: str, min_image_size: int, **fields: Any) -> Architecture:
+    return Architecture(
+        name=name,
+        module="jaxlab.models.squeezenet",
+        class_name="SqueezeNet",
+        min_image_size=min_image_size,
+        features="fire9",
+        dropout=("conv10",),
+        fields=fields,
+    )
+
+
+def _densenet(name: str, *depths: int, **fields: Any) -> Architecture:
+    return Architecture(
+        name=name,
+        module="jaxlab.models.densenet",
+        class_name="DenseNet",
+        min_image_size=29,
+        features="norm5",
+        fields={"depths": depths, **fields},
+    )
+
+
+_ALL = (
+    Architecture(
         name="alexnet",
         module="jaxlab.models.alexnet",
         class_name="AlexNet",
@@ -117,13 +175,47 @@ ARCHITECTURES = {
         dropout=("fc6", "fc7"),
         weights="imagenet-conv",
     ),
-    "mlp": Architecture(
+    _vgg("vgg11", 1, 1, 2, 2, 2),
+    _vgg("vgg11_bn", 1, 1, 2, 2, 2, batch_norm=True),
+    _vgg("vgg13", 2, 2, 2, 2, 2),
+    _vgg("vgg13_bn", 2, 2, 2, 2, 2, batch_norm=True),
+    _vgg("vgg16", 2, 2, 3, 3, 3),
+    _vgg("vgg16_bn", 2, 2, 3, 3, 3, batch_norm=True),
+    _vgg("vgg19", 2, 2, 4, 4, 4),
+    _vgg("vgg19_bn", 2, 2, 4, 4, 4, batch_norm=True),
+    _resnet("resnet18", 2, 2, 2, 2),
+    _resnet("resnet34", 3, 4, 6, 3),
+    _resnet("resnet50", 3, 4, 6, 3, bottleneck=True),
+    _resnet("resnet101", 3, 4, 23, 3, bottleneck=True),
+    _resnet("resnet152", 3, 8, 36, 3, bottleneck=True),
+    _resnext("resnext50_32x4d", 3, 4, 6, 3, groups=32, width=4),
+    _resnext("resnext101_32x8d", 3, 4, 23, 3, groups=32, width=8),
+    _resnext("resnext101_64x4d", 3, 4, 23, 3, groups=64, width=4),
+    _resnext("wide_resnet50_2", 3, 4, 6, 3, groups=1, width=128),
+    _resnext("wide_resnet101_2", 3, 4, 23, 3, groups=1, width=128),
+    _squeezenet("squeezenet1_0", 21),
+    _squeezenet("squeezenet1_1", 17, stem=(64, 3), pools=("fire3", "fire5")),
+    Architecture(
+        name="mobilenet_v2",
+        module="jaxlab.models.mobilenet",
+        class_name="MobileNetV2",
+        min_image_size=1,
+        features="last",
+        dropout=("fc",),
+    ),
+    _densenet("densenet121", 6, 12, 24, 16),
+    _densenet("densenet161", 6, 12, 36, 24, growth_rate=48, stem_channels=96),
+    _densenet("densenet169", 6, 12, 32, 32),
+    _densenet("densenet201", 6, 12, 48, 32),
+    Architecture(
         name="mlp",
         module="jaxlab.models.mlp",
         class_name="MLP",
         min_image_size=1,
+        weights="none",
         rows=mlp,
     ),
-}
+)
+ARCHITECTURES = {each.name: each for each in _ALL}
 # The names of the networks that are fine-tuned.
 FINE_TUNED = tuple(name for name, each in ARCHITECTURES.items() if not each.rows)

@@ -7,10 +7,11 @@ frozen outputs can be stored and reused without code that is specific to a netwo
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class Mode(NamedTuple):
@@ -32,6 +33,11 @@ class Mode(NamedTuple):
         """Whether batch normalisation is in training mode."""
         return self.train and not self.frozen
 
+    @property
+    def batch_norm(self) -> dict[str, Any]:
+        """The keyword arguments of `layers.BatchNorm`: `train` and `weights`."""
+        return {"train": self.updates_statistics, "weights": self.weights}
+
 
 class Link(NamedTuple):
     """The name of a child, and the function from the previous link's output to its own.
@@ -42,6 +48,58 @@ class Link(NamedTuple):
 
     name: str
     run: Callable[[jax.Array, Mode], jax.Array]
+
+
+class Network(nn.Module):
+    """A network for images as a chain: float[b, h, w, 3] -> logits[b, num_classes].
+
+    A subclass has `links`, and its fields and layers.
+    """
+
+    @property
+    def min_size(self) -> int:
+        """The smallest height and width of images, in pixels."""
+        return 1
+
+    def links(self) -> tuple[Link, ...]:
+        """Return each child with the parameter-free operations around it, in order."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+        frozen: str | None = None,
+        after: str | None = None,
+        until: str | None = None,
+    ) -> jax.Array:
+        """Return the logits, or the output of a part of the chain; see `chain.run`."""
+        if after is None:
+            self._check_images(x)
+        part = {"frozen": frozen, "after": after, "until": until}
+        return run(self.links(), x, train=train, weights=weights, **part)
+
+    def _check_images(self, x: jax.Array) -> None:
+        name = type(self).__name__
+        if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+            shape = ", ".join(map(str, x.shape))
+            raise ValueError(
+                f"{name}: expected normalised images float[b, h, w, 3], got "
+                f"{x.dtype}[{shape}]; prepare them with jaxlab.Preprocess"
+            )
+        height, width = x.shape[1:3]
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"{name}: expected images of at least {self.min_size}x{self.min_size} "
+                f"pixels, got {height}x{width}; resize them"
+            )
+
+
+def children(model: nn.Module) -> list[str]:
+    """Return the names of a module's links, in order, without building the module."""
+    return [link.name for link in model.bind({}).links()]
 
 
 def run(

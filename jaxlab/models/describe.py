@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlab.models.chain import takes
+from jaxlab.models.chain import children, takes
 
 
 class Operation(NamedTuple):
@@ -75,6 +76,20 @@ def summary(
             for row in cells
         )
     )
+
+
+@functools.cache
+def largest_output(
+    model: nn.Module, input_shape: tuple[int, ...], after: str | None = None
+) -> int:
+    """Return the number of values of the largest output in a chain, for one example.
+
+    It is the largest one of the layers in the children behind child `after`.
+    """
+    names = children(model)
+    names = names[names.index(after) + 1 :] if after is not None else names
+    rows, _ = _operations(model, input_shape, None)
+    return max(math.prod(row.output) for row in rows if row.name.split("/")[0] in names)
 
 
 def _operations(

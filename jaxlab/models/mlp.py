@@ -110,8 +110,7 @@ class MLP(nn.Module):
         return getattr(self, f"fc{i}")(x)  # [b, units]
 
     def _normalise(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:
-        norm = getattr(self, f"bn{i}")
-        x = norm(x, train=mode.updates_statistics, weights=mode.weights)
+        x = getattr(self, f"bn{i}")(x, **mode.batch_norm)
         return self._activate(i, x, mode)
 
     def _hidden(self, i: int, x: jax.Array, mode: Mode) -> jax.Array:

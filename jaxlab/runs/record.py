@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxlab.data.files import nfc
 from jaxlab.metrics import patience_ended
+from pretrained.tables import DEFAULT
 
 
 class Rows(list[dict[str, float]]):
@@ -73,10 +74,7 @@ class Record:
             preprocessing={
                 "channels": "RGB, grey repeated",
                 "resize": "Pillow's bilinear",
-                "image_size": preprocess.image_size,
-                "crop": preprocess.crop,
-                "mean": list(preprocess.mean),
-                "std": list(preprocess.std),
+                **preprocess.facts(),
             },
             **environment,
         )
@@ -99,7 +97,7 @@ class Record:
     @property
     def model(self) -> str:
         """The name of the network; older versions had only one and did not store it."""
-        return self.settings.get("model", "alexnet")
+        return self.settings.get("model", DEFAULT)
 
     @property
     def precision(self) -> str:
@@ -109,12 +107,15 @@ class Record:
     def preprocess_arguments(self) -> dict[str, Any]:
         """Return the arguments of the Preprocess that the run used."""
         said = self.preprocessing
-        return {
+        found = {
             "image_size": said["image_size"],
             "crop": said["crop"],
             "mean": tuple(said["mean"]),
             "std": tuple(said["std"]),
         }
+        if "resize_to" in said:
+            found["resize_to"] = said["resize_to"]
+        return found
 
     def mismatch(self, data: Any) -> str | None:
         """Return how a dataset differs from the run's; None if it is the same."""

@@ -58,7 +58,7 @@ def complete(given: Mapping[str, Any]) -> Resolved:
 
 def settings_of(found: Record | None) -> dict[str, Any]:
     """Return the settings that a resumed run restores; none if nothing has begun."""
-    then = found.settings if found else {}
+    then = {"model": found.model, **found.settings} if found else {}
     restored = {field.name for field in fields(Config)} - fields_that(PER_PROCESS)
     return {name: value for name, value in then.items() if name in restored}
 

@@ -83,6 +83,7 @@ class Job(NamedTuple):
     Training ends early after `patience` epochs without a better one, if given. The
     splits in `also` are measured after each epoch besides the watched one: of "train",
     this replaces the mean of its steps; a "test" that chooses nothing is a curve.
+    Splits are measured in batches of `forward_batch` examples.
     """
 
     inputs: dict[str, Inputs]
@@ -101,6 +102,7 @@ class Job(NamedTuple):
     patience: int | None = None
     also: tuple[str, ...] = ()
     pads: bool = True
+    forward_batch: int = FORWARD_BATCH
 
     @property
     def watched(self) -> str:
@@ -325,7 +327,7 @@ def _evaluate(job: Job, state: TrainState, split: str) -> tuple[Score, np.ndarra
             state,
             counted_load,
             count=count,
-            batch_size=FORWARD_BATCH,
+            batch_size=job.forward_batch,
         )
 
 

@@ -1,6 +1,5 @@
 """The inputs of a run's steps: images, or the stored outputs of frozen layers."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +16,17 @@ from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.models.architecture import Architecture
 from jaxlab.models.chain import takes
+from jaxlab.models.describe import largest_output
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
 from pretrained import stages
 from pretrained.errors import counted
 
 # Images per batch where no gradients are computed: a compromise between speed and
-# memory that does not affect the results.
+# memory that does not affect the results. Fewer, if a layer's output for them would
+# take more bytes than this: the first one of a VGG takes 13 MB for one image.
 FORWARD_BATCH = 100
+FORWARD_BYTES = 160_000_000
 
 
 class Inputs(NamedTuple):
@@ -32,6 +34,15 @@ class Inputs(NamedTuple):
 
     load: Loader
     apply_fn: Callable
+
+
+def forward_batch(model: nn.Module, image_size: int, after: str | None = None) -> int:
+    """Return the images per batch of a network where no gradients are computed.
+
+    Only the children behind child `after` run, by default all.
+    """
+    size = largest_output(model, (image_size, image_size, 3), after)
+    return min(FORWARD_BATCH, max(1, FORWARD_BYTES // (4 * size)))  # float32
 
 
 def image_inputs(
@@ -97,7 +108,7 @@ def feature_inputs(
     of_images: dict[str, Inputs],
     architecture: Architecture,
     model: nn.Module,
-    params: Any,
+    variables: Any,
     data: Dataset,
     preprocess: Preprocess,
     trainable: Any,
@@ -110,13 +121,13 @@ def feature_inputs(
 ) -> dict[str, Inputs]:
     """Return the stored outputs of each split, for the rest of the network.
 
-    The frozen layers are read from `trainable`, a tree of bool like `params`, and from
-    nowhere else: they are the children before the first one that has a trained leaf.
-    The test split stores the output of the last of them. The training split stores that
-    of the last one before the first dropout, because the output of dropout differs from
-    step to step. A split without such a child keeps its images; so does a split whose
-    outputs do not fit into the store, and a warning is logged. `wait` is that of a
-    Console.
+    The frozen layers are read from `trainable`, a tree of bool like the params in
+    `variables`, and from nowhere else: they are the children before the first one that
+    has a trained leaf. The test split stores the output of the last of them. The
+    training split stores that of the last one before the first dropout, because the
+    output of dropout differs from step to step. A split without such a child keeps its
+    images; so does a split whose outputs do not fit into the store, and a warning is
+    logged. `wait` is that of a Console.
     """
     frozen = frozen_children(architecture.children, trainable)
     cuts = {name: architecture.stored(frozen, name) for name in data.splits}
@@ -126,7 +137,7 @@ def feature_inputs(
         return found
     done: list[tuple[bool, int, float]] = []
     facts = {
-        "preprocessing": dataclasses.asdict(preprocess),
+        "preprocessing": preprocess.facts(),
         "versions": environment.versions(),
     }
     count = sum(map(len, to_store.values()))
@@ -138,10 +149,10 @@ def feature_inputs(
             try:
                 load, is_stored = feature_loader(
                     outputs_of(whole, layers[-1]),
-                    {"params": frozen_layers(params, trainable, layers)},
+                    frozen_layers(variables, trainable, layers),
                     _images(load, split, preprocess),
                     store,
-                    batch_size=FORWARD_BATCH,
+                    batch_size=forward_batch(model, preprocess.image_size),
                     facts=facts,
                     on_batch=bar.update,
                     log=log,
@@ -199,8 +210,8 @@ def frozen_children(children: Sequence[str], trainable: Any) -> list[str]:
     return list(children[: children.index(trained[0])] if trained else children)
 
 
-def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
-    """Return the params of the named layers, which must be frozen.
+def frozen_layers(variables: Any, trainable: Any, layers: Sequence[str]) -> Any:
+    """Return the variables of the named layers, which must be frozen.
 
     Raises ValueError, which names each of their leaves that is True in `trainable`: its
     gradient would be zero, and the stored outputs would not be those of its new values.
@@ -216,4 +227,7 @@ def frozen_layers(params: Any, trainable: Any, layers: Sequence[str]) -> Any:
             f"stored outputs: {', '.join(trained)} are trained, so the outputs of "
             "their layers change in each step; store the outputs of frozen layers only"
         )
-    return {layer: params[layer] for layer in layers}
+    return {
+        collection: {layer: tree[layer] for layer in layers if layer in tree}
+        for collection, tree in variables.items()
+    }

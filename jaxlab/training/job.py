@@ -18,11 +18,12 @@ from jaxlab.config import Resolved
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.files import listed
 from jaxlab.data.preprocess import Preprocess
+from jaxlab.errors import UsageError
 from jaxlab.models.architecture import ARCHITECTURES
 from jaxlab.training import inputs, optim, step
 from jaxlab.training.feature_store import ArrayStore
 from jaxlab.training.fit import Job
-from jaxlab.training.initial_weights import keys, param_shapes
+from jaxlab.training.initial_weights import keys, variable_shapes
 from jaxlab.training.inputs import Inputs
 from jaxlab.training.step import TrainState
 
@@ -30,7 +31,7 @@ IMBALANCE = 10  # warn if the largest class is more than this times the smallest
 
 
 class Network(NamedTuple):
-    """A model, its params' shapes, which of them are trained, and its optimizer."""
+    """A model, its variables' shapes, which params are trained, and its optimizer."""
 
     model: nn.Module
     shapes: Any
@@ -46,9 +47,9 @@ def network_of(config: Resolved, data: Dataset) -> Network:
     architecture = ARCHITECTURES[config.model]
     dtype = jnp.dtype(config.precision)
     model = architecture.build(len(data.class_names), dtype=dtype)
-    shapes = param_shapes(model)
+    shapes = variable_shapes(model)
     trainable = optim.trainable_tree(
-        shapes, architecture.freezing_patterns(config.freeze)
+        shapes["params"], architecture.freezing_patterns(config.freeze)
     )
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     schedule = schedule_of(config)
@@ -156,13 +157,14 @@ def job_of(
     `class_weights` is passed to `make_train_step`.
     """
     architecture = ARCHITECTURES[config.model]
-    split_inputs = inputs.image_inputs(network.model, data, preprocess, config.workers)
+    images = inputs.image_inputs(network.model, data, preprocess, config.workers)
+    split_inputs = images
     if store is not None:
         split_inputs = inputs.feature_inputs(
-            split_inputs,
+            images,
             architecture,
             network.model,
-            state.params,
+            {"params": state.params, **state.other_variables},
             data,
             preprocess,
             network.trainable,
@@ -173,6 +175,8 @@ def job_of(
             wait=console.wait,
         )
     frozen = inputs.frozen_children(architecture.children, network.trainable)
+    evaluated = data.splits.keys() - {"train"}
+    are_stored = all(split_inputs[name] is not images[name] for name in evaluated)
     return Job(
         inputs=split_inputs,
         counts={name: len(split) for name, split in data.splits.items()},
@@ -192,9 +196,43 @@ def job_of(
         epochs=config.epochs,
         every=config.checkpoint_every,
         patience=config.patience,
+        # Where outputs are stored the frozen children do not run.
+        forward_batch=inputs.forward_batch(
+            network.model, config.image_size, frozen[-1] if are_stored else None
+        ),
         clock=clock,
         console=console,
     )
+
+
+def check_last_batch(config: Resolved, network: Network, count: int) -> None:
+    """Raise UsageError if batch normalisation cannot train on the last batch.
+
+    `count` is the number of training images. A batch of one image has no variance where
+    the network has shrunk it to one pixel; torch raises an error there, too.
+    """
+    last = count % config.batch_size or config.batch_size
+    if "batch_stats" not in network.shapes or last > 1:
+        return
+    children = ARCHITECTURES[config.model].children
+    frozen = inputs.frozen_children(children, network.trainable)
+    size = config.image_size
+    train = functools.partial(
+        network.model.apply,
+        train=True,
+        frozen=frozen[-1] if frozen else None,
+        rngs={"dropout": jax.random.key(0)},
+        mutable=["batch_stats"],
+    )
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    try:
+        jax.eval_shape(train, network.shapes, image)
+    except ValueError as error:
+        raise UsageError(
+            f"--batch-size: {config.batch_size} leaves one of {count:,} images for the "
+            "last batch, for which batch normalisation has no variance; pass another "
+            "--batch-size, or a larger --image-size"
+        ) from error
 
 
 def class_weights(

@@ -21,7 +21,7 @@ from jaxlab.cli.terminal import PYTHON, SILENT, Console
 from jaxlab.data.dataset import Dataset
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError, help_of
-from jaxlab.models.chain import takes
+from jaxlab.models.chain import Network, children, takes
 from jaxlab.training import inputs, module, optim
 from jaxlab.training.fit import Job, NoWriter, Progress, ValidatedState, run_epochs
 from jaxlab.training.initial_weights import keys
@@ -174,6 +174,7 @@ class Training(NamedTuple):
     variables: dict[str, Any]
     trainable: Any
     inputs: dict[str, inputs.Inputs]
+    forward_batch: int
 
 
 def prepared(
@@ -209,7 +210,11 @@ def prepared(
         np.zeros((last, *shape), np.uint8),
         len(data.class_names),
     )
-    return Training(model, data, variables, trainable, split_inputs)
+    # Of other modules it is not known which of their outputs exist at the same time.
+    batch = inputs.FORWARD_BATCH
+    if isinstance(model, Network) and preprocess is not None:
+        batch = inputs.forward_batch(model, preprocess.image_size)
+    return Training(model, data, variables, trainable, split_inputs, batch)
 
 
 def train(
@@ -222,7 +227,7 @@ def train(
     also: tuple[str, ...] = ("train",),
 ) -> History:
     """Run the loop; `patience` and `also` are those of a Job."""
-    model, data, variables, trainable, split_inputs = training
+    model, data, variables, trainable, split_inputs, _ = training
     apply_fn, count = split_inputs["train"].apply_fn, len(data.train)
     params, batch_stats = variables["params"], variables.get("batch_stats")
     batch_size = min(settings.batch_size, count)
@@ -263,6 +268,7 @@ def train(
             patience=patience,
             also=also,
             pads=not batch_stats or takes(apply_fn, "weights"),
+            forward_batch=training.forward_batch,
         )
         state = init_state(params, transformation, batch_stats)
         if data.validation is not None:
@@ -329,8 +335,7 @@ def _last_frozen(model: nn.Module, trainable: Any) -> str | None:
     """Return the last child of a chain before the first that is trained, if any."""
     if not (takes(model.apply, "frozen") and hasattr(model, "links")):
         return None
-    children = [link.name for link in model.bind({}).links()]
-    frozen = inputs.frozen_children(children, trainable)
+    frozen = inputs.frozen_children(children(model), trainable)
     return frozen[-1] if frozen else None
 
 

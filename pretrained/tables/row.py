@@ -24,6 +24,7 @@ class Row(NamedTuple):
     in `shape` is a free dimension: its size is the same wherever the string occurs. A
     tensor of kind "count", such as BatchNorm's number of batches, is int64 in torch and
     int32 in Flax, and 0 if a state_dict lacks it. All other tensors have kind "float".
+    `also` is an older name in torch, which published files still have.
     """
 
     torch: str
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     transform: Transform
     collection: Literal["params", "batch_stats"] = "params"
     kind: Literal["float", "count"] = "float"
+    also: str | None = None
 
 
 Size = int | str  # of a dimension; a string names a free dimension
@@ -66,7 +68,7 @@ transposed = Transform(lambda weight: weight.T, lambda kernel: kernel.T)
 def conv(
     torch: str,
     flax: str,
-    out: int,
+    out: Size,
     inputs: int,
     kernel: int,
     *,

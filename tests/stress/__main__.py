@@ -3,6 +3,7 @@
     chaos   kill runs at random moments and at named points of writing, then resume them
     stops   stop runs with SIGTERM in every phase, then resume them
     fuzz    read thousands of damaged and hostile .pth files
+    families  compare every network with torchvision's; FLAGS are names
     broken  break one line in each part of the code; the quick tests must detect it
     tfds    ask for every TFDS dataset by name, offline; FLAGS are names
     duplicates  count the near-duplicates that are found and those reported wrongly
@@ -17,7 +18,7 @@ import sys
 
 import pytest
 
-SCRIPTS = ("chaos", "stops", "fuzz", "broken", "tfds", "duplicates")
+SCRIPTS = ("chaos", "stops", "fuzz", "families", "broken", "tfds", "duplicates")
 
 
 def main(argv: list[str]) -> int:
@@ -26,8 +27,8 @@ def main(argv: list[str]) -> int:
     if name == "cases":
         return pytest.main(["--stress", *flags])
     if name in SCRIPTS:
-        importlib.import_module(f"tests.stress.{name}").main(flags)
-        return 0
+        found = importlib.import_module(f"tests.stress.{name}").main(flags)
+        return found if isinstance(found, int) else 0
     print(__doc__)
     return 0 if name == "--help" else 2
 

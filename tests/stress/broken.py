@@ -177,9 +177,9 @@ LINES = [
     ),
     Line(
         "jaxlab/training/initial_weights.py",
-        "params = _fresh_program(model, fresh)(key) | loaded",
+        "variables = _fresh_program(model, fresh)(key)",
         "key = jax.random.fold_in(key, len(loaded))\n"
-        "    params = _fresh_program(model, fresh)(key) | loaded",
+        "    variables = _fresh_program(model, fresh)(key)",
         "training/test_initial_weights.py",
     ),
     Line(
@@ -280,8 +280,8 @@ LINES = [
     ),
     Line(
         "pretrained/download.py",
-        "if _sha256(file) == source.sha256:",
-        "if _sha256(file):",
+        "if _is_published(found := _sha256(file), source, path):",
+        "if found := _sha256(file):",
         "pretrained/test_download.py",
     ),
     Line(

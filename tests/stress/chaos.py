@@ -1,6 +1,6 @@
 """Kill runs, resume them, and compare every bit with an uninterrupted run.
 
-    python -m tests.stress chaos [--kills 50]
+    python -m tests.stress chaos [--kills 50] [--model resnet18]
 
 Runs are killed by SIGKILL, or SIGALRM where a kill is timed within a save or deletion.
 First at random moments, of which enough must fall into saves, into deletions and before
@@ -50,19 +50,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help="kill at this point, instead of three times at every point",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="alexnet", help="alexnet or resnet18")
     options = parser.parse_args(argv)
+    job = (*JOB, "--model", options.model)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        whole = finish(home / "whole", "--tell", *JOB)
+        whole = finish(home / "whole", "--tell", *job)
         seconds, told = whole.pop("seconds"), whole.pop("told")
         dice = random.Random(options.seed)
         moments: list[str] = []
 
         def attempt(how: str, delay: float) -> None:
             out = home / str(len(moments))
-            kill(out, how, delay, *JOB)
+            kill(out, how, delay, *job)
             moment = moment_of(out)
-            again = finish(out, "--resume", *JOB)
+            again = finish(out, "--resume", *job)
             other = [part for part in whole if again[part] != whole[part]]
             assert not other, f"{how}, {moment}: changed results: {', '.join(other)}"
             moments.append(moment)

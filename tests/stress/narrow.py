@@ -30,6 +30,7 @@ POINTS = (
 )
 # The widths of AlexNet's convolutions and of its hidden fully connected layers.
 NARROW = {"channels": (8, 12, 16, 12, 12), "hidden": 32}
+NARROW_RESNET = {"depths": (1, 1, 1, 1), "channels": (4, 8, 8, 12)}
 # The beginning of a save and of a deletion; SECONDS may follow only these points.
 SAVE, DELETION = "in a save", "in a deletion"
 # Points that are reached once per run.
@@ -66,9 +67,10 @@ def main(argv: list[str]) -> int:
 
 
 def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
-    """Make the commands use AlexNet with other widths, by default NARROW.
+    """Make the commands use AlexNet and ResNet-18 with other widths.
 
-    `put(mapping, name, value)` sets an item of the architectures and of the key tables.
+    Those of AlexNet are by default NARROW. `put(mapping, name, value)` sets an item of
+    the architectures and of the key tables.
     """
     from jaxlab.models.architecture import ARCHITECTURES
     from pretrained import tables
@@ -76,6 +78,9 @@ def narrow(put: Callable = operator.setitem, **widths: Any) -> None:
     widths = widths or NARROW
     put(ARCHITECTURES, "alexnet", ARCHITECTURES["alexnet"]._replace(fields=widths))
     put(tables.TABLES, "alexnet", tables.alexnet(**widths))
+    resnet = ARCHITECTURES["resnet18"]._replace(fields=NARROW_RESNET)
+    put(ARCHITECTURES, "resnet18", resnet)
+    put(tables.TABLES, "resnet18", tuple(tables.resnet(**NARROW_RESNET)))
 
 
 def watch(point: str | None, occurrence: int, delay: float, tell: bool) -> None:

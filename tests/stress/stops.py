@@ -154,8 +154,8 @@ SLOW_SOURCE = """
 import sys
 from tests.stress import narrow
 from pretrained import sources
-source = sources.SOURCES["imagenet"]._replace(url=sys.argv.pop(1))
-sources.SOURCES["imagenet"] = source
+source = sources.SOURCES["alexnet"]["imagenet"]._replace(url=sys.argv.pop(1))
+sources.SOURCES["alexnet"]["imagenet"] = source
 sys.exit(narrow.main(sys.argv[1:]))
 """
 
@@ -165,9 +165,9 @@ def stop_download(home: Path, delay: float) -> float:
     from pretrained.sources import SOURCES
 
     (home / "weights").mkdir(parents=True)
-    partial = home / "weights" / (SOURCES["imagenet"].file_name + ".partial")
+    partial = home / "weights" / (SOURCES["alexnet"]["imagenet"].file_name + ".partial")
     seconds = []
-    with slow_server(SOURCES["imagenet"].bytes) as (url, asked):
+    with slow_server(SOURCES["alexnet"]["imagenet"].bytes) as (url, asked):
         for _ in range(2):
             size = partial.stat().st_size if partial.exists() else 0
             with subprocess.Popen(
@@ -175,7 +175,7 @@ def stop_download(home: Path, delay: float) -> float:
                     sys.executable,
                     "-c",
                     SLOW_SOURCE,
-                    f"{url}/{SOURCES['imagenet'].file_name}",
+                    f"{url}/{SOURCES['alexnet']['imagenet'].file_name}",
                 ]
                 + ["--tell", "--out", str(home / "run"), "--weights", "imagenet"],
                 env={**os.environ, "JAX_PLATFORMS": "cpu", "JAXLAB_HOME": str(home)},

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxlab import AlexNet
 from jaxlab.finetune import main
 from jaxlab.models.architecture import ARCHITECTURES
-from jaxlab.training.initial_weights import describe, initial_params
+from jaxlab.training.initial_weights import describe, initial_variables
 from pretrained import DownloadError, to_flax
 from pretrained.sources import SOURCES
 from pretrained.tables import alexnet
@@ -100,6 +100,12 @@ def test_a_run_continues_from_another_run_s_model(run, tmp_path, capsys):
     assert "(unverified: not a published file)" in out
     assert "fc8 is fresh" not in out
     assert "fc8     32×10                      330  trainable  file" in out
+
+
+def initial_params(*arguments, **keywords):
+    """Return the initial params and their record."""
+    variables, record = initial_variables(*arguments, **keywords)
+    return variables["params"], record
 
 
 def head_of(path, names):
@@ -194,12 +200,12 @@ def test_imagenet_is_downloaded_once_checked_and_known(
     server.behaviours = [lambda handler: handler.answer(body=content)]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    published = SOURCES["imagenet"]._replace(
+    published = SOURCES["alexnet"]["imagenet"]._replace(
         url=server.url,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    monkeypatch.setitem(SOURCES, "imagenet", published)
+    monkeypatch.setitem(SOURCES["alexnet"], "imagenet", published)
     key = jax.random.key(0)
     with pytest.raises(DownloadError, match="it cannot be downloaded offline"):
         initial_params(ALEXNET, MODEL, key, "imagenet", offline=True)

@@ -66,7 +66,7 @@ class Narrow:
             self.images,
             ARCHITECTURES["alexnet"],
             self.model,
-            self.params,
+            {"params": self.params},
             self.data,
             self.preprocess,
             trainable,
@@ -177,7 +177,9 @@ def test_a_wrong_cut_is_refused_and_would_train_another_network(narrow, monkeypa
     monkeypatch.setattr(
         inputs,
         "frozen_layers",
-        lambda params, trainable, layers: {name: params[name] for name in layers},
+        lambda variables, trainable, layers: {
+            "params": {name: variables["params"][name] for name in layers}
+        },
     )
     found = narrow.train(narrow.stored(trainable), trainable)
     with pytest.raises(AssertionError):
@@ -199,7 +201,7 @@ def test_a_split_without_any_place_keeps_its_images(tmp_path, monkeypatch):
         images,
         ARCHITECTURES["alexnet"],
         model,
-        params,
+        {"params": params},
         data,
         Preprocess(63),
         trainable_tree(params, patterns_of("features")),

@@ -11,7 +11,7 @@ from jax import export
 from jaxlab import AlexNet, make_optimizer, make_train_step, trainable_tree
 from jaxlab.data.loaders import Batch
 from jaxlab.models.architecture import ARCHITECTURES, FREEZE
-from jaxlab.training.initial_weights import param_shapes
+from jaxlab.training.initial_weights import variable_shapes
 from jaxlab.training.step import init_state
 from tests.training.linear import linear_job
 
@@ -73,7 +73,7 @@ def step_of(freeze, batch_size):
     """Return AlexNet's train step and the shapes of its arguments."""
     model = AlexNet(10)
     images = jax.ShapeDtypeStruct((batch_size, 63, 63, 3), jnp.float32)
-    shapes = param_shapes(model)
+    shapes = variable_shapes(model)["params"]
     trainable = trainable_tree(shapes, patterns_of(freeze))
     tx = make_optimizer("sgd", 0.1, trainable=trainable)
     step = make_train_step(model.apply, tx, trainable)
