@@ -169,8 +169,9 @@ class Config:
     )
     model: str | None = flag(
         None,
-        "network",
+        f"network, one of {', '.join(FINE_TUNED)}",
         group="network",
+        metavar="NAME",
         choices=FINE_TUNED,
         default_help=f"that of the weights, if they are a file, else {DEFAULT}",
         synonyms=("arch", "architecture", "network", "backbone", "model-name")

@@ -52,7 +52,8 @@ class Config:
     )
     model: str | None = flag(
         None,
-        "network",
+        "network, one of those of jaxlab.finetune --help, such as resnet50",
+        metavar="NAME",
         choices=FINE_TUNED,
         default_help=f"that of the file, else {DEFAULT}",
         synonyms=("arch", "architecture", "network"),

@@ -250,7 +250,7 @@ def _add(parser: Any, field: dataclasses.Field, hint: Any) -> None:
 
 def _metavar(field: dataclasses.Field, hint: Any) -> str:
     meta = field.metadata
-    if meta["choices"]:
+    if meta["choices"] and meta["metavar"] is None:
         return "{" + ",".join(meta["choices"]) + "}"
     if meta["positional"]:
         return meta["metavar"] or field.name.upper()
