@@ -161,6 +161,22 @@ def test_a_last_batch_without_a_variance_is_refused_before_training(
     assert not out.exists()
 
 
+@pytest.mark.slow
+def test_a_script_that_always_resumes_begins_with_the_network_of_its_file(
+    narrowed, tmp_path, capsys
+):
+    _, variables = create_model("resnet18", num_classes=10)
+    path = tmp_path / "a.pth"
+    state_dict = to_state_dict(variables, "resnet18")
+    torch.save({k: torch.from_numpy(np.array(v)) for k, v in state_dict.items()}, path)
+    flags = ["--weights", str(path), *JOB, "--out", str(tmp_path / "run"), "--resume"]
+    main(flags)
+    assert "layer4  6 layers" in capsys.readouterr().out
+    path.unlink()  # a resumed run has its network in its record
+    main([*flags, "--epochs", "2"])
+    assert "resumed from step 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -599,6 +599,19 @@ def test_a_little_known_file_that_lies_in_the_cache_is_recorded(server):
     assert path.with_name(f"{path.name}.sha256").exists() and not server.ranges
 
 
+@pytest.mark.parametrize("text", ["", "0123", "\u00e9" * 64])
+def test_a_damaged_record_is_written_again(text, server, capfd):
+    source = little_known(server.url)
+    assert content_of(source) == CONTENT
+    path = download.cached_path(source)
+    record = path.with_name(f"{path.name}.sha256")
+    record.write_text(text, "utf-8")
+    capfd.readouterr()
+    assert content_of(source, offline=True) == CONTENT
+    assert record.read_text().strip() == hashlib.sha256(CONTENT).hexdigest()
+    assert "first digits of its SHA-256" in capfd.readouterr().err
+
+
 def test_a_complete_partial_file_of_unknown_size_is_taken(server):
     """The server answers that no byte is missing."""
     source = little_known(server.url)
