@@ -6,9 +6,10 @@ of torchvision or of Flax ("conv1/kernel"); names with a "/" identify Flax's.
 
 import hashlib
 import json
+import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -167,11 +168,19 @@ def network_of(path: str | os.PathLike) -> str:
             header = json.loads(file.read(8 + min(size, MAX_HEADER))[8:])
             header.pop("__metadata__", None)
             shapes = {key: tuple(tensor["shape"]) for key, tensor in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            _require_shapes(shapes.values(), os.fstat(file.fileno()).st_size)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             file.seek(0)
             tensors, _ = _read_safetensors(file, name)  # it says what is damaged
             shapes = {key: tensor.shape for key, tensor in tensors.items()}
     return _network(name, shapes, None)
+
+
+def _require_shapes(shapes: Iterable[tuple[Any, ...]], size: int) -> None:
+    """Raise ValueError for what is no shape of a tensor in a file of `size` bytes."""
+    for shape in shapes:
+        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > size:
+            raise ValueError(f"{shape}: not the shape of a tensor")
 
 
 def _network(

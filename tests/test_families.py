@@ -40,6 +40,12 @@ def run(tmp_path_factory):
     return out
 
 
+def save(variables, path):
+    """Write the variables of a ResNet-18 as torch does."""
+    state_dict = to_state_dict(variables, "resnet18")
+    torch.save({k: torch.from_numpy(np.array(v)) for k, v in state_dict.items()}, path)
+
+
 @pytest.mark.slow
 def test_its_model_loads_into_torchvisions_network_and_has_its_logits(run):
     tensors = load_for_torch(run / "model.safetensors")
@@ -167,8 +173,7 @@ def test_a_script_that_always_resumes_begins_with_the_network_of_its_file(
 ):
     _, variables = create_model("resnet18", num_classes=10)
     path = tmp_path / "a.pth"
-    state_dict = to_state_dict(variables, "resnet18")
-    torch.save({k: torch.from_numpy(np.array(v)) for k, v in state_dict.items()}, path)
+    save(variables, path)
     flags = ["--weights", str(path), *JOB, "--out", str(tmp_path / "run"), "--resume"]
     main(flags)
     assert "layer4  6 layers" in capsys.readouterr().out
@@ -301,8 +306,7 @@ def test_vgg16_has_the_embedded_convolutions_and_trains_behind_them(
 def test_weights_of_other_depths_than_the_modules_are_refused(narrowed, tmp_path):
     _, variables = create_model("resnet18", num_classes=3)
     path = tmp_path / "a.pth"
-    state_dict = to_state_dict(variables, "resnet18")
-    torch.save({k: torch.from_numpy(np.array(v)) for k, v in state_dict.items()}, path)
+    save(variables, path)
     with pytest.raises(WeightsError, match="layer1 has other layers or shapes than"):
         create_model("resnet18", num_classes=3, weights=path, depths=(2, 1, 1, 1))
 
@@ -328,6 +332,24 @@ def test_a_damaged_file_with_flaxs_names_is_refused(damage, narrowed, tmp_path):
     save_file(tensors, path)
     with pytest.raises(WeightsError):
         read_weights(path, "resnet18")
+
+
+HEADERS = {
+    "a shape of texts": b'{"features.0.weight": {"shape": ["x"]}}',
+    "a negative shape": b'{"features.0.weight": {"shape": [-1]}}',
+    "a shape larger than the file": b'{"a": {"shape": [4611686018427387904, 4]}}',
+    "no shape": b'{"a": {}}',
+    "a list": b"{[]}",
+    "many brackets": b'{"a": ' + 100_000 * b"[" + b"}",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_that_is_none_names_no_network(header, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(HEADERS[header]).to_bytes(8, "little") + HEADERS[header])
+    with pytest.raises(WeightsError, match="is a damaged safetensors file"):
+        network_of(path)
 
 
 @pytest.mark.parametrize("size", [(300, 400), (500, 260), (232, 232)])

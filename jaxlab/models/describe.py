@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -78,24 +78,29 @@ def summary(
     )
 
 
-@functools.cache
-def largest_output(
-    model: nn.Module, input_shape: tuple[int, ...], after: str | None = None
-) -> int:
-    """Return the number of values of the largest output in a chain, for one example.
+def largest_outputs(
+    model: nn.Module, variables: Any, input_shape: tuple[int, ...]
+) -> dict[str, int]:
+    """Return the size of the largest output in each child of a chain, in values.
 
-    It is the largest one of the layers in the children behind child `after`.
+    It is that of one example of `input_shape`. `variables` may be shapes and dtypes:
+    nothing is computed. The operations around a child have no larger outputs.
     """
-    names = children(model)
-    names = names[names.index(after) + 1 :] if after is not None else names
-    rows, _ = _operations(model, input_shape, None)
-    return max(math.prod(row.output) for row in rows if row.name.split("/")[0] in names)
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    calls, _ = _recorded(
+        functools.partial(model.apply, train=False), variables, example
+    )
+    sizes: dict[str, int] = {}
+    for path, _, shape in calls:
+        sizes[path[0]] = max(sizes.get(path[0], 0), math.prod(shape))
+    return {child: sizes[child] for child in children(model)}
 
 
-def _operations(
-    model: nn.Module, input_shape: tuple[int, ...], trainable: Any
-) -> tuple[list[Operation], dict[bool, int]]:
-    """Return the operations, and the numbers of trained and of frozen parameters."""
+def _recorded(function: Callable, *arguments: Any) -> tuple[list[Any], Any]:
+    """Trace a function; return its modules' calls, in order, and its result's shapes.
+
+    A call is the module's path, the module, and the shape of its output.
+    """
     calls: list[tuple[tuple[str, ...], nn.Module, Any]] = []
 
     def record(call, args, kwargs, context):
@@ -108,15 +113,21 @@ def _operations(
             calls.append((context.module.path, context.module, output.shape))
         return output
 
+    with nn.intercept_methods(record):
+        result = jax.eval_shape(function, *arguments)
+    return calls, result
+
+
+def _operations(
+    model: nn.Module, input_shape: tuple[int, ...], trainable: Any
+) -> tuple[list[Operation], dict[bool, int]]:
+    """Return the operations, and the numbers of trained and of frozen parameters."""
     train: dict[str, Any] = {"train": False} if takes(model.apply, "train") else {}
     key = jax.random.key(0)
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    with nn.intercept_methods(record):
-        variables = jax.eval_shape(
-            functools.partial(model.init, **train),
-            {"params": key, "dropout": key},
-            example,
-        )
+    calls, variables = _recorded(
+        functools.partial(model.init, **train), {"params": key, "dropout": key}, example
+    )
     params = variables.get("params", {})
     if trainable is None:
         trainable = jax.tree.map(lambda _: True, params)

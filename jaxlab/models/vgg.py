@@ -111,23 +111,19 @@ class VGG(Network):
             pools = [self.pool] if name in ends else []
             # The output of the last one is [b, 7, 7, 512] for images of any size.
             pools += [self.avgpool] if name == ends[-1] else []
-            conv, behind = f"conv{name}", (self.relu, *pools)
-            if self.batch_norm:
-                links.append(Link(conv, functools.partial(self._conv, conv, ())))
-                norm = functools.partial(self._norm, f"bn{name}", behind)
-                links.append(Link(f"bn{name}", norm))
-            else:
-                links.append(Link(conv, functools.partial(self._conv, conv, behind)))
+            layers = [f"conv{name}"] + ([f"bn{name}"] if self.batch_norm else [])
+            for layer in layers:
+                behind = (self.relu, *pools) if layer == layers[-1] else ()
+                links.append(Link(layer, functools.partial(self._layer, layer, behind)))
         dense = (("fc6", self._fc6), ("fc7", self._fc7), ("fc8", self._fc8))
         return (*links, *(Link(*each) for each in dense))
 
-    def _conv(self, name, behind, x: jax.Array, mode: Mode) -> jax.Array:
-        x = getattr(self, name)(x)
-        return functools.reduce(lambda x, operation: operation(x), behind, x)
-
-    def _norm(self, name, behind, x: jax.Array, mode: Mode) -> jax.Array:
-        x = getattr(self, name)(x, **mode.batch_norm)
-        return functools.reduce(lambda x, operation: operation(x), behind, x)
+    def _layer(self, name, behind, x: jax.Array, mode: Mode) -> jax.Array:
+        is_norm = name.startswith("bn")
+        x = getattr(self, name)(x, **(mode.batch_norm if is_norm else {}))
+        for operation in behind:
+            x = operation(x)
+        return x
 
     def _fc6(self, x: jax.Array, mode: Mode) -> jax.Array:
         return self.relu(self.fc6(self.flatten(x)))  # [b, 4096]

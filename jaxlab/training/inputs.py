@@ -16,9 +16,10 @@ from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.models.architecture import Architecture
 from jaxlab.models.chain import takes
-from jaxlab.models.describe import largest_output
+from jaxlab.models.describe import largest_outputs
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
+from jaxlab.training.initial_weights import variable_shapes
 from pretrained import stages
 from pretrained.errors import counted
 
@@ -41,8 +42,15 @@ def forward_batch(model: nn.Module, image_size: int, after: str | None = None) -
 
     Only the children behind child `after` run, by default all.
     """
-    size = largest_output(model, (image_size, image_size, 3), after)
+    sizes = list(_largest_outputs(model, image_size).items())
+    behind = 0 if after is None else [child for child, _ in sizes].index(after) + 1
+    size = max(size for _, size in sizes[behind:])
     return min(FORWARD_BATCH, max(1, FORWARD_BYTES // (4 * size)))  # float32
+
+
+@functools.cache  # a run asks for all children, and for those behind the frozen ones
+def _largest_outputs(model: nn.Module, image_size: int) -> dict[str, int]:
+    return largest_outputs(model, variable_shapes(model), (image_size, image_size, 3))
 
 
 def image_inputs(

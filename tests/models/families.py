@@ -30,11 +30,7 @@ class Small(NamedTuple):
 
     def variables(self) -> Any:
         """Return the variables of torch's network as they are now."""
-        state_dict = self.theirs.state_dict()
-        return variables_of(
-            {name: tensor.numpy().copy() for name, tensor in state_dict.items()},
-            self.table,
-        )
+        return variables_of(self.arrays(), self.table)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return a copy of torch's state_dict."""

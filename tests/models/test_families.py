@@ -17,7 +17,7 @@ from jaxlab import verify
 from jaxlab.errors import UsageError
 from jaxlab.models import chain, layers
 from jaxlab.models.architecture import ARCHITECTURES, FINE_TUNED
-from jaxlab.models.describe import largest_output
+from jaxlab.models.describe import largest_outputs
 from jaxlab.training import inputs
 from jaxlab.training.initial_weights import variable_shapes
 from pretrained.layout import flat, recognised
@@ -281,7 +281,8 @@ def test_what_dropout_changes_begins_where_the_facts_say(name):
 
 def test_a_batch_is_limited_by_the_largest_output():
     model = ARCHITECTURES["vgg16"].build(10)
-    assert largest_output(model, (224, 224, 3)) == 224 * 224 * 64
+    sizes = largest_outputs(model, variable_shapes(model), (224, 224, 3))
+    assert max(sizes.values()) == sizes["conv1_1"] == 224 * 224 * 64
     assert inputs.forward_batch(model, 224) == 12
     assert inputs.forward_batch(model, 224, "conv5_3") == inputs.FORWARD_BATCH
     assert inputs.forward_batch(model, 2048) == 1
