@@ -43,7 +43,7 @@ _WEIGHTS_MEANT = (
 CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("step", "cosine", "constant")
 LR_GAMMA = 0.1
-LEARNING_RATE = {"adam": 1e-4, "sgd": 0.01}
+OPTIMIZERS = ("adam", "sgd")
 MIN_IMAGE_SIZE = min(ARCHITECTURES[name].min_image_size for name in FINE_TUNED)
 MAX_IMAGE_SIZE = 2048  # above this, the first layer needs over 10 GB for a batch
 
@@ -244,12 +244,12 @@ class Config:
     optimizer: str = flag(
         "adam",
         "update rule",
-        choices=tuple(LEARNING_RATE),
+        choices=OPTIMIZERS,
         synonyms=("opt", "optim", "optimiser"),
         value_synonyms={"adamw": "adam", "nadam": "adam", "momentum": "sgd"}
         | {
             f"{prefix}{name}": name
-            for name in LEARNING_RATE
+            for name in OPTIMIZERS
             for prefix in ("torch.optim.", "optim.", "optax.", "keras.optimizers.")
         },
     )
@@ -257,7 +257,9 @@ class Config:
         None,
         "learning rate",
         above=0,
-        default_help="0.0001 for adam, 0.01 for sgd",
+        default_help="for adam 0.02 if only the head is trained (SqueezeNet 0.0003), "
+        "else 0.001 (ResNet, ResNeXt, MobileNet, DenseNet) or 0.0001; for sgd 0.1 "
+        "(SqueezeNet 0.001), else 0.01",
         synonyms=("learning-rate", "lr0", "rate", "base-lr", "lr-base", "alpha"),
     )
     momentum: float = flag(0.9, "momentum of sgd", at_least=0, below=1)
@@ -442,7 +444,7 @@ def resolved(config: Config) -> Resolved:
             f"--weights: {weights!r} is neither a file nor one of "
             f"{', '.join(WEIGHTS)}{did_you_mean(weights, WEIGHTS, _WEIGHTS_MEANT)}"
         )
-    lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+    lr = _learning_rate(config) if config.lr is None else config.lr
     lr_step = config.lr_step
     if config.schedule == "step" and lr_step is None:
         lr_step = -(-3 * config.epochs // 5)
@@ -478,6 +480,14 @@ def _freeze(config: Config) -> str:
     if config.freeze is not None:
         return config.freeze
     return "none" if _weights(config) == "none" else "features"
+
+
+def _learning_rate(config: Config) -> float:
+    architecture = ARCHITECTURES[config.model or DEFAULT]
+    trained = len(architecture.children) - len(architecture.frozen(_freeze(config)))
+    is_head_alone = trained == 1
+    rates = architecture.head_rates if is_head_alone else architecture.learning_rates
+    return rates[config.optimizer]
 
 
 def _check_combination(config: Config) -> None:

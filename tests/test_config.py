@@ -45,6 +45,30 @@ def test_the_rate_falls_after_three_fifths_of_the_epochs(epochs, lr_step):
 
 
 @pytest.mark.parametrize(
+    "settings, adam, sgd",
+    [
+        ({}, 1e-4, 0.01),
+        ({"model": "vgg16", "weights": "imagenet", "freeze": "conv5_3"}, 1e-4, 0.01),
+        ({"model": "vgg16", "weights": "imagenet", "freeze": "backbone"}, 0.02, 0.1),
+        ({"model": "resnet18"}, 0.02, 0.1),
+        ({"model": "squeezenet1_1"}, 3e-4, 1e-3),
+        ({"model": "squeezenet1_1", "weights": "none"}, 1e-4, 0.01),
+        ({"weights": "imagenet", "freeze": "fc7"}, 0.02, 0.1),
+        ({"model": "resnet18", "freeze": "layer4"}, 0.02, 0.1),
+        ({"model": "resnet18", "freeze": "layer3"}, 1e-3, 0.01),
+        ({"model": "resnet18", "weights": "none"}, 1e-3, 0.01),
+        ({"model": "densenet121", "freeze": "transition2"}, 1e-3, 0.01),
+        ({"model": "mobilenet_v2", "freeze": "none"}, 1e-3, 0.01),
+        ({"model": "vgg11_bn", "weights": "none"}, 1e-4, 0.01),
+    ],
+)
+def test_the_rate_depends_on_what_is_trained(settings, adam, sgd):
+    assert resolved(Config(**settings)).lr == adam
+    assert resolved(Config(**settings, optimizer="sgd")).lr == sgd
+    assert resolved(Config(**settings, lr=0.5)).lr == 0.5
+
+
+@pytest.mark.parametrize(
     "settings, message",
     [
         (

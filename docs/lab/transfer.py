@@ -319,9 +319,10 @@ jaxlab.plot_curves(first, "Digits 5 to 9, convolutions frozen")
 # layer, learn the new digits? By guessing it would be right in one of five cases.
 #
 # **Your turn.** Fine-tune on `low_digits`, starting from the weights of the first run,
-# the file `first.folder / "model.safetensors"`, with all but the head frozen. A head
-# alone has few weights, and learns faster with a larger rate: `lr=1e-3`. Choose another
-# `out`, such as `FOLDER / "head-alone"`, and pass `**SETTINGS`.
+# the file `first.folder / "model.safetensors"`, with all but the head frozen, at a
+# rate of `lr=1e-3`, ten times that of the first run: a head alone has few weights, and
+# each moves the result little. Choose another `out`, such as `FOLDER / "head-alone"`,
+# and pass `**SETTINGS`.
 
 # %% tags=["task"]
 head_alone = ...  # TODO: jaxlab.fine_tune(low_digits, weights=…, freeze=…, …)

@@ -14,6 +14,15 @@ from pretrained.tables import DEFAULT as DEFAULT
 from pretrained.tables import TABLES, Row, children, mlp
 from pretrained.tables.vgg import stages
 
+# Default learning rates by optimizer, chosen on validation data: docs/networks.md.
+RATES = {"adam": 1e-4, "sgd": 0.01}
+NORMALISED_RATES = {
+    "adam": 1e-3,
+    "sgd": 0.01,
+}  # a norm for each convolution, and one dense layer
+HEAD_RATES = {"adam": 0.02, "sgd": 0.1}
+RECTIFIED_HEAD_RATES = {"adam": 3e-4, "sgd": 1e-3}  # behind the head is a ReLU
+
 FREEZE = ("features", "backbone", "none")  # or the name of any child but the last
 
 
@@ -24,7 +33,8 @@ class Architecture(NamedTuple):
     last child of the convolutions and their norms. `dropout` names the children with
     dropout before or inside them, whose outputs differ from step to step in training.
     `weights` is the default of `--weights`, `min_image_size` the smallest height and
-    width in pixels.
+    width in pixels. `head_rates` are the default learning rates if only the head is
+    trained, `learning_rates` those if more is.
 
     A network with `rows` has no pretrained weights, so that it is not fine-tuned, and
     free widths, so that it has no entry in TABLES: `rows` makes its key table from the
@@ -38,6 +48,8 @@ class Architecture(NamedTuple):
     features: str = ""
     dropout: tuple[str, ...] = ()
     weights: str = "imagenet"
+    learning_rates: Mapping[str, float] = RATES
+    head_rates: Mapping[str, float] = HEAD_RATES
     fields: Mapping[str, Any] = {}  # arguments of the module, such as widths
     rows: Callable[..., tuple[Row, ...]] | None = None
 
@@ -133,6 +145,7 @@ def _resnet(name: str, *depths: int, **fields: Any) -> Architecture:
         class_name="ResNet",
         min_image_size=1,
         features="layer4",
+        learning_rates=NORMALISED_RATES,
         fields={"depths": depths, **fields},
     )
 
@@ -150,6 +163,9 @@ def _squeezenet(name: str, min_image_size: int, **fields: Any) -> Architecture:
         min_image_size=min_image_size,
         features="fire9",
         dropout=("conv10",),
+        # A large step would make logits negative everywhere, where the ReLU behind them
+        # has no gradient.
+        head_rates=RECTIFIED_HEAD_RATES,
         fields=fields,
     )
 
@@ -161,6 +177,7 @@ def _densenet(name: str, *depths: int, **fields: Any) -> Architecture:
         class_name="DenseNet",
         min_image_size=29,
         features="norm5",
+        learning_rates=NORMALISED_RATES,
         fields={"depths": depths, **fields},
     )
 
@@ -202,6 +219,7 @@ _ALL = (
         min_image_size=1,
         features="last",
         dropout=("fc",),
+        learning_rates=NORMALISED_RATES,
     ),
     _densenet("densenet121", 6, 12, 24, 16),
     _densenet("densenet161", 6, 12, 36, 24, growth_rate=48, stem_channels=96),
