@@ -80,8 +80,13 @@ class Lab:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         if network == "alexnet":
             self.plain = alexnet(freeze)
-        else:  # random weights take as long, and nothing is frozen
+        else:  # random weights take as long
             self.plain = getattr(torchvision.models, network)(num_classes=10)
+        self.frozen = []
+        if network != "alexnet" and freeze == "features":
+            *self.frozen, _ = self.plain.children()
+            for module in self.frozen:
+                module.requires_grad_(False)
         self.plain.to(memory_format=self.layout)
         self.model = torch.compile(self.plain) if compiled else self.plain
         trainable = [p for p in self.plain.parameters() if p.requires_grad]
@@ -102,6 +107,8 @@ class Lab:
     def epoch(self) -> float:
         """Train on every image once; return the accuracy on the test images."""
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         total = 0.0
         for images, labels in self.loaders["train"]:
             total += self.step(images, labels).item() * len(labels)

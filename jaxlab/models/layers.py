@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.nn.initializers import Initializer
 
-from jaxlab.models import ops
+from jaxlab.models import batch_norm, ops
 
 
 class Conv(nn.Module):
@@ -324,7 +324,8 @@ class BatchNorm(nn.Module):
     flax.linen.BatchNorm keeps 0.99 of the old statistics, where torch takes 0.1 of the
     new ones, and it stores the biased variance. `dtype` is the precision of the result,
     by default the one to which input and parameters promote; statistics are computed in
-    at least float32.
+    at least float32. In training only reverse-mode differentiation is supported, except
+    within `ops.plain`.
 
     Raises ValueError in training if the batch, including examples of weight 0, has only
     one value per channel, for which there is no unbiased variance.
@@ -347,35 +348,22 @@ class BatchNorm(nn.Module):
         batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train:
-            mean, var, count = _statistics(x, weights)
-            if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-                batches.value += 1
-        else:
-            mean, var = running_mean.value, running_var.value
-        x = (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return x.astype(dtype)
-
-
-def _statistics(
-    x: jax.Array, weights: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-    """Return each channel's mean and biased variance, and its number of values."""
-    axes = tuple(range(x.ndim - 1))
-    positions = math.prod(x.shape[1:-1])  # in each example
-    if x.shape[0] * positions < 2:
-        raise ValueError(
-            "BatchNorm: expected more than one value per channel in training, got "
-            f"{x.shape[0] * positions}; use larger batches"
-        )
-    if weights is None:
-        return x.mean(axes), x.var(axes), x.shape[0] * positions
-    weights = weights.astype(x.dtype)
-    count = weights.sum() * positions
-    weights = weights.reshape(-1, *[1] * (x.ndim - 1))
-    mean = (x * weights).sum(axes) / count
-    var = (jnp.square(x - mean) * weights).sum(axes) / count
-    return mean, var, count
+        if not train:
+            inverse = jax.lax.rsqrt(running_var.value + self.epsilon)
+            x = (x - running_mean.value) * (scale * inverse) + bias
+            return x.astype(dtype)
+        values = math.prod(x.shape[:-1])
+        if values < 2:
+            raise ValueError(
+                "BatchNorm: expected more than one value per channel in training, got "
+                f"{values}; use larger batches"
+            )
+        weights = None if weights is None else weights.astype(x.dtype)
+        y, mean, var = batch_norm.normalise(x, scale, bias, weights, self.epsilon)
+        if not self.is_initializing():
+            count = batch_norm.count(x, weights)
+            unbiased = var * (count / (count - 1))
+            running_mean.value += self.momentum * (mean - running_mean.value)
+            running_var.value += self.momentum * (unbiased - running_var.value)
+            batches.value += 1
+        return y.astype(dtype)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.models import winograd
+from jaxlab.models import depthwise, winograd
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SIZES = (3, 5)  # of kernels for which Winograd's algorithm is faster
@@ -42,6 +42,11 @@ def plain() -> Iterator[None]:
         yield
     finally:
         _is_plain = before
+
+
+def is_plain() -> bool:
+    """Return whether code that is traced now is within `plain`."""
+    return _is_plain
 
 
 def conv(
@@ -149,9 +154,10 @@ def _wide_conv(x, kernel, stride, padding, groups):
     size = -(-kernel.shape[0] // stride)
     wins = groups == 1 and size in _SIZES and kernel.shape[3] >= _MIN_CHANNELS
     if kernel.shape[0] == 1 and padding == 0 and groups == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if kernel.shape[2] == 1 and groups > 1:
-        return _depthwise(x, kernel, stride, padding)
+        x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
+        return depthwise.conv(x, kernel[:, :, 0], stride, padding)
     if not wins or padding >= kernel.shape[0]:
         return _direct(x, kernel, stride, padding, groups)
     if stride > 1:
@@ -183,14 +189,29 @@ def _winograd_backward(padding, residuals, dy):
 _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
-def _depthwise(x, kernel, stride, padding):
-    """Convolve each channel by itself, as a sum over the pixels of the kernel."""
-    size, _, _, outside = kernel.shape
-    margins = (padding, padding)
-    x = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
-    x = jnp.repeat(x, outside // x.shape[3], axis=3)
-    pixels = zip(_windows(x, size, stride), kernel.reshape(-1, outside), strict=True)
-    return sum(x * weights for x, weights in pixels)
+@jax.custom_vjp
+def _pointwise(x, kernel):
+    """Convolve with a kernel of one pixel, float[c, o]."""
+    return x @ kernel
+
+
+def _pointwise_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(residuals, dy):
+    """Return both gradients as products of matrices.
+
+    JAX's own gradient of the kernel is the transpose of the product of dy and x. XLA
+    would transpose dy for it, in one pass with the operations before, which takes
+    several times as long as the product.
+    """
+    x, kernel = residuals
+    inside, outside = kernel.shape
+    return dy @ kernel.T, x.reshape(-1, inside).T @ dy.reshape(-1, outside)
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxlab.models import ops, winograd
+from jaxlab.models import depthwise, ops, winograd
 from tests.conftest import FORWARD_FLOAT32, FORWARD_FLOAT64, relative_error
 
 # height, width, in, out, kernel, stride, padding, groups: AlexNet's first three layers,
@@ -34,6 +34,10 @@ DIRECT = {
     "grouped": (7, 6, 8, 32, 3, 1, 1, 4),
     "grouped, strided": (8, 7, 8, 12, 3, 2, 1, 4),
     "depthwise": (7, 6, 8, 16, 3, 1, 1, 8),
+    "depthwise, strided": (19, 18, 6, 12, 3, 2, 1, 6),
+    "depthwise, unpadded": (11, 5, 4, 4, 3, 1, 0, 4),
+    "depthwise, padded most": (5, 9, 3, 3, 3, 1, 2, 3),
+    "depthwise, pixels behind the last window": (9, 10, 3, 3, 3, 4, 0, 3),
 }
 QUICK = ("conv3", *DIRECT)
 POOLS = {"AlexNet's": (3, 2), "apart": (2, 2), "overlapping": (3, 1)}
@@ -106,20 +110,37 @@ def test_convolution_with_a_wrong_transform_fails(monkeypatch, recompiled, x64):
 
 
 @pytest.mark.slow
-def test_convolution_can_be_differentiated_twice(x64):
-    x = np.random.default_rng(0).standard_normal((1, 5, 5, 2))
-    kernel = np.random.default_rng(1).standard_normal((3, 3, 2, 32))
+@pytest.mark.parametrize("name", ["conv3", "1×1", "depthwise, strided"])
+def test_convolution_can_be_differentiated_twice(name, x64):
+    *_, stride, padding, groups = shape = (CONVOLUTIONS | DIRECT)[name]
+    x, kernel = random_operands(shape, np.float64)
 
     def steepness(conv):
-        def of_square(x):
-            return jnp.sum(conv(x, kernel, 1, 1) ** 3)
+        def of_cube(operands):
+            return jnp.sum(conv(*operands, stride, padding, groups) ** 3)
 
-        twice = jax.grad(lambda x: jnp.sum(jax.grad(of_square)(x) ** 2))
-        return jax.jit(twice)(x)
+        def square(operands):
+            return sum(jnp.sum(g**2) for g in jax.grad(of_cube)(operands))
 
-    ours = steepness(ops.conv)
-    plain = steepness(lambda *arguments: ops._plain_conv(*arguments, 1))
-    assert relative_error(ours, plain) <= FORWARD_FLOAT64
+        return jax.jit(jax.grad(square))((x, kernel))
+
+    found, wanted = steepness(ops.conv), steepness(ops._plain_conv)
+    assert max(map(relative_error, found, wanted)) <= FORWARD_FLOAT64
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise, strided"])
+def test_a_depthwise_kernel_gradient_with_exchanged_axes_fails(
+    name, monkeypatch, recompiled, x64
+):
+    gradient = depthwise._kernel_gradient
+
+    def wrong(*arguments):
+        return gradient(*arguments).swapaxes(0, 1)
+
+    monkeypatch.setattr(depthwise, "_kernel_gradient", wrong)
+    recompiled()
+    output, dx, dkernel = convolutions(DIRECT[name], np.float64)
+    assert max(output, dx) <= FORWARD_FLOAT64 < dkernel
 
 
 def test_narrow_kernels_other_sizes_and_groups_are_left_to_xla():

@@ -326,6 +326,30 @@ LINES = [
         'and last["train_loss"] > means["train_loss"][at]',
         "test_verdict.py",
     ),
+    Line(
+        "jaxlab/models/batch_norm.py",
+        "dvar = (2 * dvar - scale",
+        "dvar = (dvar - scale",
+        "models/test_batch_norm.py",
+    ),
+    Line(
+        "jaxlab/models/depthwise.py",
+        "dy * kernel[i, j], margins",
+        "dy * kernel[j, i], margins",
+        "models/test_ops.py",
+    ),
+    Line(
+        "jaxlab/models/ops.py",
+        "return dy @ kernel.T, x",
+        "return 2 * dy @ kernel.T, x",
+        "models/test_ops.py",
+    ),
+    Line(
+        "jaxlab/config.py",
+        "is_head_alone = trained == 1",
+        "is_head_alone = trained == 2",
+        "test_config.py",
+    ),
 ]
 
 
