@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from jaxlab.cli import flags
 from jaxlab.cli.flags import flag
@@ -430,7 +430,7 @@ def resolved(config: Config) -> Resolved:
     """
     if config.model is None:
         model, file = DEFAULT, config.weights
-        if file not in (None, *WEIGHTS) and os.path.lexists(file):
+        if _is_file(file) and os.path.lexists(file):
             from pretrained.files import network_of
 
             model = network_of(file)
@@ -466,7 +466,7 @@ def warn_of_random_frozen_layers(config: Config, log: Callable[[str], None]) -> 
         )
 
 
-def _is_file(weights: str | None) -> bool:
+def _is_file(weights: str | None) -> TypeGuard[str]:
     return weights is not None and weights not in WEIGHTS
 
 

@@ -102,6 +102,18 @@ def children(model: nn.Module) -> list[str]:
     return [link.name for link in model.bind({}).links()]
 
 
+def variables_of(variables: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the variables of the named children, in every collection, in this order.
+
+    >>> variables_of({"params": {"fc1": 1, "fc2": 2}, "batch_stats": {}}, ["fc2"])
+    {'params': {'fc2': 2}, 'batch_stats': {}}
+    """
+    return {
+        collection: {name: tree[name] for name in names if name in tree}
+        for collection, tree in variables.items()
+    }
+
+
 def run(
     links: Sequence[Link],
     x: jax.Array,

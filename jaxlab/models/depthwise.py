@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxlab.models.windows import windows
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -19,11 +21,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
     """
     size = kernel.shape[0]
     x = _padded(x, [(padding, padding, 0)] * 2)
-    down, right = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
-    return _sum(
-        x[:, i : i + down : stride, j : j + right : stride] * kernel[i, j]
-        for i, j in _pixels(size)
-    )
+    pixels = zip(windows(x, size, stride), _pixels(size), strict=True)
+    return _sum(window * kernel[i, j] for window, (i, j) in pixels)
 
 
 def _forward(x, kernel, stride, padding):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.models import depthwise, winograd
+from jaxlab.models.windows import windows
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SIZES = (3, 5)  # of kernels for which Winograd's algorithm is faster
@@ -325,7 +326,7 @@ def _chosen_max_pool(x, window, stride):
     arguments = {"window": window, "stride": stride}
     return jax.lax.platform_dependent(
         x,
-        cpu=lambda x: functools.reduce(jnp.maximum, _windows(x, **arguments)),
+        cpu=lambda x: functools.reduce(jnp.maximum, windows(x, **arguments)),
         default=functools.partial(_plain_max_pool, **arguments),
     )
 
@@ -368,7 +369,7 @@ _chosen_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 def _largest_and_place(x, window, stride):
     """Return each window's maximum, and its row-major index in the window, uint8."""
-    largest, *others = _windows(x, window, stride)
+    largest, *others = windows(x, window, stride)
     place = jnp.zeros(largest.shape, jnp.uint8)
     for i, other in enumerate(others, start=1):
         larger = (other > largest) | jnp.isnan(other)
@@ -412,13 +413,3 @@ def _to_places(place, dy, window, stride, size):
     margins = [(0, size[i] - dx.shape[1 + i], 0) for i in range(2)]
     zero = jnp.zeros((), dx.dtype)
     return jax.lax.pad(dx, zero, [(0, 0, 0), *margins, (0, 0, 0)])
-
-
-def _windows(x, window, stride):
-    """Return the pixels of all windows by row-major index: k·k float[b, h', w', c]."""
-    down, right = ((length - window) // stride * stride + 1 for length in x.shape[1:3])
-    return [
-        x[:, i : i + down : stride, j : j + right : stride]
-        for i in range(window)
-        for j in range(window)
-    ]

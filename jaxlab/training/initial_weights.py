@@ -17,7 +17,7 @@ import numpy as np
 from jaxlab import runtime
 from jaxlab.data.files import listed, nfc
 from jaxlab.models.architecture import DEFAULT, Architecture
-from jaxlab.models.chain import children
+from jaxlab.models.chain import children, variables_of
 from pretrained import embedded
 from pretrained.download import open_published
 from pretrained.errors import IntegrityError, WeightsError
@@ -99,11 +99,7 @@ def initial_variables(
     variables["params"] = variables["params"] | loaded
     if "batch_stats" in variables:
         variables["batch_stats"] = variables["batch_stats"] | statistics
-    variables = {
-        collection: {layer: tree[layer] for layer in layers if layer in tree}
-        for collection, tree in variables.items()
-    }
-    return variables, {**record, "layers": layers}
+    return variables_of(variables, list(layers)), {**record, "layers": layers}
 
 
 def _require_fitting(loaded: Any, shapes: Any, name: str) -> None:
@@ -167,10 +163,7 @@ def _fresh_program(model: nn.Module, layers: tuple[str, ...]) -> Callable:
 
     @jax.jit
     def fresh(key):
-        return {
-            collection: {layer: tree[layer] for layer in layers if layer in tree}
-            for collection, tree in _init(model, key).items()
-        }
+        return variables_of(_init(model, key), layers)
 
     return fresh
 

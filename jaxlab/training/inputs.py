@@ -15,7 +15,7 @@ from jaxlab.data.pictures import Pictures
 from jaxlab.data.preprocess import Preprocess
 from jaxlab.errors import UsageError
 from jaxlab.models.architecture import Architecture
-from jaxlab.models.chain import takes
+from jaxlab.models.chain import takes, variables_of
 from jaxlab.models.describe import largest_outputs
 from jaxlab.training.feature_store import ArrayStore, StoreFullError
 from jaxlab.training.features import Images, feature_loader
@@ -235,7 +235,4 @@ def frozen_layers(variables: Any, trainable: Any, layers: Sequence[str]) -> Any:
             f"stored outputs: {', '.join(trained)} are trained, so the outputs of "
             "their layers change in each step; store the outputs of frozen layers only"
         )
-    return {
-        collection: {layer: tree[layer] for layer in layers if layer in tree}
-        for collection, tree in variables.items()
-    }
+    return variables_of(variables, layers)

@@ -227,7 +227,7 @@ def train(
     also: tuple[str, ...] = ("train",),
 ) -> History:
     """Run the loop; `patience` and `also` are those of a Job."""
-    model, data, variables, trainable, split_inputs, _ = training
+    model, data, variables, trainable, split_inputs, forward_batch = training
     apply_fn, count = split_inputs["train"].apply_fn, len(data.train)
     params, batch_stats = variables["params"], variables.get("batch_stats")
     batch_size = min(settings.batch_size, count)
@@ -268,7 +268,7 @@ def train(
             patience=patience,
             also=also,
             pads=not batch_stats or takes(apply_fn, "weights"),
-            forward_batch=training.forward_batch,
+            forward_batch=forward_batch,
         )
         state = init_state(params, transformation, batch_stats)
         if data.validation is not None:
